@@ -1,0 +1,12 @@
+//! Owns: the newtypes every room speaks: [`Cidr`], [`IfName`], [`OwnedName`], [`Mac`], [`Mark`], [`Proto`],
+//! [`PortKey`], [`NodeName`], [`ObjectName`].
+//! Never does: I/O, planning, or anything with a kernel or API word beyond a name's syntax.
+//! Tested by: the unit and property tests of each module (parse and print are inverse; bad input names the fix).
+
+mod cidr;
+mod names;
+mod net;
+
+pub use cidr::{Cidr, CidrError};
+pub use names::{IfName, NameError, NodeName, ObjectName, OwnedName, POD_LINK_PREFIX, VXLAN_LINK_PREFIX};
+pub use net::{Family, FamilySet, Mac, MacError, Mark, PortKey, Proto, ProtoError};
