@@ -1,1 +1,15 @@
-//! placeholder
+//! Owns: [`NodeIntent`], what one node must do, free of any kernel word; [`Packet`], [`Verdict`], and
+//! [`verdict`], the one specification that every dataplane's `trace` is tested against.
+//! Never does: I/O, or anything that knows how a kernel or the Kubernetes API says a thing.
+//! Tested by: the cases in `verdict.rs`; the planes' differential properties use the strategies of `gen` here.
+
+mod model;
+mod packet;
+mod verdict;
+
+pub use model::{
+    Affinity, Attachment, AttachmentKey, Backend, Endpoint, HostPort, NodeIntent, Peer, PeerRoute, Policy, PolicyPeer,
+    PolicyPort, PolicyRule, Reach, ServiceKey, ServicePort, TrafficPolicy, Vxlan,
+};
+pub use packet::{Drop, L4, Leg, Origin, Packet, Path, Reject, Snat, Verdict};
+pub use verdict::{path, translate, verdict};

@@ -186,7 +186,8 @@ impl FromStr for Cidr {
         let max = Family::of(addr).bits();
         let bad = || CidrError::BadLength { text: s.into(), max };
         // `u8::from_str` takes "+8" and "08": a length is digits only, as Go's netip has it.
-        if l.is_empty() || l.len() > 3 || !l.bytes().all(|b| b.is_ascii_digit()) || (l.len() > 1 && l.starts_with('0')) {
+        if l.is_empty() || l.len() > 3 || !l.bytes().all(|b| b.is_ascii_digit()) || (l.len() > 1 && l.starts_with('0'))
+        {
             return Err(bad());
         }
         let len: u8 = l.parse().map_err(|_| bad())?;

@@ -216,7 +216,18 @@ mod tests {
         for ours in ["seaway.1", "seaway.16777215", "sea0123456789ab"] {
             assert!(OwnedName::recognise(&ours.parse().unwrap()).is_ok(), "{ours}");
         }
-        for foreign in ["eth0", "sea", "seaway", "seaway.", "seaway.16777216", "seaway.x", "sea0123456789AB", "sea0123456789a", "flannel.1", "seahorse"] {
+        for foreign in [
+            "eth0",
+            "sea",
+            "seaway",
+            "seaway.",
+            "seaway.16777216",
+            "seaway.x",
+            "sea0123456789AB",
+            "sea0123456789a",
+            "flannel.1",
+            "seahorse",
+        ] {
             let e = OwnedName::recognise(&foreign.parse().unwrap()).unwrap_err();
             assert!(e.to_string().contains("is not Seaway's"), "{foreign}");
         }

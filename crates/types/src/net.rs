@@ -201,7 +201,8 @@ impl FromStr for Mac {
         let mut out = [0u8; 6];
         let mut parts = s.split(':');
         for o in &mut out {
-            let p = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(err)?;
+            let p =
+                parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(err)?;
             *o = u8::from_str_radix(p, 16).map_err(|_| err())?;
         }
         if parts.next().is_some() { Err(err()) } else { Ok(Self(out)) }

@@ -1,0 +1,333 @@
+//! The intent of one node, as plain values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use types::{Cidr, Family, FamilySet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
+
+/// Everything one node must do. The order of no collection here carries meaning; all are sorted, so equal intents
+/// print equal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeIntent {
+    /// The node this is for.
+    pub node: NodeName,
+    /// The families that pods of this cluster use.
+    pub families: FamilySet,
+    /// This node's own addresses (Node `status.addresses`, InternalIP and ExternalIP).
+    pub addresses: BTreeSet<IpAddr>,
+    /// Pod ranges this node owns (Node `spec.podCIDRs`), at most one per family.
+    pub pod_cidrs: Vec<Cidr>,
+    /// Pod ranges of the whole cluster: traffic from a pod to these is never masqueraded.
+    pub cluster_cidrs: BTreeSet<Cidr>,
+    /// Whether traffic from this node's pods to outside the cluster takes the node's address (spec: fully random
+    /// source ports).
+    pub masquerade: bool,
+    /// The backend this node sends with.
+    pub backend: Backend,
+    /// The VXLAN device this node must have, to send or, while peers still send so, to receive.
+    pub vxlan: Option<Vxlan>,
+    /// Every other node.
+    pub peers: BTreeMap<NodeName, Peer>,
+    /// Pod interfaces on this node.
+    pub attachments: BTreeMap<AttachmentKey, Attachment>,
+    /// Service ports of the cluster.
+    pub services: BTreeMap<ServiceKey, ServicePort>,
+    /// Policies that select pods of this node.
+    pub policies: BTreeMap<ObjectName, Policy>,
+}
+
+impl NodeIntent {
+    /// The intent of a node that knows only its own name.
+    #[must_use]
+    pub fn empty(node: NodeName) -> Self {
+        Self {
+            node,
+            families: FamilySet::default(),
+            addresses: BTreeSet::new(),
+            pod_cidrs: Vec::new(),
+            cluster_cidrs: BTreeSet::new(),
+            masquerade: false,
+            backend: Backend::HostGw,
+            vxlan: None,
+            peers: BTreeMap::new(),
+            attachments: BTreeMap::new(),
+            services: BTreeMap::new(),
+            policies: BTreeMap::new(),
+        }
+    }
+
+    /// This node's pod range of a family.
+    #[must_use]
+    pub fn pod_cidr(&self, family: Family) -> Option<Cidr> {
+        self.pod_cidrs.iter().copied().find(|c| c.family() == family)
+    }
+
+    /// The pod interface that holds an address.
+    #[must_use]
+    pub fn attachment_of(&self, addr: IpAddr) -> Option<(&AttachmentKey, &Attachment)> {
+        self.attachments.iter().find(|(_, a)| a.addresses.contains(&addr))
+    }
+
+    /// Whether an address belongs to a node of the cluster, this one or another.
+    #[must_use]
+    pub fn is_node_address(&self, addr: IpAddr) -> bool {
+        self.addresses.contains(&addr) || self.peers.values().any(|p| p.addresses.contains(&addr))
+    }
+}
+
+/// How a node carries packets to other nodes' pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// A route to each peer's pod range with the peer's address as next hop.
+    HostGw,
+    /// VXLAN (RFC 7348), unicast, with static entries.
+    Vxlan,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::HostGw => "host-gw",
+            Self::Vxlan => "vxlan",
+        })
+    }
+}
+
+impl std::str::FromStr for Backend {
+    type Err = String;
+    /// Type names are case-insensitive, as in flannel's `net-conf.json`.
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "host-gw" => Ok(Self::HostGw),
+            "vxlan" => Ok(Self::Vxlan),
+            _ => Err(format!("{s:?} is no backend: use host-gw or vxlan")),
+        }
+    }
+}
+
+/// This node's VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vxlan {
+    /// Network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// The device's hardware address; peers know it from this node's annotation.
+    pub mac: Mac,
+    /// Outer source address; its family is the family of the whole underlay.
+    pub local: IpAddr,
+    /// Addresses on the device, each as a host route: the first address of each of this node's pod ranges.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its pod ranges and how to reach each.
+    pub routes: Vec<PeerRoute>,
+}
+
+/// One pod range of a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRoute {
+    /// The range.
+    pub cidr: Cidr,
+    /// The way there.
+    pub reach: Reach,
+}
+
+/// The way to a peer's pod range.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reach {
+    /// The peer is a neighbour on the uplink and routes for its pods.
+    Direct {
+        /// The peer's address, of the range's family, on-link.
+        next_hop: IpAddr,
+    },
+    /// Through the VXLAN device.
+    Vxlan {
+        /// The peer's outer address.
+        remote: IpAddr,
+        /// The hardware address of the peer's VXLAN device.
+        mac: Mac,
+        /// The gateway address inside the overlay: the first address of the range.
+        gateway: IpAddr,
+    },
+    /// No way; packets to the range are refused on this node.
+    None {
+        /// Why, for status and log: names the node, the field and the fix.
+        why: String,
+    },
+}
+
+/// Which interface of which container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AttachmentKey {
+    /// The runtime's sandbox id (`CNI_CONTAINERID`).
+    pub container_id: Box<str>,
+    /// The interface's name inside (`CNI_IFNAME`).
+    pub ifname: Box<str>,
+}
+
+impl fmt::Display for AttachmentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.container_id, self.ifname)
+    }
+}
+
+/// One interface of one pod on this node. A pod with several networks has several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The pod, when the runtime named it (`K8S_POD_NAMESPACE`, `K8S_POD_NAME`).
+    pub pod: Option<ObjectName>,
+    /// The host end of the interface.
+    pub link: OwnedName,
+    /// The interface's addresses, at most one per family.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Ports of the node that lead to this pod.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostPort {
+    /// Port and protocol on the node.
+    pub host: PortKey,
+    /// Only on this address of the node; all when absent.
+    pub host_ip: Option<IpAddr>,
+    /// The pod's port.
+    pub container_port: u16,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServiceKey {
+    /// The Service.
+    pub service: ObjectName,
+    /// The port's name; empty when the Service has one unnamed port.
+    pub port: Box<str>,
+    /// Transport protocol; part of the key since two ports may differ only in it.
+    pub proto: Proto,
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.port.is_empty() {
+            write!(f, "{} {}", self.service, self.proto)
+        } else {
+            write!(f, "{}:{} {}", self.service, self.port, self.proto)
+        }
+    }
+}
+
+/// What a Service port promises. Headless Services have no virtual address and do not appear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// Virtual addresses inside the cluster (`spec.clusterIPs`), at most one per family.
+    pub cluster_ips: BTreeSet<IpAddr>,
+    /// Virtual addresses for traffic from outside (`spec.externalIPs` and `status.loadBalancer.ingress[].ip`).
+    pub external_ips: BTreeSet<IpAddr>,
+    /// The port on those addresses.
+    pub port: u16,
+    /// The port on every address of every node.
+    pub node_port: Option<u16>,
+    /// The families NodePort and endpoints are served in (`spec.ipFamilies`).
+    pub families: FamilySet,
+    /// Endpoints that may be chosen when the policy is Cluster.
+    pub endpoints: BTreeSet<Endpoint>,
+    /// Endpoints that may be chosen when the policy is Local: those of this node.
+    pub local_endpoints: BTreeSet<Endpoint>,
+    /// Policy for traffic to `cluster_ips`.
+    pub internal_policy: TrafficPolicy,
+    /// Policy for traffic to `external_ips` and `node_port`.
+    pub external_policy: TrafficPolicy,
+    /// Session affinity.
+    pub affinity: Affinity,
+    /// When not empty, the only sources that may use `external_ips` of the load balancer.
+    pub source_ranges: BTreeSet<Cidr>,
+}
+
+/// `internalTrafficPolicy` and `externalTrafficPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// Any endpoint.
+    Cluster,
+    /// Only endpoints of this node; the client's address is kept.
+    Local,
+}
+
+/// `sessionAffinity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Affinity {
+    /// Each connection chooses anew.
+    None,
+    /// A client address keeps its endpoint for so many seconds after its last connection.
+    ClientIp {
+        /// Seconds, 1 to 86400.
+        timeout: u32,
+    },
+}
+
+/// A backend of a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Address.
+    pub addr: IpAddr,
+    /// Port.
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        std::net::SocketAddr::new(self.addr, self.port).fmt(f)
+    }
+}
+
+/// A network policy as it concerns this node, selectors already resolved to addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// The pod interfaces it selects.
+    pub selects: BTreeSet<AttachmentKey>,
+    /// What may come in; `None` when the policy does not speak of ingress, empty when nothing may.
+    pub ingress: Option<Vec<PolicyRule>>,
+    /// What may go out.
+    pub egress: Option<Vec<PolicyRule>>,
+}
+
+/// One allow rule: any of `peers` at any of `ports`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRule {
+    /// `None` is everybody.
+    pub peers: Option<Vec<PolicyPeer>>,
+    /// `None` is every port.
+    pub ports: Option<Vec<PolicyPort>>,
+}
+
+/// Addresses of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PolicyPeer {
+    /// The addresses of the pods a selector chose.
+    Addresses(BTreeSet<IpAddr>),
+    /// A block and the parts of it that do not count.
+    Block {
+        /// The block.
+        cidr: Cidr,
+        /// Exceptions within.
+        except: BTreeSet<Cidr>,
+    },
+}
+
+/// Ports of a rule, both ends included; `None` is every port of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPort {
+    /// Protocol.
+    pub proto: Proto,
+    /// First and last port.
+    pub range: Option<(u16, u16)>,
+}
