@@ -448,6 +448,8 @@ pub enum MetaKey {
     IifName,
     /// Outgoing interface's name (16 bytes).
     OifName,
+    /// Incoming interface's index, host order; 0 for a packet that this machine made, in output and postrouting.
+    Iif,
 }
 
 /// `NFT_CT_*`.
@@ -459,6 +461,12 @@ pub enum CtKey {
     Status,
     /// Mark.
     Mark,
+    /// The destination that the first packet had before translation, 4 bytes (`NFT_CT_DST_IP`, direction original).
+    OriginalDaddr4,
+    /// The same of IPv6, 16 bytes (`NFT_CT_DST_IP6`, direction original).
+    OriginalDaddr6,
+    /// Its destination port, 2 bytes in network order (`NFT_CT_PROTO_DST`, direction original).
+    OriginalDport,
 }
 
 /// `NFT_PAYLOAD_*`.
