@@ -1,8 +1,10 @@
 //! Owns: [`NodeIntent`], what one node must do, free of any kernel word; [`Packet`], [`Verdict`], and
 //! [`verdict`], the one specification that every dataplane's `trace` is tested against.
 //! Never does: I/O, or anything that knows how a kernel or the Kubernetes API says a thing.
-//! Tested by: the cases in `verdict.rs`; the planes' differential properties use the strategies of `gen` here.
+//! Tested by: the cases in `verdict.rs`; the planes' differential properties use the strategies of `generate` here (feature `gen`).
 
+#[cfg(any(test, feature = "gen"))]
+pub mod generate;
 mod model;
 mod packet;
 mod verdict;
