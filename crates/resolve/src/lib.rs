@@ -1,1 +1,90 @@
-//! placeholder
+//! Owns: [`ClusterSnapshot`], the cluster as slim values; how API objects are read into it; and [`resolve`], what it means for one node.
+//! Never does: I/O, or anything that knows how a kernel says a thing. Bad input is a [`Problem`], never an error.
+//! Tested by: a table of bad input with the message each gives; the order, split and repetition property of events in `tests/`.
+
+pub mod annotations;
+pub mod api;
+mod node;
+mod parse;
+mod problem;
+mod services;
+pub mod settings;
+mod snapshot;
+
+use std::collections::BTreeMap;
+
+use intent::{Attachment, AttachmentKey, HostPort, NodeIntent};
+use types::{Cidr, Mac, NodeName};
+
+pub use parse::{parse, parse_as};
+pub use problem::Problem;
+pub use services::unusable_endpoint;
+pub use settings::Settings;
+pub use snapshot::{
+    ClusterSnapshot, ContainerPort, EndpointSlice, Event, Key, Kind, Labels, Namespace, Node, Object, Owner, Parsed,
+    Phase, Pod, Service, ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload, apply,
+};
+
+/// What only this node knows: the rest of its intent's sources.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalState {
+    /// This node's name.
+    pub node: NodeName,
+    /// Pod interfaces that the CNI plugin made here.
+    pub attachments: BTreeMap<AttachmentKey, Attachment>,
+    /// The ranges that this node's own interfaces make on-link: for each address of an interface that other nodes
+    /// may be reached by, its prefix. Host prefixes (/32, /128) count for nothing.
+    pub on_link: Vec<Cidr>,
+    /// The hardware address that this node's VXLAN device has or will have; stable over restarts.
+    pub vxlan_mac: Mac,
+    /// The kernel can make VXLAN devices.
+    pub vxlan_supported: bool,
+}
+
+/// What a snapshot means for a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// What the node must do.
+    pub intent: NodeIntent,
+    /// What could not be honoured, sorted; for status, events and log.
+    pub problems: Vec<Problem>,
+}
+
+/// What a node must do, from the cluster's objects and what only the node knows. Depends on nothing else: equal
+/// arguments give equal results.
+#[must_use]
+pub fn resolve(snapshot: &ClusterSnapshot, local: &LocalState) -> Resolved {
+    let mut problems: Vec<Problem> = snapshot.problems.values().flatten().cloned().collect();
+    let mut intent = NodeIntent::empty(local.node.clone());
+    node::fill(&mut intent, snapshot, local, &mut problems);
+    intent.attachments = attachments(snapshot, local);
+    services::fill(&mut intent, snapshot, &mut problems);
+    problems.sort();
+    problems.dedup();
+    Resolved { intent, problems }
+}
+
+/// The node's pod interfaces, with the host ports that the runtime gave and those of the pod's own spec.
+fn attachments(snapshot: &ClusterSnapshot, local: &LocalState) -> BTreeMap<AttachmentKey, Attachment> {
+    let mut all = local.attachments.clone();
+    for a in all.values_mut() {
+        let Some(pod) = a.pod.as_ref().and_then(|n| snapshot.pods.get(n)) else { continue };
+        // A pod that was made anew under the same name has other addresses until its own ADD.
+        if !a.addresses.iter().any(|ip| pod.ips.contains(ip)) {
+            continue;
+        }
+        for p in &pod.ports {
+            let Some(host) = p.host_port else { continue };
+            let port = HostPort {
+                host: types::PortKey { proto: p.port.proto, port: host },
+                host_ip: p.host_ip,
+                container_port: p.port.port,
+            };
+            if !a.host_ports.contains(&port) {
+                a.host_ports.push(port);
+            }
+        }
+        a.host_ports.sort();
+    }
+    all
+}

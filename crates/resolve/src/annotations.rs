@@ -1,0 +1,46 @@
+//! The contract between agents: what each publishes on its own Node object, and what others read there.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use intent::NodeIntent;
+use serde::{Deserialize, Serialize};
+use types::Mac;
+
+/// The backend this node sends with now (`host-gw` or `vxlan`), written after its routes are so. While any peer says
+/// `vxlan`, a node keeps its own VXLAN device, so that a switch away from vxlan loses nothing.
+pub const BACKEND: &str = "seaway.io/backend";
+/// [`VxlanData`] as JSON, published once this node's VXLAN device can receive, removed before it goes. Peers send
+/// through VXLAN only to nodes that publish it, so that a switch to vxlan loses nothing.
+pub const VXLAN: &str = "seaway.io/vxlan";
+/// The pod ranges this node serves, comma separated, once it does.
+pub const SUBNETS: &str = "seaway.io/subnets";
+
+/// How a node is reached through VXLAN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VxlanData {
+    /// Network identifier, 1 to 16777215.
+    pub vni: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// The device's hardware address.
+    pub mac: Mac,
+    /// The outer address.
+    pub address: IpAddr,
+}
+
+/// The annotations that a node with this intent publishes; `None` removes one. `vxlan_up` says that the VXLAN device
+/// of the intent exists in the kernel.
+#[must_use]
+pub fn published(intent: &NodeIntent, vxlan_up: bool) -> BTreeMap<&'static str, Option<String>> {
+    let vxlan = intent.vxlan.as_ref().filter(|_| vxlan_up).and_then(|v| {
+        serde_json::to_string(&VxlanData { vni: v.vni, port: v.port, mac: v.mac, address: v.local }).ok()
+    });
+    let subnets: Vec<String> = intent.pod_cidrs.iter().map(ToString::to_string).collect();
+    BTreeMap::from([
+        (BACKEND, Some(intent.backend.to_string())),
+        (VXLAN, vxlan),
+        (SUBNETS, (!subnets.is_empty()).then(|| subnets.join(","))),
+    ])
+}

@@ -1,0 +1,292 @@
+//! Nodes: this one's addresses and ranges, and the way to every other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use intent::{Backend, NodeIntent, Peer, PeerRoute, Reach, Vxlan};
+use types::{Cidr, Family, NodeName};
+
+use crate::problem::Problem;
+use crate::settings::Settings;
+use crate::snapshot::{ClusterSnapshot, Key, Kind, Node};
+use crate::{LocalState, annotations};
+
+/// What of a Node's claims holds, after comparing it with the others.
+struct Sound<'a> {
+    node: &'a Node,
+    internal: Vec<IpAddr>,
+    external: Vec<IpAddr>,
+    cidrs: Vec<Cidr>,
+}
+
+impl Sound<'_> {
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.internal.iter().chain(&self.external).copied().collect()
+    }
+}
+
+/// The object's name in problems.
+fn object(name: &NodeName) -> String {
+    format!("Node/{name}")
+}
+
+/// Fills in everything but attachments, services and policies.
+pub(crate) fn fill(
+    intent: &mut NodeIntent,
+    snapshot: &ClusterSnapshot,
+    local: &LocalState,
+    problems: &mut Vec<Problem>,
+) {
+    let settings = &snapshot.settings;
+    let sound = compare(snapshot, problems);
+    intent.masquerade = settings.masquerade;
+    intent.backend = settings.backend;
+    // A range that lies outside the configured ones still holds pods; between pods nothing is masqueraded.
+    intent.cluster_cidrs = settings.cluster_cidrs.iter().copied().collect();
+    for c in sound.values().flat_map(|s| &s.cidrs) {
+        if !settings.cluster_cidrs.iter().any(|all| all.contains_cidr(c)) {
+            intent.cluster_cidrs.insert(*c);
+        }
+    }
+    intent.families = intent.cluster_cidrs.iter().map(Cidr::family).collect();
+    let own = sound.get(&local.node);
+    match own {
+        Some(own) => {
+            intent.addresses = own.addresses();
+            intent.pod_cidrs = own.cidrs.clone();
+            if own.cidrs.is_empty() {
+                problems.push(Problem::new(
+                    object(&local.node),
+                    "spec.podCIDRs",
+                    "this node has no pod range, so it can have no pods: set data.clusterCIDR of ConfigMap kube-system/seaway and run `seaway controller`, or set the field yourself",
+                ));
+            }
+        }
+        None if !snapshot.problems.contains_key(&key(&local.node)) => problems.push(Problem::new(
+            object(&local.node),
+            "metadata.name",
+            format!(
+                "no such Node: register it, or start the agent with the name of one that exists (--node {})",
+                local.node
+            ),
+        )),
+        None => {}
+    }
+    let outer = own.and_then(|o| outer_address(&o.internal, &o.external));
+    intent.vxlan = vxlan(intent, snapshot, local, outer, problems);
+    for (name, peer) in sound.iter().filter(|(n, _)| **n != local.node) {
+        let routes = peer
+            .cidrs
+            .iter()
+            .map(|c| PeerRoute { cidr: *c, reach: reach(name, peer, *c, intent, settings, local) })
+            .collect::<Vec<_>>();
+        for r in &routes {
+            if let Reach::None { why } = &r.reach {
+                problems.push(Problem::new(object(name), format!("route to {}", r.cidr), why.clone()));
+            }
+        }
+        intent.peers.insert(name.clone(), Peer { addresses: peer.addresses(), routes });
+    }
+}
+
+fn key(name: &NodeName) -> Key {
+    Key { kind: Kind::Node, name: types::ObjectName::new("", name.as_str()) }
+}
+
+/// Compares the nodes' claims. Of two nodes that claim overlapping ranges, or the same address, the older (then the
+/// one whose name sorts first) has it, so that a newcomer's mistake breaks nothing that works.
+fn compare<'a>(snapshot: &'a ClusterSnapshot, problems: &mut Vec<Problem>) -> BTreeMap<NodeName, Sound<'a>> {
+    let mut by_age: Vec<(&NodeName, &Node)> = snapshot.nodes.iter().collect();
+    by_age.sort_by_key(|(name, n)| (&n.created, *name));
+    let cluster = &snapshot.settings.cluster_cidrs;
+    let mut taken: Vec<(Cidr, &NodeName)> = Vec::new();
+    let mut held: BTreeMap<IpAddr, &NodeName> = BTreeMap::new();
+    let mut out = BTreeMap::new();
+    for (name, node) in by_age {
+        let mut cidrs: Vec<Cidr> = Vec::new();
+        for (i, c) in node.pod_cidrs.iter().enumerate() {
+            let field = format!("spec.podCIDRs[{i}]");
+            if let Some((other, owner)) = taken.iter().find(|(t, _)| t.overlaps(c)) {
+                problems.push(Problem::new(
+                    object(name),
+                    field,
+                    format!("{c} overlaps {other} of Node {owner}, which has it: delete Node {name} and let it register anew, so that it gets a range of its own"),
+                ));
+            } else if cidrs.iter().any(|o| o.family() == c.family()) {
+                problems.push(Problem::new(
+                    object(name),
+                    field,
+                    format!("{c} is a second {} range: a node has one of each family; remove it", c.family()),
+                ));
+            } else {
+                if !cluster.is_empty() && !cluster.iter().any(|all| all.contains_cidr(c)) {
+                    problems.push(Problem::new(
+                        object(name),
+                        field,
+                        format!("{c} lies outside data.clusterCIDR of ConfigMap kube-system/seaway: it is routed all the same; widen clusterCIDR, or delete the Node and let it register anew"),
+                    ));
+                }
+                taken.push((*c, name));
+                cidrs.push(*c);
+            }
+        }
+        let mut sift = |list: &'a [IpAddr], kind: &str, problems: &mut Vec<Problem>| -> Vec<IpAddr> {
+            let mut good = Vec::new();
+            for ip in list {
+                let field = format!("status.addresses[{kind}]");
+                let why = if let Some(why) = crate::services::unusable_endpoint(*ip) {
+                    Some(format!(
+                        "{ip} is {why}: no node can be reached there; register the node with an address of its own"
+                    ))
+                } else if let Some(owner) = held.get(ip).filter(|o| **o != name) {
+                    Some(format!(
+                        "{ip} is also the address of Node {owner}, which has it: give each node an address of its own"
+                    ))
+                } else {
+                    None
+                };
+                match why {
+                    Some(why) => problems.push(Problem::new(object(name), field, why)),
+                    None => {
+                        held.insert(*ip, name);
+                        good.push(*ip);
+                    }
+                }
+            }
+            good
+        };
+        let internal = sift(&node.internal_ips, "InternalIP", problems);
+        let external = sift(&node.external_ips, "ExternalIP", problems);
+        out.insert(name.clone(), Sound { node, internal, external, cidrs });
+    }
+    // An address inside a pod range would be routed into the overlay that it carries.
+    let ranges: Vec<(Cidr, String)> = cluster
+        .iter()
+        .map(|c| (*c, "data.clusterCIDR of ConfigMap kube-system/seaway".to_owned()))
+        .chain(taken.iter().map(|(c, n)| (*c, format!("spec.podCIDRs of Node {n}"))))
+        .collect();
+    for (name, s) in &mut out {
+        for (list, kind) in [(&mut s.internal, "InternalIP"), (&mut s.external, "ExternalIP")] {
+            list.retain(|ip| match ranges.iter().find(|(c, _)| c.contains(*ip)) {
+                Some((c, whose)) => {
+                    problems.push(Problem::new(
+                        object(name),
+                        format!("status.addresses[{kind}]"),
+                        format!("{ip} lies in the pod range {c} ({whose}): pods and nodes need ranges apart; change the pod range"),
+                    ));
+                    false
+                }
+                None => true,
+            });
+        }
+        if s.internal.is_empty() && s.external.is_empty() {
+            problems.push(Problem::new(
+                object(name),
+                "status.addresses",
+                "the node has no usable address, so no other node reaches its pods: its agent or kubelet must report an InternalIP",
+            ));
+        }
+    }
+    out
+}
+
+/// The address that VXLAN packets start from: IPv4 when the node has it.
+fn outer_address(internal: &[IpAddr], external: &[IpAddr]) -> Option<IpAddr> {
+    [internal, external]
+        .into_iter()
+        .find(|l| !l.is_empty())
+        .and_then(|l| l.iter().find(|a| a.is_ipv4()).or_else(|| l.first()))
+        .copied()
+}
+
+/// The device: needed to send, or while a peer may still send to us.
+fn vxlan(
+    intent: &NodeIntent,
+    snapshot: &ClusterSnapshot,
+    local: &LocalState,
+    outer: Option<IpAddr>,
+    problems: &mut Vec<Problem>,
+) -> Option<Vxlan> {
+    let settings = &snapshot.settings;
+    let sending = settings.backend == Backend::Vxlan;
+    let received = snapshot.nodes.iter().any(|(n, node)| *n != local.node && node.backend == Some(Backend::Vxlan));
+    if !sending && !received {
+        return None;
+    }
+    if !local.vxlan_supported {
+        if sending {
+            problems.push(Problem::new(
+                Settings::key(),
+                "data.backend",
+                format!("backend is vxlan, but the kernel of node {} has no VXLAN (CONFIG_VXLAN): load the module vxlan there, or set backend: host-gw", local.node),
+            ));
+        }
+        return None;
+    }
+    Some(Vxlan {
+        vni: settings.vni,
+        port: settings.vxlan_port,
+        mac: local.vxlan_mac,
+        local: outer?,
+        addresses: intent.pod_cidrs.iter().map(Cidr::addr).collect(),
+    })
+}
+
+/// The way to one range of a peer.
+fn reach(
+    name: &NodeName,
+    peer: &Sound<'_>,
+    cidr: Cidr,
+    intent: &NodeIntent,
+    settings: &Settings,
+    local: &LocalState,
+) -> Reach {
+    let sends_vxlan = intent.backend == Backend::Vxlan;
+    if let (true, Some(dev)) = (sends_vxlan, &intent.vxlan)
+        && let Some(data) = peer.node.vxlan.filter(|d| fits(d, dev))
+    {
+        return Reach::Vxlan { remote: data.address, mac: data.mac, gateway: cidr.addr() };
+    }
+    let family = cidr.family();
+    let candidates: Vec<IpAddr> =
+        peer.internal.iter().chain(&peer.external).copied().filter(|a| Family::of(*a) == family).collect();
+    let on_link = |a: &IpAddr| local.on_link.iter().any(|c| c.len() < family.bits() && c.contains(*a));
+    if let Some(next_hop) = candidates.iter().copied().find(on_link) {
+        return Reach::Direct { next_hop };
+    }
+    let why = if sends_vxlan {
+        match peer.node.vxlan {
+            _ if intent.vxlan.is_none() => format!(
+                "Node {name} cannot be reached: this node has no VXLAN device (see its other problems) and {name} is not on a network that this node is on"
+            ),
+            Some(d) => format!(
+                "Node {name} cannot be reached: its annotation {} says vni {}, port {}, outer address {}, this node has vni {}, port {}, outer address {}: wait for its agent to follow ConfigMap kube-system/seaway, or restart that agent",
+                annotations::VXLAN,
+                d.vni,
+                d.port,
+                d.address,
+                settings.vni,
+                settings.vxlan_port,
+                intent.vxlan.as_ref().map_or_else(|| "none".into(), |v| v.local.to_string())
+            ),
+            None => format!(
+                "Node {name} cannot be reached yet: it has not published annotation {}: start or look at the agent on {name}",
+                annotations::VXLAN
+            ),
+        }
+    } else if let Some(next_hop) = candidates.first() {
+        format!(
+            "next hop {next_hop} of Node {name} is not on-link, and backend host-gw needs all nodes on one layer-2 network: set backend: vxlan in ConfigMap kube-system/seaway, or attach both nodes to one network"
+        )
+    } else {
+        format!(
+            "backend host-gw needs an {family} address of Node {name} as next hop for {cidr}, and it has none: give the node an {family} InternalIP, or set backend: vxlan in ConfigMap kube-system/seaway"
+        )
+    };
+    Reach::None { why }
+}
+
+/// Whether a peer's published data can be sent to through our device.
+fn fits(data: &annotations::VxlanData, dev: &Vxlan) -> bool {
+    data.vni == dev.vni && data.port == dev.port && Family::of(data.address) == Family::of(dev.local)
+}

@@ -1,0 +1,340 @@
+//! One function a kind.
+
+use std::net::IpAddr;
+
+use intent::{Affinity, TrafficPolicy};
+use types::{Cidr, Family, PortKey, Proto};
+
+use super::at::At;
+use crate::annotations;
+use crate::snapshot::{
+    ContainerPort, DEFAULT_PROTO, EndpointSlice, Labels, Namespace, Node, Owner, Phase, Pod, Service, ServiceType,
+    SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
+};
+
+/// Default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
+const AFFINITY_SECONDS: u32 = 10_800;
+
+/// The status of a condition is True.
+fn condition(status: &At<'_>, kind: &str) -> bool {
+    status
+        .get("conditions")
+        .items()
+        .any(|c| c.get("type").value().as_str() == Some(kind) && c.get("status").value().as_str() == Some("True"))
+}
+
+fn proto(at: &At<'_>) -> Option<Proto> {
+    if at.is_set() { at.parse() } else { Some(DEFAULT_PROTO) }
+}
+
+/// The addresses of a list, each once.
+fn ips(list: &At<'_>) -> Vec<IpAddr> {
+    list.items().filter_map(|i| i.ip()).collect()
+}
+
+fn owner(metadata: &At<'_>) -> Option<Box<Owner>> {
+    let refs = metadata.get("ownerReferences");
+    let found = refs.items().find(|r| r.get("controller").value().as_bool() == Some(true)).map(|r| {
+        Box::new(Owner { kind: r.get("kind").boxed(), name: r.get("name").boxed(), uid: r.get("uid").boxed() })
+    });
+    found
+}
+
+pub(super) fn node(root: &At<'_>) -> Node {
+    let (metadata, spec, status) = (root.get("metadata"), root.get("spec"), root.get("status"));
+    let mut internal = Vec::new();
+    let mut external = Vec::new();
+    for a in status.get("addresses").items() {
+        let list = match a.get("type").str() {
+            Some("InternalIP") => &mut internal,
+            Some("ExternalIP") => &mut external,
+            _ => continue, // Hostname, InternalDNS, ExternalDNS
+        };
+        if let Some(ip) = a.get("address").ip()
+            && !list.contains(&ip)
+        {
+            list.push(ip);
+        }
+    }
+    let mut pod_cidrs: Vec<Cidr> = spec.get("podCIDRs").items().filter_map(|c| c.parse()).collect();
+    if pod_cidrs.is_empty() && !spec.get("podCIDRs").is_set() {
+        pod_cidrs.extend(spec.get("podCIDR").parse::<Cidr>());
+    }
+    let notes = metadata.get("annotations");
+    let vxlan = notes.get(annotations::VXLAN);
+    let data = vxlan.str().and_then(|text| {
+        serde_json::from_str(text)
+            .map_err(|e| {
+                vxlan.bad(format!(
+                    "not what an agent writes ({e}): remove the annotation and restart the agent of this node"
+                ))
+            })
+            .ok()
+    });
+    Node {
+        uid: metadata.get("uid").boxed(),
+        created: metadata.get("creationTimestamp").boxed(),
+        internal_ips: internal.into(),
+        external_ips: external.into(),
+        pod_cidrs: pod_cidrs.into(),
+        labels: metadata.get("labels").labels(),
+        backend: notes.get(annotations::BACKEND).parse(),
+        vxlan: data,
+        ready: condition(&status, "Ready"),
+        unschedulable: spec.get("unschedulable").bool().unwrap_or(false),
+    }
+}
+
+pub(super) fn pod(root: &At<'_>) -> Pod {
+    let (metadata, spec, status) = (root.get("metadata"), root.get("spec"), root.get("status"));
+    let mut ports = Vec::new();
+    for list in ["initContainers", "containers"] {
+        for c in spec.get(list).items() {
+            for p in c.get("ports").items() {
+                let (Some(number), Some(proto)) = (p.get("containerPort").port(), proto(&p.get("protocol"))) else {
+                    continue;
+                };
+                ports.push(ContainerPort {
+                    name: p.get("name").boxed(),
+                    port: PortKey { proto, port: number },
+                    // 0 is Go's way to say none.
+                    host_port: p.get("hostPort").int(0, 65535).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0),
+                    host_ip: p.get("hostIP").ip(),
+                });
+            }
+        }
+    }
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let list = status.get("podIPs");
+    for at in list.items() {
+        let ip = at.get("ip").ip();
+        if let Some(ip) = ip.filter(|ip| addresses.iter().all(|a| Family::of(*a) != Family::of(*ip))) {
+            addresses.push(ip);
+        }
+    }
+    if addresses.is_empty() {
+        addresses.extend(status.get("podIP").ip());
+    }
+    Pod {
+        uid: metadata.get("uid").boxed(),
+        labels: metadata.get("labels").labels(),
+        owner: owner(&metadata),
+        node: spec.get("nodeName").parse(),
+        node_selector: spec.get("nodeSelector").labels(),
+        host_network: spec.get("hostNetwork").bool().unwrap_or(false),
+        hostname: spec.get("hostname").str().filter(|h| !h.is_empty()).map(Into::into),
+        ports: ports.into(),
+        phase: match status.get("phase").str() {
+            Some("Running") => Phase::Running,
+            Some("Succeeded") => Phase::Succeeded,
+            Some("Failed") => Phase::Failed,
+            _ => Phase::Pending,
+        },
+        ready: condition(&status, "Ready"),
+        ips: addresses.into(),
+        terminating: metadata.get("deletionTimestamp").is_set(),
+    }
+}
+
+fn traffic_policy(at: &At<'_>) -> TrafficPolicy {
+    match at.str() {
+        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
+        Some("Local") => TrafficPolicy::Local,
+        Some(other) => {
+            at.bad(format!("{other:?}: write Cluster or Local; taken as Cluster"));
+            TrafficPolicy::Cluster
+        }
+    }
+}
+
+fn family(at: &At<'_>) -> Option<Family> {
+    match at.str() {
+        Some("IPv4") => Some(Family::V4),
+        Some("IPv6") => Some(Family::V6),
+        other => {
+            at.bad(format!("{:?}: write IPv4 or IPv6", other.unwrap_or_default()));
+            None
+        }
+    }
+}
+
+pub(super) fn service(root: &At<'_>) -> Option<Service> {
+    let (metadata, spec, status) = (root.get("metadata"), root.get("spec"), root.get("status"));
+    let at = spec.get("type");
+    let kind = match at.str() {
+        None | Some("" | "ClusterIP") => ServiceType::ClusterIP,
+        Some("NodePort") => ServiceType::NodePort,
+        Some("LoadBalancer") => ServiceType::LoadBalancer,
+        Some("ExternalName") => ServiceType::ExternalName,
+        Some(other) => {
+            at.bad(format!("{other:?} is no Service type: write ClusterIP, NodePort, LoadBalancer or ExternalName; the Service is left out"));
+            return None;
+        }
+    };
+    let first = spec.get("clusterIP");
+    let list = spec.get("clusterIPs");
+    let headless = first.value().as_str() == Some("None")
+        || list.value().get(0).and_then(serde_json::Value::as_str) == Some("None");
+    let mut cluster_ips = Vec::new();
+    if !headless && kind != ServiceType::ExternalName {
+        cluster_ips = ips(&list);
+        if !list.is_set() {
+            cluster_ips.extend(first.ip());
+        }
+    }
+    let affinity = spec.get("sessionAffinity");
+    let affinity = match affinity.str() {
+        None | Some("" | "None") => Affinity::None,
+        Some("ClientIP") => {
+            let config = spec.get("sessionAffinityConfig");
+            let client = config.get("clientIP");
+            let timeout = client.get("timeoutSeconds").int(1, 86_400).and_then(|n| u32::try_from(n).ok());
+            Affinity::ClientIp { timeout: timeout.unwrap_or(AFFINITY_SECONDS) }
+        }
+        Some(other) => {
+            affinity.bad(format!("{other:?}: write None or ClientIP; taken as None"));
+            Affinity::None
+        }
+    };
+    let balancer = status.get("loadBalancer");
+    let ingress = balancer.get("ingress");
+    let ingress_ips: Vec<IpAddr> = ingress
+        .items()
+        // KEP-1860: with ipMode Proxy the balancer itself must see the traffic.
+        .filter(|i| i.get("ipMode").value().as_str() != Some("Proxy"))
+        .filter_map(|i| i.get("ip").ip())
+        .collect();
+    let prefer = spec.get("trafficDistribution");
+    Some(Service {
+        uid: metadata.get("uid").boxed(),
+        created: metadata.get("creationTimestamp").boxed(),
+        kind,
+        headless,
+        foreign_proxy: metadata.get("labels").get("service.kubernetes.io/service-proxy-name").is_set(),
+        cluster_ips: cluster_ips.into(),
+        families: spec.get("ipFamilies").items().filter_map(|f| family(&f)).collect(),
+        external_ips: ips(&spec.get("externalIPs")).into(),
+        ingress_ips: ingress_ips.into(),
+        source_ranges: spec.get("loadBalancerSourceRanges").items().filter_map(|c| c.parse()).collect(),
+        ports: spec.get("ports").items().filter_map(|p| service_port(&p)).collect(),
+        selector: spec.get("selector").labels(),
+        internal_policy: traffic_policy(&spec.get("internalTrafficPolicy")),
+        external_policy: traffic_policy(&spec.get("externalTrafficPolicy")),
+        affinity,
+        publish_not_ready: spec.get("publishNotReadyAddresses").bool().unwrap_or(false),
+        prefer_same_node: prefer.str() == Some("PreferSameNode"),
+    })
+}
+
+fn service_port(p: &At<'_>) -> Option<SvcPort> {
+    let at = p.get("port");
+    if !at.is_set() {
+        at.bad("a Service port needs a number from 1 to 65535");
+        return None;
+    }
+    let port = PortKey { proto: proto(&p.get("protocol"))?, port: at.port()? };
+    let target = p.get("targetPort");
+    let target = match target.value() {
+        serde_json::Value::String(name) => TargetPort::Name(name.as_str().into()),
+        // 0 is Go's way to say none.
+        serde_json::Value::Number(n) if n.as_u64() == Some(0) => TargetPort::Number(port.port),
+        _ => TargetPort::Number(target.port().unwrap_or(port.port)),
+    };
+    let node_port = p.get("nodePort").int(0, 65535).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
+    Some(SvcPort { name: p.get("name").boxed(), port, target, node_port })
+}
+
+pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
+    let metadata = root.get("metadata");
+    let labels = metadata.get("labels");
+    let at = root.get("addressType");
+    let family = match at.str() {
+        Some("IPv4") => Some(Family::V4),
+        Some("IPv6") => Some(Family::V6),
+        Some("FQDN") => None,
+        other => {
+            at.bad(format!("{:?}: write IPv4, IPv6 or FQDN; the slice is left out", other.unwrap_or_default()));
+            return None;
+        }
+    };
+    let ports = root
+        .get("ports")
+        .items()
+        .filter_map(|p| {
+            let number = p.get("port");
+            if !number.is_set() {
+                return None;
+            }
+            let port = PortKey { proto: proto(&p.get("protocol"))?, port: number.port()? };
+            Some(SlicePort { name: p.get("name").boxed(), port })
+        })
+        .collect();
+    let endpoints = if family.is_some() {
+        root.get("endpoints").items().filter_map(|e| endpoint(&e)).collect()
+    } else {
+        Box::default()
+    };
+    Some(EndpointSlice {
+        service: labels.get("kubernetes.io/service-name").boxed(),
+        managed_by: labels.get("endpointslice.kubernetes.io/managed-by").boxed(),
+        owner_uid: owner(&metadata).map(|o| o.uid).unwrap_or_default(),
+        family,
+        ports,
+        endpoints,
+    })
+}
+
+fn endpoint(e: &At<'_>) -> Option<SliceEndpoint> {
+    let addresses = e.get("addresses");
+    let addr = match addresses.items().next() {
+        Some(a) => a.ip()?,
+        None => {
+            addresses.bad("an endpoint needs an address");
+            return None;
+        }
+    };
+    let conditions = e.get("conditions");
+    let ready = conditions.get("ready").bool().unwrap_or(true);
+    let target = e.get("targetRef");
+    let pod = target.get("kind").value().as_str() == Some("Pod");
+    let hints = e.get("hints");
+    let names = |key: &str| -> Box<[Box<str>]> { hints.get(key).items().map(|h| h.get("name").boxed()).collect() };
+    Some(SliceEndpoint {
+        addr,
+        ready,
+        serving: conditions.get("serving").bool().unwrap_or(ready),
+        terminating: conditions.get("terminating").bool().unwrap_or(false),
+        node: e.get("nodeName").str().map(Into::into),
+        pod: if pod { target.get("name").str().map(Into::into) } else { None },
+        zone_hints: names("forZones"),
+        node_hints: names("forNodes"),
+    })
+}
+
+pub(super) fn namespace(root: &At<'_>) -> Namespace {
+    let metadata = root.get("metadata");
+    Namespace { labels: metadata.get("labels").labels(), terminating: metadata.get("deletionTimestamp").is_set() }
+}
+
+pub(super) fn workload(root: &At<'_>) -> Workload {
+    let metadata = root.get("metadata");
+    // Where these two are not what they must be, the controller would make pods that the API refuses: say it here.
+    let spec = root.get("spec");
+    let selector = spec.get("selector");
+    let wanted: Labels = selector.get("matchLabels").labels();
+    let template = spec.get("template");
+    let meta = template.get("metadata");
+    let labels = meta.get("labels");
+    if wanted.is_empty() {
+        selector.get("matchLabels").bad("must name at least one label of the template (matchExpressions are not read)");
+    } else if !labels.labels().matches(&wanted) {
+        labels.bad("must have every label of spec.selector.matchLabels");
+    }
+    Workload {
+        uid: metadata.get("uid").boxed(),
+        generation: metadata.get("generation").int(0, i64::MAX).unwrap_or(0),
+        terminating: metadata.get("deletionTimestamp").is_set(),
+        spec: spec.value().clone(),
+        status: root.get("status").value().clone(),
+    }
+}

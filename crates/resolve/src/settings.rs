@@ -1,0 +1,118 @@
+//! ConfigMap `kube-system/seaway`: what is the same on every node.
+
+use std::collections::BTreeSet;
+
+use intent::Backend;
+use serde::{Deserialize, Serialize};
+use types::{Cidr, ObjectName};
+
+use crate::problem::Problem;
+use crate::snapshot::{Key, Kind};
+
+/// Namespace of the ConfigMap.
+pub const NAMESPACE: &str = "kube-system";
+/// Name of the ConfigMap.
+pub const NAME: &str = "seaway";
+/// VNI when none is set; flannel's.
+pub const DEFAULT_VNI: u32 = 1;
+/// UDP port when none is set: the Linux kernel's default and flannel's. IANA's is 4789.
+pub const DEFAULT_VXLAN_PORT: u16 = 8472;
+
+/// The settings of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The ConfigMap exists.
+    pub present: bool,
+    /// `backend`: `vxlan` (default: works on any network between nodes) or `host-gw`.
+    pub backend: Backend,
+    /// `clusterCIDR`: the pod ranges of the cluster, comma separated, one of each family at most. Empty: the ranges
+    /// of the nodes are all there is, and the controller allocates none.
+    pub cluster_cidrs: Vec<Cidr>,
+    /// `masquerade`: whether pods' traffic to outside takes the node's address (default true).
+    pub masquerade: bool,
+    /// `vni`.
+    pub vni: u32,
+    /// `vxlanPort`.
+    pub vxlan_port: u16,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            present: false,
+            backend: Backend::Vxlan,
+            cluster_cidrs: Vec::new(),
+            masquerade: true,
+            vni: DEFAULT_VNI,
+            vxlan_port: DEFAULT_VXLAN_PORT,
+        }
+    }
+}
+
+impl Settings {
+    /// Whether a ConfigMap's name is this one's.
+    #[must_use]
+    pub fn is_ours(name: &ObjectName) -> bool {
+        &*name.namespace == NAMESPACE && &*name.name == NAME
+    }
+
+    /// The ConfigMap's key.
+    #[must_use]
+    pub fn key() -> Key {
+        Key { kind: Kind::ConfigMap, name: ObjectName::new(NAMESPACE, NAME) }
+    }
+
+    /// Reads `data`. A key that is unknown or has a bad value is a problem and keeps its default.
+    #[must_use]
+    pub fn parse<'a>(data: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, Vec<Problem>) {
+        let mut s = Self { present: true, ..Self::default() };
+        let mut problems = Vec::new();
+        for (key, value) in data {
+            let value = value.trim();
+            let bad = match key {
+                "backend" => value.parse().map(|b| s.backend = b).err(),
+                "masquerade" => {
+                    value.parse().map(|b| s.masquerade = b).err().map(|_| format!("{value:?}: write true or false"))
+                }
+                "vni" => match value.parse::<u32>() {
+                    Ok(v @ 1..=0x00ff_ffff) => {
+                        s.vni = v;
+                        None
+                    }
+                    _ => Some(format!("{value:?}: write a number from 1 to 16777215")),
+                },
+                "vxlanPort" => match value.parse::<u16>() {
+                    Ok(v @ 1..) => {
+                        s.vxlan_port = v;
+                        None
+                    }
+                    _ => Some(format!("{value:?}: write a UDP port from 1 to 65535; 8472 is the default, 4789 IANA's")),
+                },
+                "clusterCIDR" => cluster_cidrs(value).map(|c| s.cluster_cidrs = c).err(),
+                _ => Some(
+                    "no such setting: remove it, or correct it to backend, clusterCIDR, masquerade, vni or vxlanPort"
+                        .into(),
+                ),
+            };
+            if let Some(why) = bad {
+                problems.push(Problem::new(Self::key(), format!("data.{key}"), why));
+            }
+        }
+        (s, problems)
+    }
+}
+
+fn cluster_cidrs(text: &str) -> Result<Vec<Cidr>, String> {
+    let all = text
+        .split(',')
+        .map(str::trim)
+        .filter(|t| !t.is_empty())
+        .map(|t| t.parse::<Cidr>().map_err(|e| e.to_string()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let families: BTreeSet<_> = all.iter().map(Cidr::family).collect();
+    if families.len() == all.len() {
+        Ok(all)
+    } else {
+        Err(format!("{text:?} has two ranges of one family: write one range of each family at most"))
+    }
+}

@@ -1,0 +1,613 @@
+//! The cluster as the rest of the system holds it: slim values, sorted, a few hundred bytes an object.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use intent::{Affinity, Backend, TrafficPolicy};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use types::{Cidr, Family, NodeName, ObjectName, PortKey, Proto};
+
+use crate::annotations::VxlanData;
+use crate::problem::Problem;
+use crate::settings::Settings;
+
+/// The kinds of object that a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Kind {
+    /// v1 Node.
+    Node,
+    /// v1 Pod.
+    Pod,
+    /// v1 Service.
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice,
+    /// v1 Namespace.
+    Namespace,
+    /// v1 ConfigMap; only `kube-system/seaway` counts.
+    ConfigMap,
+    /// apps/v1 Deployment; only controllers watch it.
+    Deployment,
+    /// apps/v1 DaemonSet; only controllers watch it.
+    DaemonSet,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 8] = [
+        Kind::Node,
+        Kind::Pod,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Namespace,
+        Kind::ConfigMap,
+        Kind::Deployment,
+        Kind::DaemonSet,
+    ];
+    /// Those that an agent needs.
+    pub const AGENT: [Kind; 6] =
+        [Kind::Node, Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::Namespace, Kind::ConfigMap];
+
+    /// `kind` in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Namespace => "Namespace",
+            Self::ConfigMap => "ConfigMap",
+            Self::Deployment => "Deployment",
+            Self::DaemonSet => "DaemonSet",
+        }
+    }
+
+    /// API group (empty for core), version, plural resource name, and whether objects live in namespaces.
+    #[must_use]
+    pub const fn api(self) -> (&'static str, &'static str, &'static str, bool) {
+        match self {
+            Self::Node => ("", "v1", "nodes", false),
+            Self::Pod => ("", "v1", "pods", true),
+            Self::Service => ("", "v1", "services", true),
+            Self::EndpointSlice => ("discovery.k8s.io", "v1", "endpointslices", true),
+            Self::Namespace => ("", "v1", "namespaces", false),
+            Self::ConfigMap => ("", "v1", "configmaps", true),
+            Self::Deployment => ("apps", "v1", "deployments", true),
+            Self::DaemonSet => ("apps", "v1", "daemonsets", true),
+        }
+    }
+
+    /// `apiVersion` in JSON.
+    #[must_use]
+    pub fn api_version(self) -> String {
+        match self.api() {
+            ("", v, ..) => v.into(),
+            (g, v, ..) => format!("{g}/{v}"),
+        }
+    }
+
+    /// The kind that `apiVersion` and `kind` name, if it is one of ours.
+    #[must_use]
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.as_str() == kind && k.api_version() == api_version)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Which object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name; the namespace is empty for Nodes and Namespaces.
+    pub name: ObjectName,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}
+
+/// Labels or a selector of equalities, sorted by key, in one allocation and two for each pair.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Labels(Box<[(Box<str>, Box<str>)]>);
+
+impl Labels {
+    /// The value of a key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.binary_search_by(|(k, _)| (**k).cmp(key)).ok().and_then(|i| self.0.get(i)).map(|(_, v)| &**v)
+    }
+
+    /// Whether these labels have every pair of `selector`. An empty selector selects everything: callers for whom it
+    /// selects nothing (a Service) must ask [`Labels::is_empty`] first.
+    #[must_use]
+    pub fn matches(&self, selector: &Labels) -> bool {
+        selector.0.iter().all(|(k, v)| self.get(k) == Some(v))
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The pairs, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (&**k, &**v))
+    }
+}
+
+impl<K: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(K, V)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(iter: I) -> Self {
+        let map: BTreeMap<Box<str>, Box<str>> = iter.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+        Self(map.into_iter().collect())
+    }
+}
+
+/// Everything Seaway knows of a cluster.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ClusterSnapshot {
+    /// ConfigMap `kube-system/seaway`, or the defaults.
+    pub settings: Settings,
+    /// Nodes.
+    pub nodes: BTreeMap<NodeName, Node>,
+    /// Pods.
+    pub pods: BTreeMap<ObjectName, Pod>,
+    /// Services.
+    pub services: BTreeMap<ObjectName, Service>,
+    /// Endpoint slices.
+    pub slices: BTreeMap<ObjectName, EndpointSlice>,
+    /// Namespaces.
+    pub namespaces: BTreeMap<Box<str>, Namespace>,
+    /// Deployments and DaemonSets; empty where no controller runs.
+    pub workloads: BTreeMap<Key, Workload>,
+    /// What is wrong with single objects; an object that cannot be used at all is only here.
+    pub problems: BTreeMap<Key, Vec<Problem>>,
+}
+
+/// A Node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Node {
+    /// `metadata.uid`.
+    pub uid: Box<str>,
+    /// `metadata.creationTimestamp` as given (RFC 3339 UTC sorts as text): of two that claim the same, the older has it.
+    pub created: Box<str>,
+    /// `status.addresses` of type InternalIP, in order.
+    pub internal_ips: Box<[IpAddr]>,
+    /// `status.addresses` of type ExternalIP, in order.
+    pub external_ips: Box<[IpAddr]>,
+    /// `spec.podCIDRs` (or `podCIDR`).
+    pub pod_cidrs: Box<[Cidr]>,
+    /// Labels.
+    pub labels: Labels,
+    /// Annotation [`crate::annotations::BACKEND`]: what the node sends with now.
+    pub backend: Option<Backend>,
+    /// Annotation [`crate::annotations::VXLAN`]: how to reach it through VXLAN.
+    pub vxlan: Option<VxlanData>,
+    /// Condition Ready is True.
+    pub ready: bool,
+    /// `spec.unschedulable`.
+    pub unschedulable: bool,
+}
+
+impl Node {
+    /// Every address, InternalIP first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.internal_ips.iter().chain(&*self.external_ips).copied()
+    }
+}
+
+/// `status.phase` of a Pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Phase {
+    /// Accepted, not yet running; also an unknown phase.
+    #[default]
+    Pending,
+    /// Bound and started.
+    Running,
+    /// Ended well; not restarted.
+    Succeeded,
+    /// Ended badly; not restarted.
+    Failed,
+}
+
+impl Phase {
+    /// Whether the pod has ended for good.
+    #[must_use]
+    pub fn ended(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
+}
+
+/// A Pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pod {
+    /// `metadata.uid`.
+    pub uid: Box<str>,
+    /// Labels.
+    pub labels: Labels,
+    /// The controlling owner reference.
+    pub owner: Option<Box<Owner>>,
+    /// `spec.nodeName`; `None` until scheduled.
+    pub node: Option<NodeName>,
+    /// `spec.nodeSelector`.
+    pub node_selector: Labels,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `spec.hostname` when the pod has one of its own.
+    pub hostname: Option<Box<str>>,
+    /// Ports of all containers.
+    pub ports: Box<[ContainerPort]>,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// Condition Ready is True.
+    pub ready: bool,
+    /// `status.podIPs` (or `podIP`), at most one per family.
+    pub ips: Box<[IpAddr]>,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+}
+
+/// `metadata.ownerReferences` with `controller: true`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// `kind`.
+    pub kind: Box<str>,
+    /// `name`.
+    pub name: Box<str>,
+    /// `uid`.
+    pub uid: Box<str>,
+}
+
+/// A container's port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerPort {
+    /// `name`; empty when unnamed.
+    pub name: Box<str>,
+    /// `containerPort` and `protocol`.
+    pub port: PortKey,
+    /// `hostPort`.
+    pub host_port: Option<u16>,
+    /// `hostIP`.
+    pub host_ip: Option<IpAddr>,
+}
+
+/// `spec.type` of a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ServiceType {
+    /// Only inside the cluster.
+    #[default]
+    ClusterIP,
+    /// Also on a port of every node.
+    NodePort,
+    /// Also on load balancer addresses.
+    LoadBalancer,
+    /// A DNS alias.
+    ExternalName,
+}
+
+/// A Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// `metadata.uid`.
+    pub uid: Box<str>,
+    /// `metadata.creationTimestamp`, see [`Node::created`].
+    pub created: Box<str>,
+    /// `spec.type`.
+    pub kind: ServiceType,
+    /// `spec.clusterIP` is `None`.
+    pub headless: bool,
+    /// Label `service.kubernetes.io/service-proxy-name` is set: another proxy serves it.
+    pub foreign_proxy: bool,
+    /// `spec.clusterIPs`, at most one per family; empty while not allocated and when headless.
+    pub cluster_ips: Box<[IpAddr]>,
+    /// `spec.ipFamilies`.
+    pub families: Box<[Family]>,
+    /// `spec.externalIPs`.
+    pub external_ips: Box<[IpAddr]>,
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is not Proxy.
+    pub ingress_ips: Box<[IpAddr]>,
+    /// `spec.loadBalancerSourceRanges`.
+    pub source_ranges: Box<[Cidr]>,
+    /// `spec.ports`.
+    pub ports: Box<[SvcPort]>,
+    /// `spec.selector`; empty: endpoints are somebody else's business.
+    pub selector: Labels,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinity` and its timeout.
+    pub affinity: Affinity,
+    /// `spec.publishNotReadyAddresses`.
+    pub publish_not_ready: bool,
+    /// `spec.trafficDistribution` is PreferSameNode: node hints count.
+    pub prefer_same_node: bool,
+}
+
+impl Default for Service {
+    /// A ClusterIP Service of no ports, with the API's defaults.
+    fn default() -> Self {
+        Self {
+            uid: Box::default(),
+            created: Box::default(),
+            kind: ServiceType::ClusterIP,
+            headless: false,
+            foreign_proxy: false,
+            cluster_ips: Box::default(),
+            families: Box::default(),
+            external_ips: Box::default(),
+            ingress_ips: Box::default(),
+            source_ranges: Box::default(),
+            ports: Box::default(),
+            selector: Labels::default(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity: Affinity::None,
+            publish_not_ready: false,
+            prefer_same_node: false,
+        }
+    }
+}
+
+/// One of `spec.ports` of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SvcPort {
+    /// `name`; empty when unnamed.
+    pub name: Box<str>,
+    /// `port` and `protocol`.
+    pub port: PortKey,
+    /// `targetPort`.
+    pub target: TargetPort,
+    /// `nodePort`.
+    pub node_port: Option<u16>,
+}
+
+/// `targetPort` of a Service port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TargetPort {
+    /// A number.
+    Number(u16),
+    /// A container port's name.
+    Name(Box<str>),
+}
+
+/// An EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSlice {
+    /// Label `kubernetes.io/service-name`: a Service of the same namespace.
+    pub service: Box<str>,
+    /// Label `endpointslice.kubernetes.io/managed-by`; empty when not set.
+    pub managed_by: Box<str>,
+    /// The controlling owner reference's uid; empty when there is none.
+    pub owner_uid: Box<str>,
+    /// `addressType`; `None` for FQDN, which no proxy serves.
+    pub family: Option<Family>,
+    /// `ports`; one without a number (any port) is left out, as no proxy can serve it.
+    pub ports: Box<[SlicePort]>,
+    /// `endpoints`.
+    pub endpoints: Box<[SliceEndpoint]>,
+}
+
+/// A port of a slice.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SlicePort {
+    /// `name`; empty when unnamed.
+    pub name: Box<str>,
+    /// `port` and `protocol`.
+    pub port: PortKey,
+}
+
+/// An endpoint of a slice.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SliceEndpoint {
+    /// The first of `addresses`: by the API's contract all are the same endpoint.
+    pub addr: IpAddr,
+    /// `conditions.ready`; unset is true.
+    pub ready: bool,
+    /// `conditions.serving`; unset is `ready`.
+    pub serving: bool,
+    /// `conditions.terminating`.
+    pub terminating: bool,
+    /// `nodeName`.
+    pub node: Option<Box<str>>,
+    /// `targetRef.name` when it is a Pod.
+    pub pod: Option<Box<str>>,
+    /// `hints.forZones[].name`.
+    pub zone_hints: Box<[Box<str>]>,
+    /// `hints.forNodes[].name`.
+    pub node_hints: Box<[Box<str>]>,
+}
+
+/// A Namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Labels.
+    pub labels: Labels,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+}
+
+/// A Deployment or DaemonSet, as its controller needs it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Workload {
+    /// `metadata.uid`.
+    pub uid: Box<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+    /// `spec` as it is: the pod template goes into pods unread.
+    pub spec: Value,
+    /// `status` as it is.
+    pub status: Value,
+}
+
+/// One object, slim.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // short-lived: moved into the snapshot at once
+pub enum Object {
+    /// A Node.
+    Node(Node),
+    /// A Pod.
+    Pod(Pod),
+    /// A Service.
+    Service(Service),
+    /// An EndpointSlice.
+    EndpointSlice(EndpointSlice),
+    /// A Namespace.
+    Namespace(Namespace),
+    /// ConfigMap `kube-system/seaway`.
+    Settings(Settings),
+    /// A Deployment or DaemonSet.
+    Workload(Workload),
+}
+
+/// What came of reading one object's JSON.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// Which object.
+    pub key: Key,
+    /// `metadata.resourceVersion`; not kept in the snapshot.
+    pub version: String,
+    /// The slim object; `None` when it cannot be used at all, or does not concern us (another ConfigMap).
+    pub object: Option<Object>,
+    /// What is wrong with it.
+    pub problems: Vec<Problem>,
+}
+
+/// One change of the cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The object is now so.
+    Put(Parsed),
+    /// The object is gone.
+    Delete(Key),
+    /// These are all the objects of the kind: whatever else is held is gone. What a list gives.
+    Replace(Kind, Vec<Parsed>),
+}
+
+/// Applies one change. Objects are independent: only the last event of each object counts, so any interleaving,
+/// repetition or split of a list into single puts gives the same snapshot.
+pub fn apply(snapshot: &mut ClusterSnapshot, event: Event) {
+    match event {
+        Event::Put(p) => put(snapshot, p),
+        Event::Delete(key) => remove(snapshot, &key),
+        Event::Replace(kind, all) => {
+            let keep: std::collections::BTreeSet<&Key> = all.iter().map(|p| &p.key).collect();
+            for gone in snapshot.keys(kind).into_iter().filter(|k| !keep.contains(k)).collect::<Vec<_>>() {
+                remove(snapshot, &gone);
+            }
+            for p in all {
+                put(snapshot, p);
+            }
+        }
+    }
+}
+
+fn put(s: &mut ClusterSnapshot, p: Parsed) {
+    let Parsed { key, version: _, object, problems } = p;
+    let name = key.name.clone();
+    match object {
+        None => remove(s, &key),
+        Some(Object::Node(o)) => {
+            // The parser gives no object for a Node whose name is no node name.
+            if let Ok(n) = name.name.parse() {
+                s.nodes.insert(n, o);
+            }
+        }
+        Some(Object::Pod(o)) => {
+            s.pods.insert(name, o);
+        }
+        Some(Object::Service(o)) => {
+            s.services.insert(name, o);
+        }
+        Some(Object::EndpointSlice(o)) => {
+            s.slices.insert(name, o);
+        }
+        Some(Object::Namespace(o)) => {
+            s.namespaces.insert(name.name, o);
+        }
+        Some(Object::Settings(o)) => s.settings = o,
+        Some(Object::Workload(o)) => {
+            s.workloads.insert(key.clone(), o);
+        }
+    }
+    if problems.is_empty() {
+        s.problems.remove(&key);
+    } else {
+        s.problems.insert(key, problems);
+    }
+}
+
+fn remove(s: &mut ClusterSnapshot, key: &Key) {
+    match key.kind {
+        Kind::Node => {
+            if let Ok(n) = key.name.name.parse::<NodeName>() {
+                s.nodes.remove(&n);
+            }
+        }
+        Kind::Pod => {
+            s.pods.remove(&key.name);
+        }
+        Kind::Service => {
+            s.services.remove(&key.name);
+        }
+        Kind::EndpointSlice => {
+            s.slices.remove(&key.name);
+        }
+        Kind::Namespace => {
+            s.namespaces.remove(&key.name.name);
+        }
+        Kind::ConfigMap => {
+            if Settings::is_ours(&key.name) {
+                s.settings = Settings::default();
+            }
+        }
+        Kind::Deployment | Kind::DaemonSet => {
+            s.workloads.remove(key);
+        }
+    }
+    s.problems.remove(key);
+}
+
+impl ClusterSnapshot {
+    /// The keys of every object of a kind that is held, usable or not.
+    #[must_use]
+    pub fn keys(&self, kind: Kind) -> std::collections::BTreeSet<Key> {
+        let named = |name: &ObjectName| Key { kind, name: name.clone() };
+        let plain = |name: &str| Key { kind, name: ObjectName::new("", name) };
+        let mut keys: std::collections::BTreeSet<Key> = match kind {
+            Kind::Node => self.nodes.keys().map(|n| plain(n.as_str())).collect(),
+            Kind::Pod => self.pods.keys().map(named).collect(),
+            Kind::Service => self.services.keys().map(named).collect(),
+            Kind::EndpointSlice => self.slices.keys().map(named).collect(),
+            Kind::Namespace => self.namespaces.keys().map(|n| plain(n)).collect(),
+            Kind::ConfigMap => self.settings.present.then(|| Settings::key()).into_iter().collect(),
+            Kind::Deployment | Kind::DaemonSet => self.workloads.keys().filter(|k| k.kind == kind).cloned().collect(),
+        };
+        keys.extend(self.problems.keys().filter(|k| k.kind == kind).cloned());
+        keys
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub fn slices_of<'a>(
+        &'a self,
+        service: &'a ObjectName,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a EndpointSlice)> + 'a {
+        self.slices.iter().filter(move |(n, s)| n.namespace == service.namespace && s.service == service.name)
+    }
+}
+
+/// The protocol that the API takes when none is named.
+pub(crate) const DEFAULT_PROTO: Proto = Proto::Tcp;
