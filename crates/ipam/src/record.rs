@@ -1,0 +1,67 @@
+//! What the journal knows of one attachment.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use types::{IfName, OwnedName};
+
+/// Which interface of which container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// `CNI_CONTAINERID`.
+    pub container: Box<str>,
+    /// `CNI_IFNAME`.
+    pub ifname: IfName,
+}
+
+impl Key {
+    /// The host end's name: a function of the key alone.
+    #[must_use]
+    pub fn link(&self) -> OwnedName {
+        OwnedName::for_container(&self.container, self.ifname.as_str())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.container, self.ifname)
+    }
+}
+
+/// The pod, as the runtime named it in `CNI_ARGS`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodRef {
+    /// `K8S_POD_NAMESPACE`.
+    pub namespace: Box<str>,
+    /// `K8S_POD_NAME`.
+    pub name: Box<str>,
+    /// `K8S_POD_UID`, when given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<Box<str>>,
+}
+
+/// One attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Whose.
+    pub key: Key,
+    /// Path of the network namespace (`CNI_NETNS`).
+    pub netns: Box<str>,
+    /// Inode of the namespace on nsfs: tells a namespace from a later one at the same path.
+    pub inode: u64,
+    /// The pod, when the runtime named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+    /// The host end.
+    pub link: OwnedName,
+    /// At most one per family, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Seconds since 1970.
+    pub time: u64,
+}
