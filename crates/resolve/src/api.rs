@@ -1,5 +1,6 @@
 //! Writes to the Kubernetes API as plain values: what controllers return and `source` runs.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde_json::Value;
@@ -9,19 +10,31 @@ use types::ObjectName;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Resource {
     /// API group; empty for core.
-    pub group: &'static str,
+    pub group: Cow<'static, str>,
     /// Version.
-    pub version: &'static str,
+    pub version: Cow<'static, str>,
     /// Kind.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Plural name, as in paths.
-    pub plural: &'static str,
+    pub plural: Cow<'static, str>,
+}
+
+impl Resource {
+    /// `apiVersion` in JSON.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.clone().into_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
 }
 
 impl From<crate::Kind> for Resource {
     fn from(k: crate::Kind) -> Self {
         let (group, version, plural, _) = k.api();
-        Self { group, version, kind: k.as_str(), plural }
+        Self { group: group.into(), version: version.into(), kind: k.as_str().into(), plural: plural.into() }
     }
 }
 

@@ -138,12 +138,10 @@ fn compare<'a>(snapshot: &'a ClusterSnapshot, problems: &mut Vec<Problem>) -> BT
                     Some(format!(
                         "{ip} is {why}: no node can be reached there; register the node with an address of its own"
                     ))
-                } else if let Some(owner) = held.get(ip).filter(|o| **o != name) {
-                    Some(format!(
-                        "{ip} is also the address of Node {owner}, which has it: give each node an address of its own"
-                    ))
                 } else {
-                    None
+                    held.get(ip).filter(|o| **o != name).map(|owner| {
+                        format!("{ip} is also the address of Node {owner}, which has it: give each node an address of its own")
+                    })
                 };
                 match why {
                     Some(why) => problems.push(Problem::new(object(name), field, why)),

@@ -488,6 +488,7 @@ pub struct Parsed {
 
 /// One change of the cluster.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // short-lived: applied at once
 pub enum Event {
     /// The object is now so.
     Put(Parsed),
@@ -593,7 +594,7 @@ impl ClusterSnapshot {
             Kind::Service => self.services.keys().map(named).collect(),
             Kind::EndpointSlice => self.slices.keys().map(named).collect(),
             Kind::Namespace => self.namespaces.keys().map(|n| plain(n)).collect(),
-            Kind::ConfigMap => self.settings.present.then(|| Settings::key()).into_iter().collect(),
+            Kind::ConfigMap => self.settings.present.then(Settings::key).into_iter().collect(),
             Kind::Deployment | Kind::DaemonSet => self.workloads.keys().filter(|k| k.kind == kind).cloned().collect(),
         };
         keys.extend(self.problems.keys().filter(|k| k.kind == kind).cloned());

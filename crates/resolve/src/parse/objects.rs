@@ -34,10 +34,13 @@ fn ips(list: &At<'_>) -> Vec<IpAddr> {
 
 fn owner(metadata: &At<'_>) -> Option<Box<Owner>> {
     let refs = metadata.get("ownerReferences");
-    let found = refs.items().find(|r| r.get("controller").value().as_bool() == Some(true)).map(|r| {
-        Box::new(Owner { kind: r.get("kind").boxed(), name: r.get("name").boxed(), uid: r.get("uid").boxed() })
-    });
-    found
+    for r in refs.items() {
+        if r.get("controller").value().as_bool() == Some(true) {
+            let (kind, name, uid) = (r.get("kind").boxed(), r.get("name").boxed(), r.get("uid").boxed());
+            return Some(Box::new(Owner { kind, name, uid }));
+        }
+    }
+    None
 }
 
 pub(super) fn node(root: &At<'_>) -> Node {
