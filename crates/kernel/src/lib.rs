@@ -1,1 +1,13 @@
-//! placeholder
+//! Owns: the effects. [`Rt`] (rtnetlink), [`Nftables`], [`Ct`], [`Sysctls`], [`Netns`], notifications, processes.
+//! Never does: decide. It is synchronous, knows no cluster object, and runs what it is given.
+//! Tested by: unit and property tests of the codecs, and tests/ as root in fresh network namespaces.
+
+mod netlink;
+pub mod netns;
+mod rt;
+mod sys;
+mod sysctl;
+
+pub use netns::Netns;
+pub use rt::Rt;
+pub use sysctl::Sysctls;

@@ -1,0 +1,318 @@
+//! Links, addresses, routes, neighbours and forwarding entries over rtnetlink(7).
+
+pub(crate) mod decode;
+pub(crate) mod encode;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, ObservedRoute, RtRequest};
+use kernel_api::{RequestError, Rtnetlink};
+use types::IfName;
+
+use crate::netlink::{ACK, Builder, DUMP, REQUEST, Refusal, Socket};
+use crate::netns::Netns;
+use encode::{
+    IFLA_EXT_MASK, IFLA_IFNAME, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK,
+    RTM_NEWNEIGH, RTM_NEWROUTE,
+};
+
+/// At most so many requests in one send: their refusals must fit the receive buffer even at its default size.
+const BATCH: usize = 128;
+/// From so many names on, one dump is cheaper than asking for each.
+const MANY_NAMES: usize = 24;
+
+/// `RTEXT_FILTER_SKIP_STATS`: counters are most of a link's message.
+const SKIP_STATS: u32 = 1 << 3;
+
+/// A netlink socket for links, addresses, routes, neighbours and forwarding entries of one network namespace.
+pub struct Rt {
+    socket: Socket,
+}
+
+/// The state of one [`Rtnetlink::run`].
+#[derive(Default)]
+struct Run {
+    out: Builder,
+    /// Which request each message in `out` is, in order.
+    sent: Vec<usize>,
+    /// Whether `out` may make or rename links.
+    makes: bool,
+    index: HashMap<IfName, u32>,
+    /// Asked for and not there, since the last message that may have made it.
+    missing: HashSet<IfName>,
+    error: Option<(usize, Refusal)>,
+}
+
+impl Run {
+    fn fail(&mut self, i: usize, refusal: Refusal) {
+        if self.error.as_ref().is_none_or(|(first, _)| i < *first) {
+            self.error = Some((i, refusal));
+        }
+    }
+}
+
+impl Rt {
+    /// Opens a socket in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { socket: Socket::open(libc::NETLINK_ROUTE)? })
+    }
+
+    /// Opens a socket in `netns`, where it stays.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the kernel refuses.
+    pub fn open_in(netns: &Netns) -> io::Result<Self> {
+        let _inside = netns.enter()?;
+        Self::open()
+    }
+
+    /// The socket's port id, which marks the notifications that our own requests cause (`nlmsg_pid`).
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// One link by name, or `None`.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than that it is not there.
+    pub fn link(&mut self, name: &IfName) -> Result<Option<Link>, RequestError> {
+        let mut found = self.get_links(&[name]).map_err(|r| r.of(format!("link show {name}"), None))?;
+        Ok(found.pop())
+    }
+
+    /// Links by name; those not there are left out.
+    fn get_links(&mut self, names: &[&IfName]) -> Result<Vec<Link>, Refusal> {
+        let first = self.socket.sequence(names.len());
+        let mut b = Builder::new();
+        let mut last = first;
+        for (n, seq) in names.iter().zip(first..) {
+            b.begin(RTM_GETLINK, REQUEST, seq);
+            b.bytes(&[0; 16]);
+            b.attr_u32(IFLA_EXT_MASK, SKIP_STATS);
+            b.attr_str(IFLA_IFNAME, n.as_str());
+            b.end();
+            last = seq;
+        }
+        if b.is_empty() {
+            return Ok(Vec::new());
+        }
+        b.add_flags(ACK);
+        let mut found = Vec::with_capacity(names.len());
+        let mut refused = None;
+        self.socket.exchange(b.as_bytes(), first, last, &mut |_, answer| match answer {
+            Ok(m) if m.kind == RTM_NEWLINK => found.extend(decode::link(&m)),
+            Ok(_) => {}
+            Err(r) if r.errno == libc::ENODEV => {}
+            Err(r) => refused = Some(r),
+        })?;
+        refused.map_or(Ok(found), Err)
+    }
+
+    fn dump<T>(
+        &mut self,
+        what: &str,
+        kind: u16,
+        header: &[u8],
+        attrs: &[(u16, u32)],
+        decode: &mut dyn FnMut(&crate::netlink::Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, RequestError> {
+        self.socket
+            .dump(
+                &mut |b, seq| {
+                    b.begin(kind, REQUEST | DUMP, seq);
+                    b.bytes(header);
+                    for (k, v) in attrs {
+                        b.attr_u32(*k, *v);
+                    }
+                    b.end();
+                },
+                decode,
+            )
+            .map_err(|r| r.of(what, None))
+    }
+
+    fn link_names(&mut self) -> Result<HashMap<u32, IfName>, RequestError> {
+        Ok(self.links()?.into_iter().map(|l| (l.index, l.name)).collect())
+    }
+
+    /// Looks up the indexes that `requests` need and `run` does not have yet.
+    fn resolve(&mut self, run: &mut Run, requests: &[RtRequest]) {
+        let mut names: Vec<&IfName> = Vec::new();
+        for n in requests.iter().filter_map(encode::needs_index) {
+            if !run.index.contains_key(n) && !run.missing.contains(n) && !names.contains(&n) {
+                names.push(n);
+                if names.len() > MANY_NAMES {
+                    break;
+                }
+            }
+        }
+        let found = if names.len() > MANY_NAMES {
+            self.links().map_err(|e| Refusal { errno: e.errno, message: e.message })
+        } else {
+            self.get_links(&names)
+        };
+        // When the lookup itself fails, the names are missing and the requests fail with "no such device".
+        for l in found.unwrap_or_default() {
+            run.index.insert(l.name, l.index);
+        }
+        for n in requests.iter().filter_map(encode::needs_index) {
+            if !run.index.contains_key(n) {
+                run.missing.insert(n.clone());
+            }
+        }
+    }
+
+    /// Sends what is gathered and takes in the refusals.
+    fn flush(&mut self, run: &mut Run) {
+        if run.sent.is_empty() {
+            return;
+        }
+        run.out.add_flags(ACK);
+        let sent = std::mem::take(&mut run.sent);
+        let first = self.socket.sequence(sent.len());
+        let last = first + u32::try_from(sent.len() - 1).unwrap_or(0);
+        // The numbers were given from 1 on; the socket's own range is only known now.
+        let data = renumber(run.out.as_bytes(), first);
+        let mut refused = Vec::new();
+        let r = self.socket.exchange(&data, first, last, &mut |seq, answer| {
+            if let Err(r) = answer {
+                refused.push((seq, r));
+            }
+        });
+        for (seq, r) in refused {
+            if let Some(i) = sent.get((seq - first) as usize) {
+                run.fail(*i, r);
+            }
+        }
+        if let (Err(r), Some(i)) = (r, sent.first()) {
+            run.fail(*i, r);
+        }
+        run.out.clear();
+        if run.makes {
+            run.missing.clear();
+            run.makes = false;
+        }
+    }
+}
+
+/// Writes sequence numbers from `first` on into the messages of `data`.
+fn renumber(data: &[u8], first: u32) -> Vec<u8> {
+    let mut out = data.to_vec();
+    let (mut at, mut seq) = (0usize, first);
+    while let Some(len) = out.get(at..).and_then(crate::netlink::ne32) {
+        if let Some(slot) = out.get_mut(at + 8..at + 12) {
+            slot.copy_from_slice(&seq.to_ne_bytes());
+        }
+        at += len.max(16) as usize;
+        seq += 1;
+    }
+    out
+}
+
+impl Rtnetlink for Rt {
+    fn links(&mut self) -> Result<Vec<Link>, RequestError> {
+        let attrs = [(IFLA_EXT_MASK, SKIP_STATS)];
+        self.dump("link show", RTM_GETLINK, &[0; 16], &attrs, &mut |m| {
+            (m.kind == RTM_NEWLINK).then(|| decode::link(m)).flatten()
+        })
+    }
+
+    fn addresses(&mut self) -> Result<Vec<Address>, RequestError> {
+        let names = self.link_names()?;
+        self.dump("address show", RTM_GETADDR, &[0; 8], &[], &mut |m| {
+            (m.kind == RTM_NEWADDR).then(|| decode::address(m, &names)).flatten()
+        })
+    }
+
+    fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        let names = self.link_names()?;
+        let mut all = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut header = [0u8; 12];
+            header[0] = family as u8;
+            let table = [(encode::RTA_TABLE, kernel_api::rt::MAIN_TABLE)];
+            let some = self.dump("route show", RTM_GETROUTE, &header, &table, &mut |m| {
+                (m.kind == RTM_NEWROUTE).then(|| decode::route(m, &names)).flatten()
+            });
+            match some {
+                Ok(r) => all.extend(r),
+                // Without IPv6 (or without its main table) there are no such routes.
+                Err(e) if matches!(e.errno, libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(all)
+    }
+
+    fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {
+        let names = self.link_names()?;
+        self.dump("neigh show", RTM_GETNEIGH, &[0; 12], &[], &mut |m| {
+            (m.kind == RTM_NEWNEIGH).then(|| decode::neighbour(m, &names)).flatten()
+        })
+    }
+
+    fn fdb(&mut self) -> Result<Vec<FdbEntry>, RequestError> {
+        let names = self.link_names()?;
+        let mut header = [0u8; 12];
+        header[0] = libc::AF_BRIDGE as u8;
+        self.dump("fdb show", RTM_GETNEIGH, &header, &[], &mut |m| {
+            (m.kind == RTM_NEWNEIGH).then(|| decode::fdb(m, &names)).flatten()
+        })
+    }
+
+    fn run(&mut self, requests: &[RtRequest]) -> Result<(), RequestError> {
+        let mut run = Run::default();
+        for (i, r) in requests.iter().enumerate() {
+            let mut index = 0;
+            if let Some(name) = encode::needs_index(r) {
+                if !run.index.contains_key(name) {
+                    // An earlier request may make it.
+                    self.flush(&mut run);
+                    if !run.missing.contains(name) {
+                        self.resolve(&mut run, requests.get(i..).unwrap_or(&[]));
+                    }
+                }
+                match run.index.get(name) {
+                    Some(n) => index = *n,
+                    None => {
+                        let message = Some(format!("there is no link {name} in this namespace"));
+                        run.fail(i, Refusal { errno: libc::ENODEV, message });
+                        continue;
+                    }
+                }
+            }
+            match encode::request(&mut run.out, r, index) {
+                Ok(messages) => run.sent.extend(std::iter::repeat_n(i, messages)),
+                Err(refusal) => {
+                    run.fail(i, refusal);
+                    continue;
+                }
+            }
+            match r {
+                RtRequest::LinkAdd(_) => run.makes = true,
+                RtRequest::LinkDel(n) => {
+                    run.index.remove(n.name());
+                }
+                RtRequest::LinkSet(s) if s.netns.is_some() => {
+                    run.index.remove(&s.name);
+                }
+                _ => {}
+            }
+            if run.sent.len() >= BATCH {
+                self.flush(&mut run);
+            }
+        }
+        self.flush(&mut run);
+        match run.error {
+            None => Ok(()),
+            Some((i, refusal)) => {
+                Err(refusal.of(requests.get(i).map(ToString::to_string).unwrap_or_default(), Some(i)))
+            }
+        }
+    }
+}

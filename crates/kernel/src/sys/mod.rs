@@ -1,0 +1,235 @@
+//! The one seam to the operating system: every unsafe block of the workspace is in this folder, each behind a safe
+//! function that checks what C does not.
+#![allow(unsafe_code)] // libc calls have no safe form; nothing outside this folder may do the same
+
+pub(crate) mod fork;
+
+use std::ffi::CStr;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Turns a libc return value into a result: -1 means `errno`.
+fn check(r: libc::c_int) -> io::Result<libc::c_int> {
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
+}
+
+fn check_len(r: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(r).map_err(|_| io::Error::last_os_error())
+}
+
+/// Runs again while a signal interrupts.
+fn again<T>(mut f: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match f() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            r => return r,
+        }
+    }
+}
+
+/// A netlink socket of `protocol` (`NETLINK_*`), bound to a port id the kernel chooses; returns that too.
+pub(crate) fn netlink_socket(protocol: libc::c_int) -> io::Result<(OwnedFd, u32)> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) })?;
+    // SAFETY: the kernel just gave us this descriptor, nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: sockaddr_nl is plain integers, for which zero is valid.
+    let mut addr: libc::sockaddr_nl = unsafe { mem::zeroed() };
+    addr.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    let mut len = mem::size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: the address is a live sockaddr_nl and `len` its size.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const addr).cast(), len) })?;
+    // SAFETY: as above; the kernel writes at most `len` bytes.
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut addr).cast(), &raw mut len) })?;
+    Ok((fd, addr.nl_pid))
+}
+
+/// Sets an integer socket option.
+pub(crate) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the value lives across the call and its size is given.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            mem::size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// Reads an integer socket option.
+pub(crate) fn get_option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let mut len = mem::size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `value`.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) })?;
+    Ok(value)
+}
+
+/// Bounds how long a receive blocks.
+pub(crate) fn set_receive_timeout(fd: BorrowedFd<'_>, seconds: i64) -> io::Result<()> {
+    let tv = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    // SAFETY: the value lives across the call and its size is given.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const tv).cast(),
+            mem::size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// Attaches a classic BPF program as the socket's filter. Each instruction is (code, jt, jf, k).
+pub(crate) fn attach_filter(fd: BorrowedFd<'_>, program: &[(u16, u8, u8, u32)]) -> io::Result<()> {
+    let mut code: Vec<libc::sock_filter> =
+        program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
+    let len = u16::try_from(code.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let prog = libc::sock_fprog { len, filter: code.as_mut_ptr() };
+    // SAFETY: `prog` points at `len` live instructions; the kernel copies and verifies them.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const prog).cast(),
+            mem::size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// Sends one datagram to the kernel.
+pub(crate) fn send(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+    // SAFETY: the slice is live and its length given. A netlink socket that is not connected sends to the kernel.
+    again(|| check_len(unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), 0) }))
+}
+
+/// Receives one datagram; returns its true length, which exceeds the buffer's when it was cut (`MSG_TRUNC`), and the
+/// sender's port id (0 is the kernel).
+pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], wait: bool) -> io::Result<(usize, u32)> {
+    let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
+    // SAFETY: sockaddr_nl is plain integers, for which zero is valid.
+    let mut addr: libc::sockaddr_nl = unsafe { mem::zeroed() };
+    let mut alen = mem::size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most buf.len() bytes of data and `alen` bytes of address.
+    let n = again(|| {
+        check_len(unsafe {
+            libc::recvfrom(
+                fd.as_raw_fd(),
+                buf.as_mut_ptr().cast(),
+                buf.len(),
+                flags,
+                (&raw mut addr).cast(),
+                &raw mut alen,
+            )
+        })
+    })?;
+    Ok((n, addr.nl_pid))
+}
+
+/// Moves the calling thread into the namespace of `fd`, which must be of kind `nstype` (`CLONE_NEW*`).
+pub(crate) fn setns(fd: BorrowedFd<'_>, nstype: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::setns(fd.as_raw_fd(), nstype) }).map(drop)
+}
+
+/// Moves the calling thread into new namespaces (`CLONE_NEW*`).
+pub(crate) fn unshare(flags: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+/// The kind (`CLONE_NEW*`) of the namespace that `fd` is, or ENOTTY when it is none.
+pub(crate) fn namespace_kind(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    // _IO(0xb7, 3), include/uapi/linux/nsfs.h
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this ioctl takes no argument.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) })
+}
+
+/// The magic number of the file system that `fd` is on.
+pub(crate) fn filesystem_magic(fd: BorrowedFd<'_>) -> io::Result<i64> {
+    // SAFETY: statfs is plain integers, for which zero is valid.
+    let mut st: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: the kernel fills the struct it is given.
+    check(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut st) })?;
+    #[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
+    Ok(st.f_type as i64)
+}
+
+fn ptr(s: Option<&CStr>) -> *const libc::c_char {
+    s.map_or(std::ptr::null(), CStr::as_ptr)
+}
+
+/// mount(2).
+pub(crate) fn mount(
+    source: Option<&CStr>,
+    target: &CStr,
+    fstype: Option<&CStr>,
+    flags: libc::c_ulong,
+    data: Option<&CStr>,
+) -> io::Result<()> {
+    // SAFETY: all are NUL-terminated and live, or null where the kernel takes null.
+    check(unsafe { libc::mount(ptr(source), target.as_ptr(), ptr(fstype), flags, ptr(data).cast()) }).map(drop)
+}
+
+/// umount2(2).
+pub(crate) fn umount(target: &CStr, flags: i32) -> io::Result<()> {
+    // SAFETY: NUL-terminated and live.
+    check(unsafe { libc::umount2(target.as_ptr(), flags) }).map(drop)
+}
+
+/// flock(2).
+pub(crate) fn flock(fd: BorrowedFd<'_>, operation: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    again(|| check(unsafe { libc::flock(fd.as_raw_fd(), operation) }).map(drop))
+}
+
+/// kill(2); signal 0 only asks whether the process is there.
+pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// poll(2) for reading; true for each descriptor that is ready, in error or hung up. Negative waits for ever.
+pub(crate) fn poll(fds: &[RawFd], timeout_ms: i32) -> io::Result<Vec<bool>> {
+    let mut set: Vec<libc::pollfd> =
+        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+    // SAFETY: the array is live and its length given.
+    let n = unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, timeout_ms) };
+    if n < 0 {
+        let e = io::Error::last_os_error();
+        // A signal is no event of a descriptor; the caller looks at its own state and polls again.
+        return if e.kind() == io::ErrorKind::Interrupted { Ok(vec![false; fds.len()]) } else { Err(e) };
+    }
+    Ok(set.iter().map(|p| p.revents != 0).collect())
+}
+
+/// A new inotify instance, non-blocking.
+pub(crate) fn inotify() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) })?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Adds a watch.
+pub(crate) fn inotify_add(fd: BorrowedFd<'_>, path: &CStr, mask: u32) -> io::Result<()> {
+    // SAFETY: NUL-terminated and live.
+    check(unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) }).map(drop)
+}
+
+/// A pidfd of a process, ready to read once it has ended.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = check(libc::c_int::try_from(fd).unwrap_or(-1))?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
