@@ -1,1 +1,15 @@
-//! placeholder
+//! Owns: hosts, links, pods, probes and captures of a cluster on one machine, as network namespaces and processes.
+//! Never does: touch the host's own namespace, or decide anything that the agent, the API server or a controller does.
+//! Tested by: unit tests of each pure part, and tests/ that bring real labs up and take them down.
+
+pub mod dns_files;
+pub mod echo;
+mod error;
+pub mod name;
+pub mod ns;
+pub mod procs;
+pub mod shim;
+pub mod topology;
+
+pub use error::{Doing, LabError};
+pub use name::{LabDir, LabName, NodeDir};
