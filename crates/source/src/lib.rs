@@ -1,1 +1,18 @@
-//! placeholder
+//! Owns: the way to a Kubernetes API, ours or a real one: connection, list-then-watch into one slim [`ClusterSnapshot`], writes; and the offline reader of manifests.
+//! Never does: decide what an object means (that is `resolve`) or what to write (that is `controller`).
+//! Tested by: tables of bad manifests; `tests/` against the embedded API server: in sync, relist after 410, server killed and started again, writes.
+
+mod api;
+mod connect;
+mod controllers;
+mod error;
+mod folder;
+mod watch;
+
+pub use api::{Api, ApiResource, Note};
+pub use connect::{Target, connect};
+pub use controllers::{Applied, run_controllers};
+pub use error::SourceError;
+pub use folder::{FileProblem, Folder, FolderError, read_dir, read_text};
+pub use resolve::ClusterSnapshot;
+pub use watch::{InSync, Reader, Source, WatchConfig};

@@ -1,0 +1,184 @@
+//! From a target to a client: unix socket, kubeconfig, or the cluster around us.
+
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::task::{Context, Poll};
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use kube::client::{Body, ConfigExt};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::net::UnixStream;
+use tower::{Layer, Service};
+
+use crate::api::Api;
+use crate::error::{SourceError, chain};
+
+/// Which API server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The embedded server's socket. Works from any network namespace of the machine.
+    Unix(PathBuf),
+    /// A kubeconfig file, its current context.
+    Kubeconfig(PathBuf),
+    /// The service account of the pod we run in.
+    InCluster,
+}
+
+impl FromStr for Target {
+    type Err = SourceError;
+    /// `unix:/run/seaway/api.sock`, `in-cluster`, or a kubeconfig's path.
+    fn from_str(s: &str) -> Result<Self, SourceError> {
+        match s {
+            "in-cluster" => Ok(Self::InCluster),
+            "" => Err(SourceError::Target(s.into())),
+            _ => match s.strip_prefix("unix:") {
+                Some("") => Err(SourceError::Target(s.into())),
+                Some(path) => Ok(Self::Unix(path.into())),
+                None => Ok(Self::Kubeconfig(s.into())),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(p) => write!(f, "unix:{}", p.display()),
+            Self::Kubeconfig(p) => write!(f, "{}", p.display()),
+            Self::InCluster => f.write_str("in-cluster"),
+        }
+    }
+}
+
+/// Makes a client. Sends nothing yet: a server that is down shows at the first request, and may come up meanwhile.
+/// Must be called inside a tokio runtime.
+///
+/// # Errors
+/// When the kubeconfig or service account cannot be read or makes no sense.
+pub async fn connect(target: &Target) -> Result<Api, SourceError> {
+    let client = match target {
+        Target::Unix(path) => unix(path.clone()),
+        Target::Kubeconfig(path) => {
+            let bad = |e: &dyn std::error::Error| SourceError::Kubeconfig { path: path.clone(), why: chain(e) };
+            let file = Kubeconfig::read_from(path).map_err(|e| bad(&e))?;
+            let config =
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| bad(&e))?;
+            Client::try_from(config).map_err(|e| SourceError::Client(chain(&e)))?
+        }
+        Target::InCluster => {
+            let config = Config::incluster().map_err(|e| SourceError::InCluster(chain(&e)))?;
+            Client::try_from(config).map_err(|e| SourceError::Client(chain(&e)))?
+        }
+    };
+    Ok(Api::new(client))
+}
+
+fn unix(path: PathBuf) -> Client {
+    // The host is never resolved: the connector ignores it, and the server sees it in the Host header only.
+    let config = Config::new(Uri::from_static("http://localhost"));
+    let http = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(UnixConnector { path });
+    Client::new(config.base_uri_layer().layer(http), "default")
+}
+
+/// Connects every request to one unix socket.
+#[derive(Clone)]
+struct UnixConnector {
+    path: PathBuf,
+}
+
+impl Service<Uri> for UnixConnector {
+    type Response = UnixIo;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<UnixIo, std::io::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let path = self.path.clone();
+        Box::pin(async move {
+            let stream = UnixStream::connect(&path)
+                .await
+                .map_err(|e| std::io::Error::new(e.kind(), format!("unix socket {}: {e}", path.display())))?;
+            Ok(UnixIo(TokioIo::new(stream)))
+        })
+    }
+}
+
+/// A unix stream as hyper's pool wants it.
+struct UnixIo(TokioIo<UnixStream>);
+
+impl Connection for UnixIo {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for UnixIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl Write for UnixIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn target_text() {
+        for (text, want) in [
+            ("unix:/run/a.sock", Target::Unix("/run/a.sock".into())),
+            ("in-cluster", Target::InCluster),
+            ("/etc/k.conf", Target::Kubeconfig("/etc/k.conf".into())),
+        ] {
+            let t: Target = text.parse().unwrap();
+            assert_eq!(t, want);
+            assert_eq!(t.to_string(), text);
+        }
+        for bad in ["", "unix:"] {
+            assert!(bad.parse::<Target>().unwrap_err().to_string().contains("write unix:/path"), "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_or_bad_kubeconfig_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.conf");
+        let e = connect(&Target::Kubeconfig(path.clone())).await.err().unwrap().to_string();
+        assert!(e.contains("k.conf") && e.contains("No such file"), "{e}");
+        std::fs::write(&path, "clusters: 7\n").unwrap();
+        let e = connect(&Target::Kubeconfig(path)).await.err().unwrap().to_string();
+        assert!(e.contains("k.conf") && e.contains("kubectl --kubeconfig"), "{e}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_down_is_a_transport_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let api = connect(&Target::Unix(dir.path().join("none.sock"))).await.unwrap();
+        let e = api.get(&resolve::Kind::Node.into(), &types::ObjectName::new("", "n")).await.unwrap_err();
+        assert!(e.is_transport() && e.to_string().contains("none.sock"), "{e}");
+    }
+}

@@ -1,0 +1,70 @@
+//! The loop that runs controllers: snapshot in, writes out, again at every change.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use resolve::ClusterSnapshot;
+use resolve::api::ApiWrite;
+
+use crate::api::Api;
+use crate::error::SourceError;
+use crate::watch::{Source, WatchConfig};
+
+/// Changes that come within this time are one pass.
+const GATHER: Duration = Duration::from_millis(10);
+/// A pass at least so often, and so soon after a write that failed.
+const RESYNC: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(250);
+
+/// What became of a write.
+#[derive(Debug)]
+pub struct Applied<'a> {
+    /// The write.
+    pub write: &'a ApiWrite,
+    /// Why it failed, if it did.
+    pub error: Option<&'a SourceError>,
+}
+
+/// Runs `reconcile` on the snapshot at every change and carries out what it returns, until `shutdown`. `report` hears
+/// of every write.
+///
+/// Level-triggered: a write that fails, a conflict, an event that was lost are all healed by the next pass, since
+/// `reconcile` compares what is with what should be. It is never called before every kind is in sync.
+pub async fn run_controllers(
+    api: &Api,
+    mut reconcile: impl FnMut(&ClusterSnapshot) -> Vec<ApiWrite>,
+    mut report: impl FnMut(Applied<'_>),
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut source = Source::start(api, WatchConfig::controllers());
+    let mut shutdown = pin!(shutdown);
+    tokio::select! {
+        () = source.wait_in_sync() => {}
+        () = &mut shutdown => return,
+    }
+    loop {
+        let writes = source.read(|snapshot, _| reconcile(snapshot));
+        let mut failed = false;
+        for write in &writes {
+            let outcome = tokio::select! {
+                o = api.run(write) => o,
+                () = &mut shutdown => return,
+            };
+            let error = outcome.as_ref().err();
+            failed |= error.is_some();
+            report(Applied { write, error });
+            // The rest would fail alike, each after its own wait.
+            if error.is_some_and(SourceError::is_transport) {
+                break;
+            }
+        }
+        let wait = if failed { RETRY } else { RESYNC };
+        tokio::select! {
+            // Without the pause a failing write would spin on the changes that its successful neighbours make.
+            () = async { source.changed().await; if failed { tokio::time::sleep(RETRY).await } } => tokio::time::sleep(GATHER).await,
+            () = tokio::time::sleep(wait) => {}
+            () = &mut shutdown => return,
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! List-then-watch of every kind into one snapshot.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use kube::core::DynamicResourceScope;
+use kube::runtime::watcher;
+use resolve::{ClusterSnapshot, Event, Key, Kind, apply, parse_as};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use types::NodeName;
+
+use crate::api::Api;
+use crate::error::chain;
+
+/// Objects a page of a list: while a page is read its objects are held in full, so this bounds the peak.
+const PAGE: u32 = 100;
+/// First and longest pause after a failed list or watch.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// What to watch.
+#[derive(Debug, Clone, Default)]
+pub struct WatchConfig {
+    /// The kinds.
+    pub kinds: BTreeSet<Kind>,
+    /// Only the pods of this node, when set.
+    pub pods_of: Option<NodeName>,
+}
+
+impl WatchConfig {
+    /// What an agent needs.
+    #[must_use]
+    pub fn agent() -> Self {
+        Self { kinds: Kind::AGENT.into(), pods_of: None }
+    }
+
+    /// What controllers need.
+    #[must_use]
+    pub fn controllers() -> Self {
+        Self { kinds: Kind::ALL.into(), pods_of: None }
+    }
+}
+
+/// How far each kind is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InSync {
+    /// For each watched kind: whether a whole list of it has been read since the start. It stays true when the server
+    /// goes away later: what was known is still the best that is.
+    pub kinds: BTreeMap<Kind, bool>,
+    /// Kinds that cannot be watched right now, and why.
+    pub failing: BTreeMap<Kind, String>,
+}
+
+impl InSync {
+    /// Every kind is in sync: the snapshot is whole, and may be acted on.
+    #[must_use]
+    pub fn all(&self) -> bool {
+        self.kinds.values().all(|s| *s)
+    }
+
+    /// The kinds still missing.
+    pub fn missing(&self) -> impl Iterator<Item = Kind> {
+        self.kinds.iter().filter(|(_, s)| !**s).map(|(k, _)| *k)
+    }
+}
+
+#[derive(Default)]
+struct State {
+    snapshot: ClusterSnapshot,
+    sync: InSync,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Counts changes.
+    version: watch::Sender<u64>,
+}
+
+impl Shared {
+    fn change(&self, f: impl FnOnce(&mut State)) {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.version.send_modify(|v| *v += 1);
+    }
+}
+
+/// A snapshot that follows the API server. Watching ends when this is dropped.
+pub struct Source {
+    shared: Arc<Shared>,
+    seen: watch::Receiver<u64>,
+    _tasks: JoinSet<()>,
+}
+
+impl Source {
+    /// Starts watching. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn start(api: &Api, config: WatchConfig) -> Self {
+        let mut state = State::default();
+        state.sync.kinds = config.kinds.iter().map(|k| (*k, false)).collect();
+        let (version, seen) = watch::channel(0);
+        let shared = Arc::new(Shared { state: Mutex::new(state), version });
+        let mut tasks = JoinSet::new();
+        for kind in config.kinds {
+            let pods_of = config.pods_of.clone().filter(|_| kind == Kind::Pod);
+            tasks.spawn(follow(api.client.clone(), kind, pods_of, Arc::clone(&shared)));
+        }
+        Self { shared, seen, _tasks: tasks }
+    }
+
+    /// Waits for a change since the last call, of objects or of `InSync`. Many changes may be one.
+    pub async fn changed(&mut self) {
+        // The sender is in `shared`, which we hold: it cannot be gone.
+        let _ = self.seen.changed().await;
+    }
+
+    /// Looks at the snapshot. The watchers wait meanwhile: compute, but do not block.
+    pub fn read<R>(&self, f: impl FnOnce(&ClusterSnapshot, &InSync) -> R) -> R {
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        f(&state.snapshot, &state.sync)
+    }
+
+    /// How far each kind is.
+    #[must_use]
+    pub fn in_sync(&self) -> InSync {
+        self.read(|_, s| s.clone())
+    }
+
+    /// Waits until every kind is in sync.
+    pub async fn wait_in_sync(&mut self) {
+        while !self.read(|_, s| s.all()) {
+            self.changed().await;
+        }
+    }
+
+    /// A handle for other threads.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader { shared: Arc::clone(&self.shared) }
+    }
+
+    /// A counter that grows with every change: equal numbers mean an equal snapshot.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        *self.seen.borrow()
+    }
+}
+
+/// Looks at a [`Source`]'s snapshot from anywhere, a thread without a runtime included. Cheap to clone; what it shows
+/// no longer changes once the source is dropped.
+#[derive(Clone)]
+pub struct Reader {
+    shared: Arc<Shared>,
+}
+
+impl Reader {
+    /// Looks at the snapshot. The watchers wait meanwhile: compute, but do not block.
+    pub fn read<R>(&self, f: impl FnOnce(&ClusterSnapshot, &InSync) -> R) -> R {
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        f(&state.snapshot, &state.sync)
+    }
+}
+
+/// One kind, for ever. kube's watcher lists in pages, watches, resumes from the last resource version, and lists anew
+/// when the server no longer has it (410).
+async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, shared: Arc<Shared>) {
+    let (api, fields) = match kind {
+        Kind::ConfigMap => {
+            let (ns, name) = (resolve::settings::NAMESPACE, resolve::settings::NAME);
+            (kube::Api::<Watched>::namespaced_with(client, ns, &kind), Some(format!("metadata.name={name}")))
+        }
+        _ => (kube::Api::all_with(client, &kind), pods_of.map(|n| format!("spec.nodeName={n}"))),
+    };
+    let config = watcher::Config { page_size: Some(PAGE), field_selector: fields, ..watcher::Config::default() };
+    let mut stream = pin!(watcher(api, config));
+    let mut listed: Option<BTreeSet<Key>> = None;
+    let mut pause = BACKOFF.0;
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => {
+                pause = BACKOFF.0;
+                shared.change(|s| take(s, kind, &mut listed, event));
+            }
+            Err(e) => {
+                let why = chain(&e);
+                // A watch that ends because the server no longer has our version is the protocol's normal course.
+                if why.contains("410") || why.contains("Expired") {
+                    tracing::debug!(%kind, %why, "listing anew");
+                } else {
+                    tracing::warn!(%kind, %why, "cannot watch: trying again");
+                    shared.change(|s| {
+                        s.sync.failing.insert(kind, why);
+                    });
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(BACKOFF.1);
+            }
+        }
+    }
+}
+
+/// Applies one event. During a list objects are taken one by one, so that no second copy of the kind is ever held;
+/// what the list did not name goes at its end.
+fn take(s: &mut State, kind: Kind, listed: &mut Option<BTreeSet<Key>>, event: watcher::Event<Watched>) {
+    s.sync.failing.remove(&kind);
+    match event {
+        watcher::Event::Init => *listed = Some(BTreeSet::new()),
+        watcher::Event::InitApply(o) | watcher::Event::Apply(o) => {
+            let parsed = parse_as(kind, &o.value);
+            if let Some(listed) = listed {
+                listed.insert(parsed.key.clone());
+            }
+            apply(&mut s.snapshot, Event::Put(parsed));
+        }
+        watcher::Event::Delete(o) => {
+            let key = parse_as(kind, &o.value).key;
+            apply(&mut s.snapshot, Event::Delete(key));
+        }
+        watcher::Event::InitDone => {
+            if let Some(listed) = listed.take() {
+                for key in s.snapshot.keys(kind).difference(&listed) {
+                    apply(&mut s.snapshot, Event::Delete(key.clone()));
+                }
+            }
+            s.sync.kinds.insert(kind, true);
+        }
+    }
+}
+
+/// An object on its way from the wire to its slim form: JSON, and the little metadata that kube's watcher asks for.
+#[derive(Debug, Clone)]
+struct Watched {
+    meta: ObjectMeta,
+    value: Value,
+}
+
+impl<'de> Deserialize<'de> for Watched {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(d)?;
+        let text = |p: &str| value.pointer(p).and_then(Value::as_str).map(Into::into);
+        let meta = ObjectMeta {
+            name: text("/metadata/name"),
+            namespace: text("/metadata/namespace"),
+            resource_version: text("/metadata/resourceVersion"),
+            ..ObjectMeta::default()
+        };
+        Ok(Self { meta, value })
+    }
+}
+
+impl Resource for Watched {
+    type DynamicType = Kind;
+    type Scope = DynamicResourceScope;
+
+    fn kind(dt: &Kind) -> Cow<'_, str> {
+        dt.as_str().into()
+    }
+    fn group(dt: &Kind) -> Cow<'_, str> {
+        dt.api().0.into()
+    }
+    fn version(dt: &Kind) -> Cow<'_, str> {
+        dt.api().1.into()
+    }
+    fn plural(dt: &Kind) -> Cow<'_, str> {
+        dt.api().2.into()
+    }
+    fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.meta
+    }
+}
