@@ -1,2 +1,84 @@
-//! placeholder
-fn main() {}
+//! The CNI plugin: environment and standard input to [`cni::execute`], over the real kernel. No threads, no runtime.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cni::{Env, Machine, Version};
+use kernel_api::rt::NetnsFd;
+use kernel_api::{RequestError, Sysctl};
+
+/// The machine itself.
+struct Linux;
+
+struct Ns(kernel::Netns);
+
+impl Machine for Linux {
+    type Netns = Ns;
+    fn host(&mut self) -> io::Result<kernel::Rt> {
+        kernel::Rt::open()
+    }
+    fn open(&mut self, path: &str) -> io::Result<Ns> {
+        kernel::Netns::open(path).map(Ns)
+    }
+}
+
+impl cni::Netns for Ns {
+    type Rt = kernel::Rt;
+    fn fd(&self) -> NetnsFd {
+        self.0.fd()
+    }
+    fn inode(&self) -> u64 {
+        self.0.inode()
+    }
+    fn is_own(&self) -> io::Result<bool> {
+        self.0.is_current()
+    }
+    fn rtnetlink(&self) -> io::Result<kernel::Rt> {
+        kernel::Rt::open_in(&self.0)
+    }
+    fn set_sysctl(&self, path: &str, value: &str) -> Result<(), RequestError> {
+        kernel::Sysctls::open_in(&self.0).set(path, value)
+    }
+}
+
+fn main() -> ExitCode {
+    let env = Env::of_process();
+    if env.command.is_none() {
+        return by_hand();
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let out = cni::execute(&mut Linux, &env, &mut io::stdin().lock(), now);
+    if !out.stdout.is_empty() {
+        // A reader that went away does not make the attachment undone.
+        let _ = writeln!(io::stdout().lock(), "{}", out.stdout);
+    }
+    ExitCode::from(out.exit)
+}
+
+/// Somebody ran us from a shell.
+fn by_hand() -> ExitCode {
+    let text = format!(
+        "\
+seaway-cni {}: the CNI plugin of Seaway, for CNI {}
+
+A container runtime runs this; it takes its command from the environment and its configuration from standard input
+(https://www.cni.dev/docs/spec/). To replay what a runtime does:
+
+  ip netns add demo
+  echo '{{\"cniVersion\": \"1.1.0\", \"name\": \"seaway\", \"type\": \"seaway-cni\",
+         \"ranges\": [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"], \"mtu\": 1450}}' > net.json
+  export CNI_CONTAINERID=demo CNI_IFNAME=eth0 CNI_NETNS=/run/netns/demo CNI_PATH=/opt/cni/bin
+  CNI_COMMAND=ADD seaway-cni < net.json
+  CNI_COMMAND=DEL seaway-cni < net.json
+
+Commands: ADD DEL CHECK GC STATUS VERSION. Fields of the configuration: ranges (at most one per family), mtu (bytes),
+dataDir (the journal's directory, {}), mode (\"routed\"), dns; runtimeConfig.ips asks for fixed addresses.
+",
+        env!("CARGO_PKG_VERSION"),
+        Version::ALL.map(Version::as_str).join(", "),
+        ipam::DEFAULT_DIR,
+    );
+    let _ = io::stdout().lock().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}

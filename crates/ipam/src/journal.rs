@@ -26,6 +26,8 @@ const SLACK: usize = 512;
 pub struct Request<'a> {
     /// Whose.
     pub key: &'a Key,
+    /// The network's name.
+    pub network: &'a str,
     /// Path of its network namespace.
     pub netns: &'a str,
     /// The namespace's inode.
@@ -290,6 +292,7 @@ impl Journal {
         let have = self.get(request.key);
         let record = Record {
             key: request.key.clone(),
+            network: request.network.into(),
             netns: request.netns.into(),
             inode: request.inode,
             pod: request.pod.cloned(),

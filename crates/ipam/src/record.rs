@@ -49,6 +49,8 @@ pub struct PodRef {
 pub struct Record {
     /// Whose.
     pub key: Key,
+    /// The network's name (`name` of the CNI configuration): GC speaks of one network only.
+    pub network: Box<str>,
     /// Path of the network namespace (`CNI_NETNS`).
     pub netns: Box<str>,
     /// Inode of the namespace on nsfs: tells a namespace from a later one at the same path.

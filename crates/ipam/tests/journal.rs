@@ -21,6 +21,7 @@ fn ranges() -> Vec<Cidr> {
 fn add(j: &mut Journal, n: usize, ranges: &[Cidr]) -> Result<Record, IpamError> {
     j.allocate(&Request {
         key: &key(n),
+        network: "seaway",
         netns: "/run/netns/x",
         inode: 4_026_531_840,
         pod: None,

@@ -1,0 +1,265 @@
+//! The configuration on standard input (CNI specification, section 1).
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipam::Key;
+use serde_json::{Map, Value};
+use types::{Cidr, Family};
+
+use crate::args::{address, is_identifier};
+use crate::{Code, Error, TYPE, Version};
+
+/// Bytes of configuration that are read at most. A GC lists every attachment of the node.
+const MAX_CONFIG: u64 = 4 << 20;
+
+/// A configuration, checked. Fields that only some commands need are checked by [`NetConf::for_add`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetConf {
+    /// `cniVersion`.
+    pub version: Version,
+    /// `name`: the network's.
+    pub name: Box<str>,
+    /// `ranges`: this node's, at most one per family.
+    pub ranges: Vec<Cidr>,
+    /// `mtu` in bytes.
+    pub mtu: Option<u32>,
+    /// `dataDir`.
+    pub data_dir: PathBuf,
+    /// `dns`: handed on as it is.
+    pub dns: Option<Value>,
+    /// `runtimeConfig.ips`: addresses asked for.
+    pub ips: Vec<IpAddr>,
+    /// `prevResult`: the answer of the plugin before us.
+    pub prev_result: Option<Map<String, Value>>,
+    /// `cni.dev/valid-attachments`.
+    pub valid: Option<Vec<Key>>,
+}
+
+fn bad(what: impl std::fmt::Display) -> Error {
+    Error::new(Code::InvalidConfig, format!("invalid network configuration: {what}"))
+}
+
+fn wrong(field: &str, v: &Value, want: &str) -> Error {
+    bad(format!("{field} is {}: {want}", shown(v)))
+}
+
+/// A value in an error: not more of it than fits a line.
+fn shown(v: &Value) -> String {
+    let text = v.to_string();
+    match text.char_indices().nth(80) {
+        Some((i, _)) => format!("{}...", &text[..i]),
+        None => text,
+    }
+}
+
+/// Reads all of standard input, within bounds.
+///
+/// # Errors
+/// Code 5 or 6.
+pub fn read(input: &mut dyn Read) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::with_capacity(4096);
+    input
+        .take(MAX_CONFIG + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::new(Code::Io, format!("read the configuration from standard input: {e}")))?;
+    if bytes.len() as u64 > MAX_CONFIG {
+        let msg = format!("the configuration on standard input has more than {MAX_CONFIG} bytes");
+        return Err(Error::new(Code::Decode, msg));
+    }
+    Ok(bytes)
+}
+
+/// Reads the JSON object and its version; the object with whatever version it has.
+///
+/// # Errors
+/// Code 6 when it is no JSON object.
+pub fn object(bytes: &[u8]) -> Result<Map<String, Value>, Error> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(m)) => Ok(m),
+        Ok(v) => {
+            Err(Error::new(Code::Decode, format!("the configuration on standard input is no object: {}", shown(&v))))
+        }
+        Err(e) => Err(Error::new(Code::Decode, "the configuration on standard input is no JSON").with(e.to_string())),
+    }
+}
+
+/// `cniVersion` of an object.
+///
+/// # Errors
+/// Code 1 when it is missing or not one of ours.
+pub fn version(m: &Map<String, Value>) -> Result<Version, Error> {
+    let spoken = Version::ALL.map(Version::as_str).join(", ");
+    let says = match m.get("cniVersion") {
+        Some(Value::String(s)) => match Version::parse(s) {
+            Some(v) => return Ok(v),
+            None => format!("the configuration's cniVersion is {s:?}, this plugin speaks {spoken}"),
+        },
+        Some(v) => format!("the configuration's cniVersion is {}, this plugin speaks {spoken}", shown(v)),
+        None => format!("the configuration has no cniVersion, this plugin speaks {spoken}"),
+    };
+    Err(Error::new(Code::IncompatibleVersion, "incompatible CNI versions").with(says))
+}
+
+impl NetConf {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// Code 1, 2, 6 or 7, naming the field.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let m = object(bytes)?;
+        let version = version(&m)?;
+        Self::from_object(version, m)
+    }
+
+    /// Reads a configuration whose version is known.
+    ///
+    /// # Errors
+    /// Code 2 or 7, naming the field.
+    pub fn from_object(version: Version, m: Map<String, Value>) -> Result<Self, Error> {
+        let mut out = Self {
+            version,
+            name: "".into(),
+            ranges: Vec::new(),
+            mtu: None,
+            data_dir: ipam::DEFAULT_DIR.into(),
+            dns: None,
+            ips: Vec::new(),
+            prev_result: None,
+            valid: None,
+        };
+        for (field, v) in m {
+            out.field(&field, v)?;
+        }
+        if out.name.is_empty() {
+            return Err(bad("name is missing"));
+        }
+        Ok(out)
+    }
+
+    fn field(&mut self, field: &str, v: Value) -> Result<(), Error> {
+        match (field, v) {
+            ("cniVersion", _) => {}
+            ("name", Value::String(s)) if is_identifier(&s) && s.len() <= 253 => self.name = s.into(),
+            ("name", v) => {
+                return Err(wrong(field, &v, "letters, digits, '_', '.' and '-', the first a letter or digit"));
+            }
+            // The runtime chose the binary by it.
+            ("type", Value::String(_)) => {}
+            ("type", v) => return Err(wrong(field, &v, &format!("the text {TYPE:?} is needed"))),
+            ("mode", Value::String(s)) if s == "routed" => {}
+            ("mode", v) => return Err(wrong(field, &v, "this version wires pods in mode \"routed\" only")),
+            ("mtu", v) => {
+                let n = v.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (68..=65535).contains(n));
+                self.mtu = Some(n.ok_or_else(|| wrong(field, &v, "a number of bytes from 68 to 65535 is needed"))?);
+            }
+            ("dataDir", Value::String(s)) if s.starts_with('/') && !s.contains('\0') => self.data_dir = s.into(),
+            ("dataDir", v) => return Err(wrong(field, &v, "an absolute path is needed")),
+            ("ranges", Value::Array(list)) => self.ranges = ranges(&list)?,
+            ("ranges", v) => return Err(wrong(field, &v, "a list of ranges is needed, e.g. [\"10.244.1.0/24\"]")),
+            ("dns", v @ Value::Object(_)) => self.dns = Some(v),
+            ("dns", v) => return Err(wrong(field, &v, "an object is needed")),
+            ("runtimeConfig", Value::Object(rc)) => self.runtime_config(&rc)?,
+            ("runtimeConfig", v) => return Err(wrong(field, &v, "an object is needed")),
+            ("prevResult", Value::Object(p)) => self.prev_result = Some(p),
+            ("prevResult", Value::Null) => {}
+            ("prevResult", v) => return Err(wrong(field, &v, "an object is needed")),
+            ("cni.dev/valid-attachments", Value::Array(list)) => self.valid = Some(attachments(&list)?),
+            ("cni.dev/valid-attachments", v) => return Err(wrong(field, &v, "a list is needed")),
+            // What the runtime, not the administrator, puts there.
+            ("capabilities" | "args", Value::Object(_)) => {}
+            (f, _) if f.starts_with("cni.dev/") => {}
+            (_, v) => {
+                let msg = format!("unsupported field in the network configuration: {field} = {}", shown(&v));
+                let known = "known are cniVersion, name, type, ranges, mtu, dataDir, mode, dns, capabilities, \
+                             runtimeConfig, args, prevResult";
+                return Err(Error::new(Code::UnsupportedField, msg).with(known));
+            }
+        }
+        Ok(())
+    }
+
+    fn runtime_config(&mut self, rc: &Map<String, Value>) -> Result<(), Error> {
+        for (k, v) in rc {
+            match (k.as_str(), v) {
+                ("ips", Value::Array(list)) if list.len() <= 2 => {
+                    for v in list {
+                        let ip = v.as_str().and_then(address);
+                        let ip = ip.ok_or_else(|| wrong("runtimeConfig.ips", v, "an address is needed"))?;
+                        self.ips.push(ip);
+                    }
+                }
+                ("ips", v) => {
+                    return Err(wrong("runtimeConfig.ips", v, "a list of at most one address per family is needed"));
+                }
+                // A runtime hands a capability only to a plugin that declares it; we declare `ips` alone.
+                _ => {
+                    let msg =
+                        format!("unsupported field in the network configuration: runtimeConfig.{k} = {}", shown(v));
+                    return Err(Error::new(Code::UnsupportedField, msg)
+                        .with("the only capability is ips; chain portmap or bandwidth for theirs"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What only ADD needs: ranges to give from and the MTU.
+    ///
+    /// # Errors
+    /// Code 7.
+    pub fn for_add(&self) -> Result<u32, Error> {
+        if self.ranges.is_empty() {
+            return Err(bad("ranges is missing: the node's pod ranges, e.g. [\"10.244.1.0/24\"]"));
+        }
+        let Some(mtu) = self.mtu else {
+            return Err(bad("mtu is missing: the uplink's minus what the backend adds (vxlan: 50), e.g. 1450"));
+        };
+        if mtu < 1280 && self.ranges.iter().any(|r| r.family() == Family::V6) {
+            return Err(bad(format!("mtu is {mtu}: IPv6 needs at least 1280 (RFC 8200 section 5)")));
+        }
+        Ok(mtu)
+    }
+}
+
+fn ranges(list: &[Value]) -> Result<Vec<Cidr>, Error> {
+    let mut out: Vec<Cidr> = Vec::new();
+    for (i, v) in list.iter().enumerate() {
+        let field = format!("ranges[{i}]");
+        let Value::String(s) = v else { return Err(wrong(&field, v, "a range is needed, e.g. \"10.244.1.0/24\"")) };
+        let range: Cidr = s.parse().map_err(|e| bad(format!("{field}: {e}")))?;
+        if let Some(other) = out.iter().find(|r| r.family() == range.family()) {
+            return Err(bad(format!(
+                "{field} is {range}, and {other} is of the same family: give at most one range per family"
+            )));
+        }
+        let (unusable, max) = match range.family() {
+            Family::V4 => (range.addr().is_multicast() || range.addr().is_loopback(), 30),
+            Family::V6 => (range.addr().is_multicast() || range.addr().is_loopback(), 126),
+        };
+        if unusable || range.len() == 0 {
+            return Err(bad(format!("{field} is {range}: pods cannot have such addresses")));
+        }
+        if ipam::usable(&range).is_none() {
+            return Err(bad(format!("{field} is {range}: it holds no address for pods; use /{max} or larger")));
+        }
+        out.push(range);
+    }
+    Ok(out)
+}
+
+fn attachments(list: &[Value]) -> Result<Vec<Key>, Error> {
+    let field = |i| format!("cni.dev/valid-attachments[{i}]");
+    list.iter()
+        .enumerate()
+        .map(|(i, v)| {
+            let get = |k| v.get(k).and_then(Value::as_str);
+            let (Some(container), Some(ifname)) = (get("containerID"), get("ifname")) else {
+                return Err(wrong(&field(i), v, "an object with containerID and ifname is needed"));
+            };
+            let ifname = ifname.parse().map_err(|e| bad(format!("{}.ifname: {e}", field(i))))?;
+            Ok(Key { container: container.into(), ifname })
+        })
+        .collect()
+}

@@ -1,0 +1,54 @@
+//! What the plugin needs of the machine: the binaries give it the kernel, tests may give it something else.
+
+use std::io;
+
+use kernel_api::rt::NetnsFd;
+use kernel_api::{RequestError, Rtnetlink};
+
+/// The machine as seen from the plugin's own network namespace, the node's.
+pub trait Machine {
+    /// An open namespace.
+    type Netns: Netns;
+
+    /// Rtnetlink of the own namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses a socket.
+    fn host(&mut self) -> io::Result<<Self::Netns as Netns>::Rt>;
+
+    /// The namespace at `path`.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing is there, `InvalidInput` when it is no network namespace.
+    fn open(&mut self, path: &str) -> io::Result<Self::Netns>;
+}
+
+/// An open network namespace.
+pub trait Netns {
+    /// Its rtnetlink.
+    type Rt: Rtnetlink;
+
+    /// The descriptor, valid while this lives.
+    fn fd(&self) -> NetnsFd;
+
+    /// Its inode on nsfs.
+    fn inode(&self) -> u64;
+
+    /// Whether the plugin itself is in it.
+    ///
+    /// # Errors
+    /// When /proc is not there.
+    fn is_own(&self) -> io::Result<bool>;
+
+    /// A socket inside.
+    ///
+    /// # Errors
+    /// When it cannot be entered.
+    fn rtnetlink(&self) -> io::Result<Self::Rt>;
+
+    /// Writes a sysctl inside; `path` relative to /proc/sys, with slashes.
+    ///
+    /// # Errors
+    /// When it is missing or refuses.
+    fn set_sysctl(&self, path: &str, value: &str) -> Result<(), RequestError>;
+}

@@ -1,0 +1,343 @@
+//! The commands: read, decide, run.
+
+use std::io;
+use std::path::Path;
+
+use ipam::{Journal, Key, KeyLock, Record, Request};
+use kernel_api::rt::{RtRequest, SetLink};
+use kernel_api::{RequestError, Rtnetlink, errno};
+use serde_json::{Value, json};
+use types::{Family, OwnedName};
+
+use crate::args::{Call, Command, Env};
+use crate::config::{self, NetConf};
+use crate::observe::{View, differences, paired};
+use crate::plan::{self, AddPlan};
+use crate::{Code, Error, Machine, Netns, Version, gc, reply};
+
+/// What a call leaves on standard output, and whether it went well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// JSON, or nothing.
+    pub stdout: String,
+    /// The process's exit code.
+    pub exit: u8,
+}
+
+/// One call from environment and standard input to standard output. `now` is seconds since 1970.
+pub fn execute(machine: &mut impl Machine, env: &Env, stdin: &mut dyn io::Read, now: u64) -> Outcome {
+    let mut version = Version::NEWEST;
+    match call(machine, env, stdin, now, &mut version) {
+        Ok(Some(v)) => Outcome { stdout: v.to_string(), exit: 0 },
+        Ok(None) => Outcome { stdout: String::new(), exit: 0 },
+        Err(e) => Outcome { stdout: e.to_json(version), exit: 1 },
+    }
+}
+
+/// `version` becomes the configuration's as soon as it is known, so that errors are in its form.
+fn call(
+    machine: &mut impl Machine,
+    env: &Env,
+    stdin: &mut dyn io::Read,
+    now: u64,
+    version: &mut Version,
+) -> Result<Option<Value>, Error> {
+    let call = Call::parse(env)?;
+    let object = config::object(&config::read(stdin)?)?;
+    if call.command == Command::Version {
+        // The answer does not depend on what was asked, so that a runtime of any age learns what is spoken.
+        let spoken = Version::ALL.map(Version::as_str);
+        return Ok(Some(json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": spoken})));
+    }
+    *version = config::version(&object)?;
+    let since = match call.command {
+        Command::Check => Version::V0_4_0,
+        Command::Gc | Command::Status => Version::V1_1_0,
+        _ => Version::V0_3_0,
+    };
+    if *version < since {
+        return Err(Error::new(Code::IncompatibleVersion, "incompatible CNI versions")
+            .with(format!("the configuration's cniVersion is {version}; this command exists since {since}")));
+    }
+    let conf = NetConf::from_object(*version, object)?;
+    match (call.command, &call.key) {
+        (Command::Add, Some(key)) => {
+            let record = add(machine, &conf, &call, key, now)?;
+            // A result that cannot be given is a failed ADD: undo it.
+            match reply::merged(&record, &conf) {
+                Ok(v) => Ok(Some(v)),
+                Err(e) => Err(undone(e, remove(machine, &conf.data_dir, key).map(drop))),
+            }
+        }
+        (Command::Del, Some(key)) => remove(machine, &conf.data_dir, key).map(|_| None),
+        (Command::Check, Some(key)) => check(machine, &conf, &call, key).map(|()| None),
+        (Command::Gc, _) => gc::run(machine, &conf).map(|()| None),
+        (Command::Status, _) => status(machine, &conf).map(|()| None),
+        // `Call::parse` gives a key to those that need one.
+        (Command::Version | Command::Add | Command::Del | Command::Check, _) => Ok(None),
+    }
+}
+
+fn undone(e: Error, undo: Result<(), Error>) -> Error {
+    match undo {
+        Ok(()) => e,
+        Err(u) => {
+            let details = [e.details.as_str(), "; undoing it failed as well: ", &u.to_string()].concat();
+            e.with(details.trim_start_matches("; "))
+        }
+    }
+}
+
+fn open_netns<M: Machine>(machine: &mut M, path: &str) -> Result<M::Netns, Error> {
+    let netns = machine.open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => {
+            Error::new(Code::UnknownContainer, format!("CNI_NETNS {path}: there is no such network namespace"))
+        }
+        _ => Error::new(Code::InvalidEnvironment, format!("invalid environment: CNI_NETNS {path}: {e}")),
+    })?;
+    if netns.is_own().map_err(|e| Error::new(Code::Io, format!("look at the own network namespace: {e}")))? {
+        let msg = format!("invalid environment: CNI_NETNS {path} is the network namespace of the node itself");
+        return Err(Error::new(Code::InvalidEnvironment, msg));
+    }
+    Ok(netns)
+}
+
+fn host<M: Machine>(machine: &mut M) -> Result<<M::Netns as Netns>::Rt, Error> {
+    machine.host().map_err(|e| Error::new(Code::Kernel, format!("open rtnetlink in the node's namespace: {e}")))
+}
+
+fn inside<N: Netns>(netns: &N, path: &str) -> Result<N::Rt, Error> {
+    netns.rtnetlink().map_err(|e| Error::new(Code::Kernel, format!("open rtnetlink in {path}: {e}")))
+}
+
+/// ADD: the record first, so that whatever a crash leaves behind is known; then the kernel.
+fn add<M: Machine>(machine: &mut M, conf: &NetConf, call: &Call, key: &Key, now: u64) -> Result<Record, Error> {
+    let mtu = conf.for_add()?;
+    let path = call.netns.as_deref().unwrap_or_default();
+    let netns = open_netns(machine, path)?;
+    let link = key.link();
+    let _lock = KeyLock::take(&conf.data_dir, &link)?;
+    let requested = if conf.ips.is_empty() { &call.ips } else { &conf.ips };
+    let request = Request {
+        key,
+        network: &conf.name,
+        netns: path,
+        inode: netns.inode(),
+        pod: call.pod.as_ref(),
+        ranges: &conf.ranges,
+        requested,
+        mtu,
+        now,
+    };
+    // The journal's lock is held for these two calls only; what follows needs the attachment's lock alone.
+    let (known, record) = {
+        let mut journal = Journal::open(&conf.data_dir)?;
+        (journal.get(key).is_some(), journal.allocate(&request)?)
+    };
+    let wired = if known { heal(machine, &record, &netns) } else { wire(machine, &record, &netns) };
+    match wired {
+        Ok(()) => Ok(record),
+        // The pod had this address before this call and may be using it: only DEL takes it away.
+        Err(e) if known => Err(e),
+        Err(e) => {
+            let undo = (|| {
+                delete_link(&mut host(machine)?, &link)?;
+                if let Some(mut j) = Journal::open_existing(&conf.data_dir)? {
+                    j.release(key)?;
+                }
+                Ok(())
+            })();
+            Err(undone(e, undo))
+        }
+    }
+}
+
+/// Makes everything, for an attachment that was not known.
+fn wire<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(), Error> {
+    let plan = plan::add(r, netns.fd());
+    let mut rt = host(machine)?;
+    if let Err(e) = rt.run(&plan.create) {
+        if !e.exists() {
+            return Err(e.into());
+        }
+        // Either our own host end, left by a container whose record was lost, or an interface in the pod.
+        delete_link(&mut rt, &r.link)?;
+        rt.run(&plan.create).map_err(|e| taken(e, r))?;
+    }
+    finish(&mut rt, r, &plan, netns)
+}
+
+fn taken(e: RequestError, r: &Record) -> Error {
+    if e.exists() {
+        let msg = format!(
+            "interface {} exists already in {}: remove it, or choose another CNI_IFNAME",
+            r.key.ifname, r.netns
+        );
+        return Error::new(Code::InvalidEnvironment, msg);
+    }
+    e.into()
+}
+
+/// What comes after the pair is there.
+fn finish<N: Netns>(rt: &mut N::Rt, r: &Record, plan: &AddPlan, netns: &N) -> Result<(), Error> {
+    let mut pod = inside(netns, &r.netns)?;
+    if let Err(e) = pod.run(&plan.pod) {
+        let v6 = r.addresses.iter().any(|a| Family::of(*a) == Family::V6);
+        if !(v6 && matches!(e.errno, errno::EACCES | errno::EPERM)) {
+            return Err(in_pod(e, r));
+        }
+        // Some runtimes make namespaces with IPv6 switched off: on again, for this interface. All requests can be
+        // repeated.
+        netns.set_sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", r.key.ifname), "0")?;
+        pod.run(&plan.pod).map_err(|e| in_pod(e, r))?;
+    }
+    match rt.run(&plan.host) {
+        Ok(()) => Ok(()),
+        Err(e) if e.exists() => {
+            // The agent may have been quicker to make the very same route.
+            let routes = rt.routes()?;
+            for &addr in &r.addresses {
+                let want = plan::host_route(r, addr);
+                let other = routes.iter().find(|o| o.route.dst == want.dst && o.route.metric == want.metric);
+                match other {
+                    Some(o) if o.route.to == want.to => {}
+                    Some(o) => {
+                        let msg = format!(
+                            "address {addr} of {} is routed elsewhere: `{}`; if that interface is stale, remove the route",
+                            r.key, o.route
+                        );
+                        return Err(Error::new(Code::TryAgainLater, msg));
+                    }
+                    None => rt.run(&[RtRequest::RouteAdd(want)])?,
+                }
+            }
+            Ok(())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn in_pod(e: RequestError, r: &Record) -> Error {
+    Error::new(Code::Kernel, format!("in {}: {e}", r.netns))
+}
+
+/// ADD of what is known: nothing when all is well, the rest when half is there, everything when the pair is not.
+fn heal<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(), Error> {
+    let mut rt = host(machine)?;
+    let (h, p) = (View::of(&mut rt)?, View::of(&mut inside(netns, &r.netns)?)?);
+    if differences(r, &h, &p).is_empty() {
+        return Ok(());
+    }
+    if !paired(r, &h, &p) {
+        if h.link(r.link.name()).is_some() {
+            delete_link(&mut rt, &r.link)?;
+        }
+        return wire(machine, r, netns);
+    }
+    let mut plan = plan::add(r, netns.fd());
+    let up = |name: &types::IfName, mac| {
+        RtRequest::LinkSet(SetLink { mtu: Some(r.mtu), mac: Some(mac), ..SetLink::up(name.clone()) })
+    };
+    plan.pod.insert(0, up(&r.key.ifname, plan::pod_mac(&r.link)));
+    plan.host.insert(0, up(r.link.name(), plan::HOST_MAC));
+    // Routes that are there already, though not through this link, are still refused.
+    finish(&mut rt, r, &plan, netns)
+}
+
+/// Makes whatever of a living pod's attachment is missing, with the same addresses: for the agent, when somebody
+/// deleted the interface.
+///
+/// # Errors
+/// Code 3 when the pod's namespace is gone; otherwise what failed.
+pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), Error> {
+    let _lock = KeyLock::take(dir, &key.link())?;
+    // Looked up under the lock: a DEL may just have removed it.
+    let record = ipam::read(dir)?.into_iter().find(|r| r.key == *key);
+    let Some(record) = record else {
+        return Err(Error::new(Code::UnknownContainer, format!("there is no attachment {key} in {}", dir.display())));
+    };
+    let netns = open_netns(machine, &record.netns)?;
+    if netns.inode() != record.inode {
+        let msg = format!("the network namespace of {key} is gone; {} is another one now", record.netns);
+        return Err(Error::new(Code::UnknownContainer, msg));
+    }
+    heal(machine, &record, &netns)
+}
+
+/// DEL: the interface first, the record last, so that a crash in between leaves something to find. Everything may be
+/// gone already; then nothing happens. Gives the record that was removed.
+///
+/// # Errors
+/// When the kernel refuses, or the journal cannot be read or written.
+pub fn remove(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<Option<Record>, Error> {
+    let link = key.link();
+    // Without a directory nothing was ever added; a DEL leaves none behind.
+    let _lock = if dir.exists() { Some(KeyLock::take(dir, &link)?) } else { None };
+    delete_link(&mut host(machine)?, &link)?;
+    match Journal::open_existing(dir)? {
+        Some(mut j) => Ok(j.release(key)?),
+        None => Ok(None),
+    }
+}
+
+/// Deletes a host end; its peer, and all addresses, routes and neighbours of both, go with it.
+pub(crate) fn delete_link(rt: &mut impl Rtnetlink, link: &OwnedName) -> Result<(), RequestError> {
+    match rt.run(&[RtRequest::LinkDel(link.clone())]) {
+        Err(e) if !e.absent() => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn check(machine: &mut impl Machine, conf: &NetConf, call: &Call, key: &Key) -> Result<(), Error> {
+    let Some(prev) = &conf.prev_result else {
+        let msg = "invalid network configuration: prevResult is missing: CHECK needs the result of ADD";
+        return Err(Error::new(Code::InvalidConfig, msg));
+    };
+    let _lock = KeyLock::take(&conf.data_dir, &key.link())?;
+    let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == *key);
+    let Some(r) = record else {
+        return Err(Error::new(Code::UnknownContainer, format!("{key} is not attached to network {}", conf.name)));
+    };
+    let path = call.netns.as_deref().unwrap_or_default();
+    let netns = open_netns(machine, path)?;
+    let mut out = Vec::new();
+    if netns.inode() != r.inode {
+        out.push(format!("pod: {path} is another network namespace than the one that {key} was added in"));
+    }
+    let ips: Vec<&str> = prev
+        .get("ips")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|ip| ip.get("address").and_then(Value::as_str))
+        .collect();
+    for a in &r.addresses {
+        if !ips.contains(&format!("{a}/{}", Family::of(*a).bits()).as_str()) {
+            out.push(format!("prevResult.ips lacks {a}, which the record has"));
+        }
+    }
+    out.extend(differences(&r, &View::of(&mut host(machine)?)?, &View::of(&mut inside(&netns, path)?)?));
+    if out.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Code::Differs, format!("{key} is not as ADD made it")).with(out.join("; ")))
+}
+
+fn status(machine: &mut impl Machine, conf: &NetConf) -> Result<(), Error> {
+    let no = |e: Error| Error { code: Code::NotAvailable, ..e };
+    conf.for_add().map_err(no)?;
+    let mut journal = Journal::open(&conf.data_dir).map_err(|e| no(e.into()))?;
+    journal.probe().map_err(|e| no(e.into()))?;
+    for range in &conf.ranges {
+        let u = journal.usage(*range);
+        if u.used >= u.usable {
+            let e = ipam::IpamError::Exhausted { range: u.range, used: u.used, usable: u.usable };
+            return Err(no(e.into()));
+        }
+    }
+    drop(journal);
+    // The namespaces' own loopback is always there: an empty answer or a refusal means that nothing can be wired, and
+    // that what is wired can no longer be seen to.
+    let links = host(machine).and_then(|mut rt| Ok(rt.links()?));
+    links.map(drop).map_err(|e| Error { code: Code::LimitedConnectivity, ..e })
+}

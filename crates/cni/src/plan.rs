@@ -1,0 +1,132 @@
+//! ADD as data: what must be asked of the kernel for an attachment.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipam::Record;
+use kernel_api::rt::{Address, Neighbour, NetnsFd, NewLink, NewLinkKind, Route, RouteTo, RtRequest, SetLink};
+use types::{Cidr, Family, IfName, Mac, OwnedName};
+
+/// The IPv4 next hop of every pod. Link-local (RFC 3927), so it can be no pod's or node's address; on no interface.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The IPv6 next hop of every pod.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The hardware address of every host end. Locally administered; equal on all, as each is the only other station on its
+/// wire. Known beforehand, so the pod's neighbour entries need no look at the host end; set explicitly, so that udev's
+/// MACAddressPolicy leaves it alone.
+pub const HOST_MAC: Mac = Mac([0xee; 6]);
+/// The metric of IPv6 routes: what the kernel gives to one without.
+pub const METRIC_V6: u32 = 1024;
+
+/// The pod end's hardware address: the digits of the host end's name, so that it needs no record.
+#[must_use]
+pub fn pod_mac(link: &OwnedName) -> Mac {
+    let digits = &link.as_str()[link.as_str().len().saturating_sub(12)..];
+    let bits = u64::from_str_radix(digits, 16).unwrap_or(1);
+    let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
+    let mac = Mac::local([a, b, c, d, e, f]);
+    if mac == HOST_MAC { Mac([0xee, 0xee, 0xee, 0xee, 0xee, 0xef]) } else { mac }
+}
+
+/// The requests of an ADD, in the order in which they run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddPlan {
+    /// In the host's namespace: the pair, host end up.
+    pub create: Vec<RtRequest>,
+    /// In the pod's.
+    pub pod: Vec<RtRequest>,
+    /// In the host's: the way to the pod, once there is somebody at its end.
+    pub host: Vec<RtRequest>,
+}
+
+/// The requests for `r`, whose namespace is open as `netns`.
+#[must_use]
+pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
+    let create = vec![RtRequest::LinkAdd(NewLink {
+        name: r.link.name().clone(),
+        kind: NewLinkKind::Veth {
+            peer: r.key.ifname.clone(),
+            peer_netns: Some(netns),
+            peer_mac: Some(pod_mac(&r.link)),
+        },
+        mtu: Some(r.mtu),
+        mac: Some(HOST_MAC),
+        master: None,
+        up: true,
+    })];
+    AddPlan { create, pod: pod(r), host: host(r) }
+}
+
+fn pod(r: &Record) -> Vec<RtRequest> {
+    let eth = || r.key.ifname.clone();
+    let mut out = Vec::with_capacity(2 + 4 * r.addresses.len());
+    out.extend(lo().map(|lo| RtRequest::LinkSet(SetLink::up(lo))));
+    // Up before routes: the kernel takes none on a link that is down.
+    out.push(RtRequest::LinkSet(SetLink { mtu: Some(r.mtu), ..SetLink::up(eth()) }));
+    for &addr in &r.addresses {
+        out.push(RtRequest::AddressAdd(Address {
+            link: eth(),
+            addr,
+            prefix_len: Family::of(addr).bits(),
+            scope_link: false,
+        }));
+        out.push(RtRequest::NeighbourReplace(Neighbour { link: eth(), addr: gateway(addr), mac: HOST_MAC }));
+        out.extend(pod_routes(r, addr).into_iter().map(RtRequest::RouteReplace));
+    }
+    out
+}
+
+/// The routes inside the pod for one of its addresses, in order.
+#[must_use]
+pub fn pod_routes(r: &Record, addr: IpAddr) -> Vec<Route> {
+    let family = Family::of(addr);
+    let (gateway, metric) = (gateway(addr), metric(addr));
+    let via = RouteTo::Via { gateway, link: r.key.ifname.clone(), onlink: false };
+    let default = Route { dst: Cidr::any(family), metric, to: via, src: None, mtu: None };
+    match family {
+        // The gateway lies in no prefix of the pod's: a route of its own makes it reachable.
+        Family::V4 => {
+            let to = RouteTo::Link(r.key.ifname.clone());
+            vec![Route { dst: Cidr::host(gateway), metric, to, src: None, mtu: None }, default]
+        }
+        // fe80::/64 is on every link.
+        Family::V6 => vec![default],
+    }
+}
+
+fn host(r: &Record) -> Vec<RtRequest> {
+    let mut out = Vec::with_capacity(2 * r.addresses.len());
+    for &addr in &r.addresses {
+        out.push(RtRequest::NeighbourReplace(host_neighbour(r, addr)));
+        // Not replace: a route to this address through another link means that another pod has it.
+        out.push(RtRequest::RouteAdd(host_route(r, addr)));
+    }
+    out
+}
+
+/// The host's neighbour entry for one of the pod's addresses.
+#[must_use]
+pub fn host_neighbour(r: &Record, addr: IpAddr) -> Neighbour {
+    Neighbour { link: r.link.name().clone(), addr, mac: pod_mac(&r.link) }
+}
+
+/// The host's route to one of the pod's addresses.
+#[must_use]
+pub fn host_route(r: &Record, addr: IpAddr) -> Route {
+    let to = RouteTo::Link(r.link.name().clone());
+    Route { dst: Cidr::host(addr), metric: metric(addr), to, src: None, mtu: None }
+}
+
+/// The next hop of the family of `addr`.
+#[must_use]
+pub fn gateway(addr: IpAddr) -> IpAddr {
+    if addr.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() }
+}
+
+fn metric(addr: IpAddr) -> u32 {
+    if addr.is_ipv4() { 0 } else { METRIC_V6 }
+}
+
+/// The loopback interface's name; always parses.
+fn lo() -> Option<IfName> {
+    "lo".parse().ok()
+}
