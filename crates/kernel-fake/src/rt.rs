@@ -1,1 +1,132 @@
-//! A fake rtnetlink.
+//! A fake rtnetlink of one network namespace.
+//!
+//! It holds links, addresses, routes, permanent neighbours and forwarding entries, refuses what the kernel refuses with
+//! the kernel's errno, and lets go of what the kernel lets go of when a link goes down or away. What it leaves out:
+//! link-local addresses, learned neighbours, multipath, other routing tables.
+
+mod check;
+mod state;
+
+use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, ObservedRoute, ROUTE_PROTOCOL, RtRequest};
+use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
+
+use crate::fault::{Fault, Faults};
+use crate::sysctl::FakeSysctls;
+
+pub use state::Namespace;
+
+/// A network namespace with links and sysctls, and faults to come.
+#[derive(Debug, Clone, Default)]
+pub struct FakeRt {
+    /// What is there.
+    pub state: Namespace,
+    /// Its knobs.
+    pub sysctls: FakeSysctls,
+    /// Faults to come; each request and each sysctl write is one effect.
+    pub faults: Faults,
+    /// Every request that was done, in order.
+    pub log: Vec<RtRequest>,
+}
+
+impl FakeRt {
+    /// A namespace with loopback up and nothing else.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut this = Self::default();
+        this.state.add_loopback();
+        this.sysctls.link_added("lo");
+        this
+    }
+
+    /// What another program does with `ip`: adds a hardware link, up, with addresses.
+    pub fn plug(&mut self, name: &types::IfName, mtu: u32, addresses: &[(std::net::IpAddr, u8)]) {
+        self.state.plug(name, mtu, addresses);
+        self.sysctls.link_added(name.as_str());
+    }
+
+    /// What another program does with `ip route`: adds a route with its own protocol number, unchecked.
+    pub fn foreign_route(&mut self, route: kernel_api::rt::Route, protocol: u8) {
+        self.state.routes.push(ObservedRoute { protocol, route });
+    }
+
+    fn alive(&self, what: &str) -> Result<(), RequestError> {
+        if self.faults.crashed() { Err(RequestError::new(what, errno::EIO)) } else { Ok(()) }
+    }
+
+    fn one(&mut self, r: &RtRequest) -> Result<(), i32> {
+        let fault = self.faults.step();
+        match fault {
+            Some(Fault::Crash) => return Err(errno::EIO),
+            Some(Fault::Refused(e)) => return Err(e),
+            Some(Fault::Unanswered(_)) | None => {}
+        }
+        let before: Vec<_> = self.state.links.iter().map(|l| l.name.clone()).collect();
+        self.state.apply(r, ROUTE_PROTOCOL)?;
+        for link in &self.state.links {
+            if !before.contains(&link.name) {
+                self.sysctls.link_added(link.name.as_str());
+            }
+        }
+        for name in before {
+            if !self.state.links.iter().any(|l| l.name == name) {
+                self.sysctls.link_gone(&name);
+            }
+        }
+        self.log.push(r.clone());
+        match fault {
+            Some(Fault::Unanswered(e)) => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Rtnetlink for FakeRt {
+    fn links(&mut self) -> Result<Vec<Link>, RequestError> {
+        self.alive("link show")?;
+        Ok(self.state.links.clone())
+    }
+    fn addresses(&mut self) -> Result<Vec<Address>, RequestError> {
+        self.alive("address show")?;
+        Ok(self.state.addresses.clone())
+    }
+    fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        self.alive("route show")?;
+        Ok(self.state.routes.clone())
+    }
+    fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {
+        self.alive("neigh show nud permanent")?;
+        Ok(self.state.neighbours.clone())
+    }
+    fn fdb(&mut self) -> Result<Vec<FdbEntry>, RequestError> {
+        self.alive("fdb show")?;
+        Ok(self.state.fdb.clone())
+    }
+    fn run(&mut self, requests: &[RtRequest]) -> Result<(), RequestError> {
+        let mut first = None;
+        for (index, r) in requests.iter().enumerate() {
+            if let Err(e) = self.one(r) {
+                first.get_or_insert(RequestError { index: Some(index), ..RequestError::new(r.to_string(), e) });
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+impl Sysctl for FakeRt {
+    fn get(&mut self, path: &str) -> Result<Option<String>, RequestError> {
+        self.alive(path)?;
+        Ok(self.sysctls.value(path).map(Into::into))
+    }
+    fn set(&mut self, path: &str, value: &str) -> Result<(), RequestError> {
+        let err = |e| Err(RequestError::new(format!("sysctl -w {path}={value}"), e));
+        match self.faults.step() {
+            Some(Fault::Crash) => err(errno::EIO),
+            Some(Fault::Refused(e)) => err(e),
+            Some(Fault::Unanswered(e)) => {
+                self.sysctls.write(path, value)?;
+                err(e)
+            }
+            None => self.sysctls.write(path, value),
+        }
+    }
+}

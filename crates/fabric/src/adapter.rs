@@ -1,0 +1,158 @@
+//! The fabric's effects.
+
+use std::collections::BTreeMap;
+
+use kernel_api::rt::RtRequest;
+use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
+use plan::{Caps, Kernel, KernelError, Next};
+use types::{IfName, OwnedName};
+
+use crate::Fabric;
+use crate::image::{Image, knob};
+use crate::parse::{Observation, parse};
+use crate::render::Op;
+
+/// Observes and commits through a kernel, the real one or its fake.
+#[derive(Debug)]
+pub struct FabricKernel<K> {
+    kernel: K,
+    /// Links whose sysctls matter: those by which other nodes may be reached.
+    uplinks: Vec<IfName>,
+}
+
+impl<K: Rtnetlink + Sysctl> FabricKernel<K> {
+    /// The fabric on `kernel`, on a machine with these capabilities.
+    #[must_use]
+    pub fn new(kernel: K, caps: &Caps) -> Self {
+        let mut this = Self { kernel, uplinks: Vec::new() };
+        this.set_caps(caps);
+        this
+    }
+
+    /// The machine's links have changed.
+    pub fn set_caps(&mut self, caps: &Caps) {
+        let mut links: Vec<IfName> = caps.uplink.iter().map(|u| &u.name).chain(caps.links.keys()).cloned().collect();
+        links.retain(|l| OwnedName::recognise(l).is_err());
+        links.sort();
+        links.dedup();
+        self.uplinks = links;
+    }
+
+    /// The kernel underneath.
+    pub fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    fn sysctls(&mut self, devices: &[IfName]) -> Result<BTreeMap<String, String>, RequestError> {
+        let mut paths: Vec<String> = vec![knob::FORWARD_V4.into(), knob::FORWARD_V6.into(), knob::RP_FILTER_ALL.into()];
+        paths.extend(self.uplinks.iter().chain(devices).map(knob::rp_filter));
+        paths.extend(self.uplinks.iter().map(knob::accept_ra));
+        let mut out = BTreeMap::new();
+        for path in paths {
+            if let Some(value) = self.kernel.get(&path)? {
+                out.insert(path, value);
+            }
+        }
+        Ok(out)
+    }
+
+    fn observation(&mut self) -> Result<Observation, RequestError> {
+        // Links first: a row on a link that comes later is not looked at, one on a link that went is dropped.
+        let links = self.kernel.links()?;
+        let devices: Vec<IfName> = links
+            .iter()
+            .filter(|l| OwnedName::recognise(&l.name).is_ok_and(|n| !n.is_pod_link()))
+            .map(|l| l.name.clone())
+            .collect();
+        Ok(Observation {
+            addresses: self.kernel.addresses()?,
+            routes: self.kernel.routes()?,
+            neighbours: self.kernel.neighbours()?,
+            fdb: self.kernel.fdb()?,
+            sysctls: self.sysctls(&devices)?,
+            links,
+        })
+    }
+
+    /// Runs requests as one send; the deletes among them that find nothing have what they wanted.
+    fn run(&mut self, ops: &[&RtRequest]) -> Result<(), KernelError> {
+        let mut rest: Vec<RtRequest> = ops.iter().map(|r| (*r).clone()).collect();
+        let mut again = false;
+        while !rest.is_empty() {
+            let Err(e) = self.kernel.run(&rest) else { return Ok(()) };
+            let at = e.index.filter(|i| *i < rest.len()).unwrap_or(0);
+            let request = rest[at].clone();
+            // The kernel took each request by itself, so those after the refused one were tried, but of several
+            // refusals only the first is told. A second run tells the next; what it finds done is no refusal.
+            let benign = (is_delete(&request) && e.absent()) || (again && is_add(&request) && e.exists());
+            if !benign {
+                return Err(failed(&Op::Rt(request), e));
+            }
+            rest.drain(..=at);
+            again = true;
+        }
+        Ok(())
+    }
+}
+
+fn is_add(r: &RtRequest) -> bool {
+    matches!(r, RtRequest::LinkAdd(_) | RtRequest::RouteAdd(_))
+}
+
+fn is_delete(r: &RtRequest) -> bool {
+    matches!(
+        r,
+        RtRequest::LinkDel(_)
+            | RtRequest::AddressDel(_)
+            | RtRequest::RouteDel(_)
+            | RtRequest::NeighbourDel(_)
+            | RtRequest::FdbDel(_)
+    )
+}
+
+fn failed(op: &Op, mut e: RequestError) -> KernelError {
+    let next = match e.errno {
+        errno::EPERM | errno::EACCES | errno::EOPNOTSUPP | errno::EAFNOSUPPORT => Next::FailClosed,
+        errno::EBUSY | errno::ENOBUFS => Next::RetrySoon,
+        // Something is there that we did not see, or is not there that we saw.
+        _ => Next::Reobserve,
+    };
+    let hint = match (op, e.errno) {
+        (Op::Rt(RtRequest::RouteAdd(_)), errno::EEXIST) => {
+            Some("another program has a route to this destination: remove it, or the program")
+        }
+        (Op::Rt(RtRequest::LinkAdd(_)), errno::EEXIST | errno::EADDRINUSE) => {
+            Some("another device has this VNI and port: remove it, or choose another VNI")
+        }
+        (_, errno::EPERM | errno::EACCES) => Some("the agent needs CAP_NET_ADMIN in the node's network namespace"),
+        _ => None,
+    };
+    if let Some(h) = hint {
+        e.message = Some(e.message.map_or_else(|| h.into(), |m| format!("{m}; {h}")));
+    }
+    KernelError { op: op.to_string(), source: Box::new(e), next }
+}
+
+impl<K: Rtnetlink + Sysctl> Kernel<Fabric> for FabricKernel<K> {
+    fn observe(&mut self) -> Result<Image, KernelError> {
+        self.observation().map(parse).map_err(|e| KernelError {
+            op: "observe links, addresses, routes, neighbours and forwarding entries".into(),
+            source: Box::new(e),
+            next: Next::RetrySoon,
+        })
+    }
+
+    fn commit(&mut self, batch: &[Op]) -> Result<(), KernelError> {
+        let mut run: Vec<&RtRequest> = Vec::new();
+        for op in batch {
+            match op {
+                Op::Rt(r) => run.push(r),
+                Op::Sysctl { path, value } => {
+                    self.run(&std::mem::take(&mut run))?;
+                    self.kernel.set(path, value).map_err(|e| failed(op, e))?;
+                }
+            }
+        }
+        self.run(&run)
+    }
+}

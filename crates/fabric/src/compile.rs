@@ -1,0 +1,200 @@
+//! Intent to image.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use intent::{NodeIntent, Reach};
+use kernel_api::rt::{FdbEntry, Route, RouteTo};
+use plan::{Caps, Compiled, Refused};
+use types::{Cidr, Family, IfName, Mac, NodeName, OwnedName};
+
+use crate::backend::{host_gw, vxlan};
+use crate::image::{Image, Index, knob, route_metric};
+
+/// The image that says `intent`, and what it cannot say. A range that cannot be reached gets an unreachable route, so
+/// that its packets are answered here and do not wander off by the default route.
+pub fn compile(intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
+    let mut c = Compiler {
+        image: Image { index: index(intent), ..Image::default() },
+        refused: BTreeSet::new(),
+        routes: BTreeMap::new(),
+        device: None,
+        tunnels: BTreeMap::new(),
+        links: caps.uplink.iter().map(|u| u.name.clone()).collect(),
+    };
+    c.device(intent, caps);
+    c.peers(intent, caps);
+    c.own(intent);
+    c.sysctls(intent);
+    c.image.routes = c.routes.into_values().collect();
+    Compiled { image: c.image, refused: c.refused.into_iter().collect() }
+}
+
+fn index(intent: &NodeIntent) -> Index {
+    Index {
+        local: intent.addresses.clone(),
+        foreign: BTreeSet::new(),
+        peers: intent.peers.iter().flat_map(|(n, p)| p.routes.iter().map(|r| (r.cidr, n.clone()))).collect(),
+        pods: intent.attachments.iter().map(|(k, a)| (a.link.clone(), k.clone())).collect(),
+    }
+}
+
+struct Compiler {
+    image: Image,
+    refused: BTreeSet<Refused>,
+    /// By destination: a destination has one route.
+    routes: BTreeMap<Cidr, Route>,
+    /// The device and the family of its underlay, or the field and reason why there is none.
+    device: Option<Result<(OwnedName, Family), (&'static str, String)>>,
+    /// Whose hardware address leads where: one address cannot lead to two nodes.
+    tunnels: BTreeMap<Mac, (NodeName, IpAddr)>,
+    /// Links by which peers' packets come in.
+    links: BTreeSet<IfName>,
+}
+
+impl Compiler {
+    fn refuse(&mut self, node: &NodeName, field: impl Into<String>, why: impl Into<String>) {
+        self.refused.insert(Refused { object: format!("Node/{node}"), field: field.into(), why: why.into() });
+    }
+
+    fn device(&mut self, intent: &NodeIntent, caps: &Caps) {
+        let Some(v) = &intent.vxlan else { return };
+        let families: Vec<Family> = intent.families.iter().collect();
+        self.device = Some(match vxlan::device(v, caps, &families) {
+            Ok(device) => {
+                let name = OwnedName::vxlan(v.vni);
+                self.image.vxlan.insert(name.clone(), device);
+                self.image.addresses.extend(v.addresses.iter().map(|a| (name.clone(), *a)));
+                Ok((name, Family::of(v.local)))
+            }
+            Err((field, why)) => {
+                self.refuse(&intent.node, field, why.clone());
+                Err((field, why))
+            }
+        });
+    }
+
+    fn peers(&mut self, intent: &NodeIntent, caps: &Caps) {
+        for (node, peer) in &intent.peers {
+            for r in &peer.routes {
+                if let Some(own) = intent.pod_cidrs.iter().find(|own| own.contains_cidr(&r.cidr)) {
+                    self.refuse(node, "spec.podCIDRs", format!(
+                        "{} lies in this node's own range {own}: packets to it stay here; give each node its own range",
+                        r.cidr
+                    ));
+                    continue;
+                }
+                let to = match self.peer(node, r.cidr, &r.reach, caps) {
+                    Ok(route) => route,
+                    Err((field, why)) => {
+                        self.refuse(node, field, why);
+                        Route {
+                            dst: r.cidr,
+                            metric: route_metric(r.cidr.family()),
+                            to: RouteTo::Unreachable,
+                            src: None,
+                            mtu: None,
+                        }
+                    }
+                };
+                if self.routes.insert(r.cidr, to).is_some() {
+                    self.refuse(node, "spec.podCIDRs", format!(
+                        "{} is the range of another node too; packets to it go to the last by name: give each node its \
+                         own range",
+                        r.cidr
+                    ));
+                }
+            }
+        }
+    }
+
+    fn peer(
+        &mut self,
+        node: &NodeName,
+        cidr: Cidr,
+        reach: &Reach,
+        caps: &Caps,
+    ) -> Result<Route, (&'static str, String)> {
+        match reach {
+            Reach::None { why } => Err(("status.reach", why.clone())),
+            Reach::Direct { next_hop } => {
+                let (route, link) = host_gw::route(cidr, *next_hop, caps).map_err(|why| ("status.addresses", why))?;
+                self.links.insert(link.clone());
+                Ok(route)
+            }
+            Reach::Vxlan { remote, mac, gateway } => {
+                let (device, underlay) = match &self.device {
+                    Some(Ok(d)) => d.clone(),
+                    Some(Err(e)) => return Err(e.clone()),
+                    None => {
+                        return Err(("spec.backend", "reached by VXLAN, but this node has no VXLAN device".into()));
+                    }
+                };
+                if Family::of(*remote) != underlay {
+                    return Err((
+                        "status.addresses",
+                        format!(
+                            "its outer address {remote} is not {underlay} as this node's is: publish one of that family"
+                        ),
+                    ));
+                }
+                let known = self.tunnels.entry(*mac).or_insert_with(|| (node.clone(), *remote));
+                if known.1 != *remote {
+                    return Err((
+                        "metadata.annotations",
+                        format!(
+                            "its VXLAN hardware address {mac} is node {}'s too: restart the agent on one of them",
+                            known.0
+                        ),
+                    ));
+                }
+                let (route, neighbour, fdb) = vxlan::rows(&device, cidr, *remote, *mac, *gateway);
+                self.image.neighbours.insert(neighbour);
+                self.image.fdb.insert(fdb);
+                Ok(route)
+            }
+        }
+    }
+
+    /// The node's own ranges and pods. A stray address of an own range is discarded here; a pod's host route is longer
+    /// and wins.
+    fn own(&mut self, intent: &NodeIntent) {
+        let mut put = |dst: Cidr, to: RouteTo| {
+            let metric = route_metric(dst.family());
+            self.routes.insert(dst, Route { dst, metric, to, src: None, mtu: None });
+        };
+        for dst in &intent.pod_cidrs {
+            put(*dst, RouteTo::Blackhole);
+        }
+        // Reversed, so that the first holder of an address wins, as in the intent.
+        for a in intent.attachments.values().rev() {
+            for addr in &a.addresses {
+                put(Cidr::host(*addr), RouteTo::Link(a.link.name().clone()));
+            }
+        }
+        self.image.pod_links = intent.attachments.values().map(|a| (a.link.clone(), true)).collect();
+    }
+
+    fn sysctls(&mut self, intent: &NodeIntent) {
+        let s = &mut self.image.sysctls;
+        let mut put = |path: String, value: &str| s.insert(path.into(), value.into());
+        if intent.families.v4 {
+            put(knob::FORWARD_V4.into(), "1");
+            for link in self.links.iter().chain(self.image.vxlan.keys().map(OwnedName::name)) {
+                put(knob::rp_filter(link), knob::LOOSE);
+            }
+        }
+        if intent.families.v6 {
+            put(knob::FORWARD_V6.into(), "1");
+            for link in &self.links {
+                put(knob::accept_ra(link), knob::ACCEPT_RA_ROUTER);
+            }
+        }
+    }
+}
+
+/// The FDB entries that lead a hardware address somewhere.
+pub(crate) fn fdb_of<'a>(fdb: &'a BTreeSet<FdbEntry>, link: &IfName, mac: Mac) -> impl Iterator<Item = &'a FdbEntry> {
+    let link = link.clone();
+    fdb.iter().filter(move |e| e.link == link && e.mac == mac)
+}

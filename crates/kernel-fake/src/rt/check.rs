@@ -1,0 +1,100 @@
+//! What the kernel refuses about routes and VXLAN devices, with its errno.
+
+use std::cmp::Reverse;
+use std::net::IpAddr;
+
+use kernel_api::errno;
+use kernel_api::rt::{LinkKind, Route, RouteTo, VxlanParams};
+use types::{Cidr, Family, IfName};
+
+use super::state::{ENETDOWN, Namespace};
+
+/// The link a route leaves by.
+pub(crate) fn link_of(r: &Route) -> Option<&IfName> {
+    match &r.to {
+        RouteTo::Link(l) | RouteTo::Via { link: l, .. } => Some(l),
+        RouteTo::Blackhole | RouteTo::Unreachable | RouteTo::Other(_) => None,
+    }
+}
+
+/// `vxlan_validate`, `vxlan_config_validate`.
+pub(crate) fn vxlan(ns: &Namespace, v: &VxlanParams) -> Result<(), i32> {
+    if v.vni >= 1 << 24 {
+        return Err(errno::ERANGE);
+    }
+    if v.lower.is_some_and(|i| !ns.links.iter().any(|l| l.index == i)) {
+        return Err(errno::ENODEV);
+    }
+    let family = |p: &VxlanParams| p.local.map_or(Family::V4, Family::of);
+    let taken = ns.links.iter().any(|l| match &l.kind {
+        LinkKind::Vxlan(o) => (o.vni, o.port, family(o), o.lower) == (v.vni, v.port, family(v), v.lower),
+        _ => false,
+    });
+    if taken { Err(errno::EEXIST) } else { Ok(()) }
+}
+
+/// `fib_check_nh`, `ip6_validate_gw` and what is around them.
+pub(crate) fn route(ns: &Namespace, r: &Route) -> Result<(), i32> {
+    if let Some(name) = link_of(r) {
+        let link = ns.link(name).ok_or(errno::ENODEV)?;
+        if !link.up {
+            return Err(ENETDOWN);
+        }
+    }
+    if r.src.is_some_and(|s| !ns.is_local(s)) {
+        return Err(errno::EINVAL);
+    }
+    if let RouteTo::Via { gateway, link, onlink } = &r.to {
+        if Family::of(*gateway) != r.family() {
+            return Err(errno::EINVAL);
+        }
+        match r.family() {
+            Family::V4 => gateway_v4(ns, *gateway, link, *onlink)?,
+            Family::V6 => gateway_v6(ns, *gateway, link, *onlink)?,
+        }
+    }
+    Ok(())
+}
+
+fn is_broadcast(ns: &Namespace, addr: IpAddr) -> bool {
+    ns.addresses.iter().any(|a| {
+        a.addr.is_ipv4() && a.prefix_len < 31 && Cidr::new(a.addr, a.prefix_len).is_some_and(|c| c.last() == addr)
+    })
+}
+
+/// `fib_check_nh_v4_gw`.
+fn gateway_v4(ns: &Namespace, gateway: IpAddr, link: &IfName, onlink: bool) -> Result<(), i32> {
+    if gateway.is_multicast() || gateway.is_unspecified() || is_broadcast(ns, gateway) {
+        return Err(errno::EINVAL);
+    }
+    if onlink {
+        return if ns.is_local(gateway) { Err(errno::EINVAL) } else { Ok(()) };
+    }
+    // Only routes of scope link answer: a gateway behind a gateway is none.
+    let on_link = ns.addresses.iter().any(|a| a.addr == gateway && a.link == *link)
+        || ns.routes.iter().any(|r| r.route.to == RouteTo::Link(link.clone()) && r.route.dst.contains(gateway));
+    if on_link { Ok(()) } else { Err(errno::ENETUNREACH) }
+}
+
+/// `ip6_validate_gw`, `ip6_route_check_nh_onlink`, `ip6_route_check_nh`.
+fn gateway_v6(ns: &Namespace, gateway: IpAddr, link: &IfName, onlink: bool) -> Result<(), i32> {
+    if ns.is_local(gateway) || gateway.is_multicast() || gateway.is_unspecified() {
+        return Err(errno::EINVAL);
+    }
+    let best = |by: &dyn Fn(&Route) -> bool| {
+        ns.routes
+            .iter()
+            .map(|r| &r.route)
+            .filter(|r| r.dst.contains(gateway) && by(r))
+            .max_by_key(|r| (r.dst.len(), Reverse(r.metric)))
+    };
+    if onlink {
+        // Another link's route to the gateway speaks against it; the default route and a discarding one do not.
+        let other = best(&|_| true).filter(|r| r.dst.len() > 0).and_then(link_of).is_some_and(|l| l != link);
+        return if other { Err(errno::EINVAL) } else { Ok(()) };
+    }
+    match best(&|r| link_of(r) == Some(link)).map(|r| &r.to) {
+        Some(RouteTo::Link(_)) => Ok(()),
+        _ => Err(errno::EHOSTUNREACH),
+    }
+}

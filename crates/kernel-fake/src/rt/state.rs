@@ -1,0 +1,320 @@
+//! What a namespace holds, and what each request changes.
+
+use std::net::IpAddr;
+
+use kernel_api::errno;
+use kernel_api::rt::{
+    Address, FdbEntry, Link, LinkKind, Neighbour, NewLink, NewLinkKind, ObservedRoute, Route, RouteTo, RtRequest,
+    SetLink,
+};
+use types::{Cidr, Family, IfName, Mac};
+
+use super::check;
+
+/// `RTPROT_KERNEL`: routes the kernel makes for addresses.
+const KERNEL: u8 = 2;
+
+/// `ENETDOWN` (include/uapi/asm-generic/errno.h): a route on a link that is down.
+pub(crate) const ENETDOWN: i32 = 100;
+
+/// Links and their rows, in the order they came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Links.
+    pub links: Vec<Link>,
+    /// Addresses.
+    pub addresses: Vec<Address>,
+    /// Routes of the main table.
+    pub routes: Vec<ObservedRoute>,
+    /// Permanent neighbours.
+    pub neighbours: Vec<Neighbour>,
+    /// Forwarding entries.
+    pub fdb: Vec<FdbEntry>,
+    next: u32,
+}
+
+impl Namespace {
+    pub(crate) fn link(&self, name: &IfName) -> Option<&Link> {
+        self.links.iter().find(|l| l.name == *name)
+    }
+
+    fn need(&self, name: &IfName) -> Result<&Link, i32> {
+        self.link(name).ok_or(errno::ENODEV)
+    }
+
+    pub(crate) fn is_local(&self, addr: IpAddr) -> bool {
+        self.addresses.iter().any(|a| a.addr == addr)
+    }
+
+    fn push_link(&mut self, name: IfName, mac: Option<Mac>, mtu: u32, up: bool, kind: LinkKind) -> u32 {
+        self.next += 1;
+        let n = self.next.to_be_bytes();
+        let mac = mac.or(Some(Mac::local([0x02, 0xfa, n[0], n[1], n[2], n[3]])));
+        self.links.push(Link { index: self.next, name, mac, mtu, up, master: None, peer_index: None, kind });
+        self.next
+    }
+
+    pub(crate) fn add_loopback(&mut self) {
+        if let Ok(lo) = "lo".parse() {
+            self.push_link(lo, None, 65536, true, LinkKind::Other(String::new()));
+        }
+    }
+
+    pub(crate) fn plug(&mut self, name: &IfName, mtu: u32, addresses: &[(IpAddr, u8)]) {
+        self.push_link(name.clone(), None, mtu, true, LinkKind::Other(String::new()));
+        for (addr, prefix_len) in addresses {
+            let a = Address { link: name.clone(), addr: *addr, prefix_len: *prefix_len, scope_link: false };
+            // The link is there and up: an address that is refused here is a mistake of the test, and shows by absence.
+            let _ = self.address_add(&a);
+        }
+    }
+
+    pub(crate) fn apply(&mut self, r: &RtRequest, protocol: u8) -> Result<(), i32> {
+        match r {
+            RtRequest::LinkAdd(l) => self.link_add(l),
+            RtRequest::LinkSet(s) => self.link_set(s),
+            RtRequest::LinkDel(n) => self.link_del(n.name()),
+            RtRequest::AddressAdd(a) => self.address_add(a),
+            RtRequest::AddressDel(a) => self.address_del(a),
+            RtRequest::RouteReplace(r) => self.route_put(r, protocol, true),
+            RtRequest::RouteAdd(r) => self.route_put(r, protocol, false),
+            RtRequest::RouteDel(r) => self.route_del(r, protocol),
+            RtRequest::NeighbourReplace(n) => {
+                self.need(&n.link)?;
+                self.neighbours.retain(|o| (&o.link, o.addr) != (&n.link, n.addr));
+                self.neighbours.push(n.clone());
+                Ok(())
+            }
+            RtRequest::NeighbourDel(n) => {
+                self.need(&n.link)?;
+                let held = self.neighbours.len();
+                self.neighbours.retain(|o| (&o.link, o.addr) != (&n.link, n.addr));
+                if self.neighbours.len() == held { Err(errno::ENOENT) } else { Ok(()) }
+            }
+            RtRequest::FdbReplace(e) => self.fdb_replace(e),
+            RtRequest::FdbDel(e) => self.fdb_del(e),
+        }
+    }
+
+    fn link_add(&mut self, l: &NewLink) -> Result<(), i32> {
+        if self.link(&l.name).is_some() {
+            return Err(errno::EEXIST);
+        }
+        if l.mac.is_some_and(|m| m.0[0] & 1 == 1 || m.0 == [0; 6]) {
+            return Err(errno::EADDRNOTAVAIL);
+        }
+        let is_bridge = |m: u32| self.links.iter().any(|b| b.index == m && b.kind == LinkKind::Bridge);
+        if l.master.is_some_and(|m| !is_bridge(m)) {
+            return Err(errno::EINVAL);
+        }
+        let mtu = l.mtu.unwrap_or(1500);
+        if !(68..=65535).contains(&mtu) {
+            return Err(errno::EINVAL);
+        }
+        let index = match &l.kind {
+            NewLinkKind::Bridge => self.push_link(l.name.clone(), l.mac, mtu, false, LinkKind::Bridge),
+            NewLinkKind::Vxlan(v) => {
+                check::vxlan(self, v)?;
+                self.push_link(l.name.clone(), l.mac, mtu, false, LinkKind::Vxlan(v.clone()))
+            }
+            NewLinkKind::Veth { peer, peer_netns, peer_mac } => {
+                if peer_netns.is_none() && (*peer == l.name || self.link(peer).is_some()) {
+                    return Err(errno::EEXIST);
+                }
+                // The peer first, as the kernel numbers them.
+                let other = if peer_netns.is_none() {
+                    self.push_link(peer.clone(), *peer_mac, mtu, false, LinkKind::Veth)
+                } else {
+                    1
+                };
+                let index = self.push_link(l.name.clone(), l.mac, mtu, false, LinkKind::Veth);
+                for link in &mut self.links {
+                    if link.index == index {
+                        link.peer_index = Some(other);
+                    } else if link.index == other && peer_netns.is_none() {
+                        link.peer_index = Some(index);
+                    }
+                }
+                index
+            }
+        };
+        if let Some(link) = self.links.iter_mut().find(|x| x.index == index) {
+            link.master = l.master;
+        }
+        if l.up {
+            self.set_up(&l.name, true);
+        }
+        Ok(())
+    }
+
+    fn link_set(&mut self, s: &SetLink) -> Result<(), i32> {
+        self.need(&s.name)?;
+        if s.mtu.is_some_and(|m| !(68..=65535).contains(&m)) {
+            return Err(errno::EINVAL);
+        }
+        if s.mac.is_some_and(|m| m.0[0] & 1 == 1 || m.0 == [0; 6]) {
+            return Err(errno::EADDRNOTAVAIL);
+        }
+        if s.netns.is_some() {
+            self.forget(&s.name);
+            return Ok(());
+        }
+        if let Some(link) = self.links.iter_mut().find(|l| l.name == s.name) {
+            link.mtu = s.mtu.unwrap_or(link.mtu);
+            link.mac = s.mac.or(link.mac);
+            link.master = s.master.map_or(link.master, |m| (m != 0).then_some(m));
+        }
+        if let Some(up) = s.up {
+            self.set_up(&s.name, up);
+        }
+        Ok(())
+    }
+
+    fn link_del(&mut self, name: &IfName) -> Result<(), i32> {
+        let link = self.need(name)?;
+        let peer = match link.kind {
+            LinkKind::Veth => {
+                self.links.iter().find(|l| Some(l.index) == link.peer_index && l.peer_index == Some(link.index))
+            }
+            _ => None,
+        };
+        let peer = peer.map(|l| l.name.clone());
+        self.forget(name);
+        if let Some(p) = peer {
+            self.forget(&p);
+        }
+        Ok(())
+    }
+
+    /// The link is gone from here, and its rows with it.
+    fn forget(&mut self, name: &IfName) {
+        self.links.retain(|l| l.name != *name);
+        self.addresses.retain(|a| a.link != *name);
+        self.neighbours.retain(|n| n.link != *name);
+        self.fdb.retain(|e| e.link != *name);
+        self.routes.retain(|r| check::link_of(&r.route) != Some(name));
+    }
+
+    fn set_up(&mut self, name: &IfName, up: bool) {
+        let Some(link) = self.links.iter_mut().find(|l| l.name == *name) else { return };
+        if link.up == up {
+            return;
+        }
+        link.up = up;
+        if up {
+            let mine: Vec<Address> = self.addresses.iter().filter(|a| a.link == *name).cloned().collect();
+            for a in mine {
+                self.connect(&a);
+            }
+        } else {
+            // `fib_sync_down_dev`, `addrconf_ifdown` (IPv6 addresses go too), `neigh_ifdown`; forwarding entries that
+            // are permanent stay (`vxlan_stop`).
+            self.routes.retain(|r| check::link_of(&r.route) != Some(name));
+            self.addresses.retain(|a| a.link != *name || a.addr.is_ipv4());
+            self.neighbours.retain(|n| n.link != *name);
+        }
+    }
+
+    /// The kernel's own route for an address on a link that is up.
+    fn connect(&mut self, a: &Address) {
+        let Some(dst) = Cidr::new(a.addr, a.prefix_len) else { return };
+        let route = match Family::of(a.addr) {
+            Family::V4 if a.prefix_len == 32 => return,
+            Family::V4 => Route { dst, metric: 0, to: RouteTo::Link(a.link.clone()), src: Some(a.addr), mtu: None },
+            Family::V6 => Route { dst, metric: 256, to: RouteTo::Link(a.link.clone()), src: None, mtu: None },
+        };
+        let route = ObservedRoute { protocol: KERNEL, route };
+        if !self.routes.contains(&route) {
+            self.routes.push(route);
+        }
+    }
+
+    fn address_add(&mut self, a: &Address) -> Result<(), i32> {
+        let up = self.need(&a.link)?.up;
+        if a.prefix_len > Family::of(a.addr).bits() {
+            return Err(errno::EINVAL);
+        }
+        if a.addr.is_ipv6() && (a.addr.is_multicast() || a.addr.is_unspecified()) {
+            return Err(errno::EADDRNOTAVAIL);
+        }
+        if !self.addresses.iter().any(|o| (&o.link, o.addr, o.prefix_len) == (&a.link, a.addr, a.prefix_len)) {
+            self.addresses.push(a.clone());
+        }
+        if up {
+            self.connect(a);
+        }
+        Ok(())
+    }
+
+    fn address_del(&mut self, a: &Address) -> Result<(), i32> {
+        self.need(&a.link)?;
+        let held = self.addresses.len();
+        self.addresses.retain(|o| (&o.link, o.addr, o.prefix_len) != (&a.link, a.addr, a.prefix_len));
+        if self.addresses.len() == held {
+            return Err(errno::EADDRNOTAVAIL);
+        }
+        let dst = Cidr::new(a.addr, a.prefix_len);
+        let family = Family::of(a.addr);
+        let others = |s: &Self, p: fn(&Address) -> bool| s.addresses.iter().any(|o| o.link == a.link && p(o));
+        let gone_v4 = family == Family::V4 && !others(self, |o| o.addr.is_ipv4());
+        let local = self.is_local(a.addr);
+        let shared = self.addresses.iter().any(|o| o.link == a.link && Cidr::new(o.addr, o.prefix_len) == dst);
+        self.routes.retain(|r| {
+            let on_link = check::link_of(&r.route) == Some(&a.link);
+            let connected = r.protocol == KERNEL && on_link && Some(r.route.dst) == dst && !shared;
+            // `fib_sync_down_addr`; `fib_disable_ip` when the last IPv4 address of a link goes.
+            let by_source = family == Family::V4 && r.route.src == Some(a.addr) && !local;
+            let flushed = gone_v4 && on_link && r.route.family() == Family::V4;
+            !(connected || by_source || flushed)
+        });
+        for r in &mut self.routes {
+            if family == Family::V6 && r.route.src == Some(a.addr) && !local {
+                r.route.src = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn route_put(&mut self, r: &Route, protocol: u8, replace: bool) -> Result<(), i32> {
+        check::route(self, r)?;
+        let new = ObservedRoute { protocol, route: r.clone() };
+        let same = |o: &ObservedRoute| (o.route.dst, o.route.metric) == (r.dst, r.metric);
+        match self.routes.iter_mut().find(|o| same(o)) {
+            Some(_) if !replace => return Err(errno::EEXIST),
+            // Whoever made it: the kernel compares destination and metric only.
+            Some(o) => *o = new,
+            None => self.routes.push(new),
+        }
+        Ok(())
+    }
+
+    fn route_del(&mut self, r: &Route, protocol: u8) -> Result<(), i32> {
+        let held = self.routes.len();
+        self.routes.retain(|o| !(o.protocol == protocol && o.route == *r));
+        if self.routes.len() == held { Err(errno::ESRCH) } else { Ok(()) }
+    }
+
+    fn fdb_replace(&mut self, e: &FdbEntry) -> Result<(), i32> {
+        let link = self.need(&e.link)?;
+        // Another kind of link keeps the address in its unicast filter: no entry with a remote.
+        let LinkKind::Vxlan(v) = &link.kind else { return Ok(()) };
+        if v.local.map_or(Family::V4, Family::of) != Family::of(e.remote) {
+            return Err(errno::EAFNOSUPPORT);
+        }
+        match self.fdb.iter_mut().find(|o| (&o.link, o.mac) == (&e.link, e.mac)) {
+            Some(o) => *o = e.clone(),
+            None => self.fdb.push(e.clone()),
+        }
+        Ok(())
+    }
+
+    fn fdb_del(&mut self, e: &FdbEntry) -> Result<(), i32> {
+        self.need(&e.link)?;
+        if !self.fdb.iter().any(|o| (&o.link, o.mac) == (&e.link, e.mac)) {
+            return Err(errno::ENOENT);
+        }
+        // A remote that the entry has not is no error (`__vxlan_fdb_delete`).
+        self.fdb.retain(|o| o != e);
+        Ok(())
+    }
+}
