@@ -66,6 +66,9 @@ impl Causes {
     pub(crate) fn duplicate(&mut self, field: &str, v: &Value) {
         self.push("FieldValueDuplicate", field, format!("Duplicate value: {}", shown(v)));
     }
+    pub(crate) fn push_not_found(&mut self, field: &str, v: &Value) {
+        self.push("FieldValueNotFound", field, format!("Not found: {}", shown(v)));
+    }
     pub(crate) fn forbidden(&mut self, field: &str, why: &str) {
         self.push("FieldValueForbidden", field, format!("Forbidden: {why}"));
     }

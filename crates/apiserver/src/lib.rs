@@ -18,8 +18,26 @@
 //! # }
 //! ```
 
+mod admission;
+mod api;
 mod config;
+mod defaults;
+mod discovery;
+mod error;
+mod http;
+mod objects;
+mod patch;
 mod pki;
+mod read;
+mod resource;
+mod schema;
+mod selector;
+mod server;
+mod store;
+mod table;
+mod util;
+mod validate;
 
 pub use config::{Config, ServeError, TlsConfig};
 pub use pki::kubeconfig;
+pub use server::{Server, serve};

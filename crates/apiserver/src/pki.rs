@@ -76,7 +76,8 @@ impl Pki {
         }
         let issuer = Issuer::new(ca_params(), key);
         let mut all = vec!["localhost".to_owned(), "127.0.0.1".into(), "::1".into()];
-        for n in ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"] {
+        for n in ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
+        {
             all.push(n.into());
         }
         all.extend(sans.iter().cloned());

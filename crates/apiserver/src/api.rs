@@ -1,0 +1,571 @@
+//! From a request to its verb.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, header};
+use hyper::body::Body;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::admission::Ranges;
+use crate::error::{Causes, Result, Status};
+use crate::http::{
+    Out, Query, View, content_type, decode, json as respond, json_bytes, negotiate, read_body, segments, text,
+    wants_aggregated, warn, yaml,
+};
+use crate::objects::{self, DeleteOptions, Part, Unknown, bind, place, shape, to_client, to_stored};
+use crate::read::{self, Shown, WatchSettings};
+use crate::resource::{RESOURCES, Resource, core, find};
+use crate::selector::Selector;
+use crate::store::{Store, Stored};
+use crate::util::{at, int_at, list_at, obj, str_at};
+use crate::{discovery, patch, schema};
+
+/// The running API: everything a request needs.
+#[derive(Debug)]
+pub(crate) struct Api {
+    pub(crate) store: Arc<Store>,
+    pub(crate) ranges: Ranges,
+    pub(crate) bookmark_interval: Duration,
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// What a path means.
+struct Target {
+    res: &'static Resource,
+    ns: String,
+    name: String,
+    sub: String,
+}
+
+struct Call<'a> {
+    api: &'a Api,
+    target: Target,
+    q: Query,
+    view: View,
+    content_type: String,
+    body: Bytes,
+}
+
+fn target(group: &str, version: &str, rest: &[String]) -> Result<Target> {
+    let s = |i: usize| rest.get(i).map_or("", String::as_str);
+    // `namespaces/NS/PLURAL...` unless it is the namespace itself or a subresource of it.
+    let inner = s(0) == "namespaces" && rest.len() >= 3 && !(group.is_empty() && matches!(s(2), "status" | "finalize"));
+    let (ns, rest) = if inner { (s(1), &rest[2..]) } else { ("", rest) };
+    let plural = rest.first().map_or("", String::as_str);
+    let res = find(group, version, plural).ok_or_else(Status::no_such_path)?;
+    if inner && !res.namespaced || rest.len() > 3 {
+        return Err(Status::no_such_path());
+    }
+    let part = |i: usize| rest.get(i).cloned().unwrap_or_default();
+    let t = Target { res, ns: ns.to_owned(), name: part(1), sub: part(2) };
+    if !t.sub.is_empty() && !res.subresources.contains(&t.sub.as_str()) {
+        return Err(Status::no_such_path());
+    }
+    if res.namespaced && t.ns.is_empty() && !t.name.is_empty() {
+        return Err(Status::no_such_path());
+    }
+    Ok(t)
+}
+
+fn fixed(path: &[String], aggregated: bool) -> Option<Response<Out>> {
+    let s: Vec<&str> = path.iter().map(String::as_str).collect();
+    let agg = |core| {
+        let mut r = respond(200, &discovery::aggregated(core));
+        r.headers_mut().insert(
+            header::CONTENT_TYPE,
+            header::HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"),
+        );
+        r.headers_mut().insert(header::VARY, header::HeaderValue::from_static("Accept"));
+        r
+    };
+    let v = match s.as_slice() {
+        [] => json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
+        ["healthz" | "livez" | "readyz", ..] => return Some(text(200, "ok")),
+        ["version"] => discovery::version(),
+        ["api"] if aggregated => return Some(agg(true)),
+        ["apis"] if aggregated => return Some(agg(false)),
+        ["api"] => discovery::core_versions(),
+        ["apis"] => discovery::group_list(),
+        ["apis", g] => discovery::group(g)?,
+        ["api", v] => discovery::resources("", v)?,
+        ["apis", g, v] => discovery::resources(g, v)?,
+        ["openapi", "v2"] => discovery::openapi_v2(),
+        ["openapi", "v3"] => discovery::openapi_index(),
+        ["openapi", "v3", "api", v] => discovery::openapi("", v)?,
+        ["openapi", "v3", "apis", g, v] => discovery::openapi(g, v)?,
+        _ => return None,
+    };
+    Some(respond(200, &v))
+}
+
+/// Answers one request; never fails: an error is an answer too.
+pub(crate) async fn handle<B>(api: Arc<Api>, req: Request<B>) -> Response<Out>
+where
+    B: Body<Data = Bytes> + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (method, path) = (req.method().clone(), req.uri().path().to_owned());
+    let answer = match serve(&api, req).await {
+        Ok(r) => r,
+        Err(s) => respond(s.code, &s.to_value()),
+    };
+    tracing::debug!(%method, path, code = answer.status().as_u16(), "request");
+    answer
+}
+
+async fn serve<B>(api: &Arc<Api>, req: Request<B>) -> Result<Response<Out>>
+where
+    B: Body<Data = Bytes> + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let path = segments(req.uri().path());
+    if req.method() == Method::GET
+        && let Some(r) = fixed(&path, wants_aggregated(req.headers()))
+    {
+        return Ok(r);
+    }
+    let (group, version, rest) = match path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["api", v, ..] => ("", (*v).to_owned(), &path[2..]),
+        ["apis", g, v, ..] => (*g, (*v).to_owned(), &path[3..]),
+        _ => return Err(Status::no_such_path()),
+    };
+    // The old form of a binding.
+    if let [_, ns, b] = rest
+        && group.is_empty()
+        && b == "bindings"
+        && rest[0] == "namespaces"
+        && req.method() == Method::POST
+    {
+        let ns = ns.clone();
+        let body = decode(&content_type(req.headers()), &read_body(req.into_body()).await?)?;
+        let name = str_at(&body, &["metadata", "name"]).to_owned();
+        return binding(api, ns, name, body, false).await;
+    }
+    let target = target(group, &version, rest)?;
+    let q = Query::parse(req.uri().query());
+    let view = negotiate(req.headers())?;
+    let method = req.method().clone();
+    let content_type = content_type(req.headers());
+    let body = read_body(req.into_body()).await?;
+    let call = Call { api, target, q, view, content_type, body };
+    let named = !call.target.name.is_empty();
+    match (method.as_str(), named, call.target.sub.as_str()) {
+        ("GET", _, "") => call.read(),
+        ("GET", true, "scale") => call.get_scale(),
+        ("GET", true, "status" | "ephemeralcontainers") => call.read(),
+        ("POST", false, "") => call.create().await,
+        ("POST", true, "binding") => {
+            let body = decode(&call.content_type, &call.body)?;
+            binding(call.api, call.target.ns.clone(), call.target.name.clone(), body, call.q.dry_run()?).await
+        }
+        ("POST", true, "eviction") => call.evict().await,
+        ("PUT" | "PATCH", true, "scale") => call.put_scale(method == Method::PATCH).await,
+        ("PUT", true, "finalize") => call.finalize().await,
+        ("PUT", true, "" | "status" | "ephemeralcontainers") => call.update().await,
+        ("PATCH", true, "" | "status" | "ephemeralcontainers") => call.patch().await,
+        ("DELETE", true, "") => call.delete().await,
+        ("DELETE", false, "") => call.delete_collection().await,
+        _ => Err(Status::method_not_allowed(method.as_str())),
+    }
+}
+
+fn success(code: u16, details: Value) -> Response<Out> {
+    respond(code, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code, "details": details}))
+}
+
+async fn binding(api: &Api, ns: String, name: String, body: Value, dry: bool) -> Result<Response<Out>> {
+    let ranges = api.ranges.clone();
+    api.store.write(dry, move |tx| bind(tx, &ns, &name, &body, &ranges)).await?;
+    Ok(respond(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+}
+
+impl Call<'_> {
+    fn shown(&self) -> Result<Shown> {
+        Shown::new(self.target.res, self.view, &self.q)
+    }
+
+    fn selector(&self) -> Result<Selector> {
+        Selector::parse(self.target.res, self.q.get("labelSelector"), self.q.get("fieldSelector"))
+    }
+
+    fn unknown(&self) -> Result<Unknown> {
+        match self.q.get("fieldValidation") {
+            "" | "Warn" => Ok(Unknown::Warn),
+            "Strict" => Ok(Unknown::Refuse),
+            "Ignore" => Ok(Unknown::Ignore),
+            other => Err(Status::bad_request(format!(
+                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Warn\", \"Strict\""
+            ))),
+        }
+    }
+
+    fn part(&self) -> Part {
+        if self.target.sub == "status" { Part::Status } else { Part::Main }
+    }
+
+    fn answer(&self, code: u16, o: &Stored, warnings: &[String]) -> Result<Response<Out>> {
+        let mut r = json_bytes(code, self.shown()?.one(o, true));
+        warn(&mut r, warnings);
+        Ok(r)
+    }
+
+    fn read(&self) -> Result<Response<Out>> {
+        let (t, shown) = (&self.target, self.shown()?);
+        let watch = self.q.flag("watch");
+        if !t.name.is_empty() && !watch {
+            return read::get(&self.api.store, shown, &t.ns, &t.name);
+        }
+        let selector = if t.name.is_empty() {
+            self.selector()?
+        } else {
+            Selector::parse(t.res, "", &format!("metadata.name={}", t.name))?
+        };
+        if watch {
+            let settings = WatchSettings { bookmark_every: self.api.bookmark_interval, stop: self.api.stop.clone() };
+            return read::watch(&self.api.store, shown, &t.ns, selector, &self.q, settings);
+        }
+        read::list(&self.api.store, shown, &t.ns, &selector, &self.q)
+    }
+
+    async fn create(self) -> Result<Response<Out>> {
+        let res = self.target.res;
+        if res.namespaced && self.target.ns.is_empty() {
+            return Err(Status::method_not_allowed("POST"));
+        }
+        let mut v = decode(&self.content_type, &self.body)?;
+        let warnings = shape(res, &mut v, self.unknown()?)?;
+        place(res, &mut v, &self.target.ns)?;
+        let v = to_stored(v, res);
+        let ranges = self.api.ranges.clone();
+        let o = self.api.store.write(self.q.dry_run()?, move |tx| objects::create(tx, res, v, &ranges)).await?;
+        self.answer(201, &o, &warnings)
+    }
+
+    /// The object that a PUT carries, checked against the path.
+    fn incoming(&self, v: &mut Value) -> Result<Vec<String>> {
+        let res = self.target.res;
+        let warnings = shape(res, v, self.unknown()?)?;
+        place(res, v, &self.target.ns)?;
+        if str_at(v, &["metadata", "name"]).is_empty() {
+            return Err(Status::bad_request(format!(
+                "the name of the object (\"\") does not match the name on the URL ({:?})",
+                self.target.name
+            )));
+        }
+        Ok(warnings)
+    }
+
+    async fn update(self) -> Result<Response<Out>> {
+        let (res, part) = (self.target.res, self.part());
+        let mut v = decode(&self.content_type, &self.body)?;
+        let warnings = self.incoming(&mut v)?;
+        let v = to_stored(v, res);
+        let (name, key) = (self.target.name.clone(), res.key(&self.target.ns, &self.target.name));
+        let ranges = self.api.ranges.clone();
+        let o = self
+            .api
+            .store
+            .write(self.q.dry_run()?, move |tx| {
+                let old = tx.get(res, &key).ok_or_else(|| Status::not_found(res, &name))?;
+                objects::replace(tx, res, &key, &old, v, part, &ranges)
+            })
+            .await?;
+        self.answer(200, &o, &warnings)
+    }
+
+    async fn patch(self) -> Result<Response<Out>> {
+        let (res, part, unknown) = (self.target.res, self.part(), self.unknown()?);
+        let kind = match self.content_type.as_str() {
+            "application/json-patch+json" => Patch::Json(decode("", &self.body)?),
+            "application/merge-patch+json" => Patch::Merge(decode("", &self.body)?),
+            "application/strategic-merge-patch+json" => Patch::Strategic(decode("", &self.body)?),
+            "application/apply-patch+yaml" | "application/apply-patch+json" => {
+                let manager = self.q.get("fieldManager");
+                if manager.is_empty() || manager.len() > 128 {
+                    return Err(Status::bad_request("fieldManager: Required value: is required for apply patch, at most 128 bytes"));
+                }
+                Patch::Apply(yaml(&self.body)?, manager.to_owned(), self.q.flag("force"))
+            }
+            other => {
+                return Err(Status::unsupported_media(
+                    other,
+                    "application/json-patch+json, application/merge-patch+json, \
+                     application/strategic-merge-patch+json, application/apply-patch+yaml",
+                ));
+            }
+        };
+        let (ns, name) = (self.target.ns.clone(), self.target.name.clone());
+        let ranges = self.api.ranges.clone();
+        let (o, created, warnings) = self
+            .api
+            .store
+            .write(self.q.dry_run()?, move |tx| {
+                let key = res.key(&ns, &name);
+                let old = tx.get(res, &key);
+                let patched = match (&old, kind) {
+                    (_, Patch::Apply(config, manager, force)) => {
+                        applied(res, old.as_deref(), config, &manager, force, &ns, &name, unknown)?
+                    }
+                    (None, _) => return Err(Status::not_found(res, &name)),
+                    (Some(old), kind) => {
+                        let mut v = to_client(old.value(), res);
+                        match kind {
+                            Patch::Json(p) => patch::json_patch(&mut v, &p)?,
+                            Patch::Merge(p) => patch::merge(&mut v, &p),
+                            Patch::Strategic(p) => patch::strategic_merge(&mut v, &p, res.schema)?,
+                            Patch::Apply(..) => {}
+                        }
+                        let warnings = shape(res, &mut v, unknown)?;
+                        place(res, &mut v, &ns)?;
+                        (v, warnings)
+                    }
+                };
+                let (v, warnings) = patched;
+                let v = to_stored(v, res);
+                match old {
+                    Some(old) => Ok((objects::replace(tx, res, &key, &old, v, part, &ranges)?, false, warnings)),
+                    None => Ok((objects::create(tx, res, v, &ranges)?, true, warnings)),
+                }
+            })
+            .await?;
+        self.answer(if created { 201 } else { 200 }, &o, &warnings)
+    }
+
+    fn delete_options(&self) -> Result<DeleteOptions> {
+        let mut v = if self.body.is_empty() { json!({}) } else { decode(&self.content_type, &self.body)? };
+        if let Some(n) = self.q.number("gracePeriodSeconds")? {
+            v["gracePeriodSeconds"] = n.into();
+        }
+        if !self.q.get("propagationPolicy").is_empty() {
+            v["propagationPolicy"] = self.q.get("propagationPolicy").into();
+        }
+        DeleteOptions::parse(&v)
+    }
+
+    /// Nothing is stored when the query or the options say so.
+    fn dry(&self) -> Result<bool> {
+        let body: Value = if self.body.is_empty() { Value::Null } else { decode(&self.content_type, &self.body)? };
+        Ok(self.q.dry_run()? || list_at(&body, &["dryRun"]).iter().any(|d| d == "All"))
+    }
+
+    async fn delete(self) -> Result<Response<Out>> {
+        let (res, options) = (self.target.res, self.delete_options()?);
+        let key = res.key(&self.target.ns, &self.target.name);
+        let (o, gone) = self.api.store.write(self.dry()?, move |tx| objects::delete(tx, res, &key, &options)).await?;
+        if gone && res.plural != "pods" {
+            let d = json!({"name": self.target.name, "group": res.group, "kind": res.plural, "uid": o.uid});
+            return Ok(success(200, d));
+        }
+        self.answer(200, &o, &[])
+    }
+
+    async fn delete_collection(self) -> Result<Response<Out>> {
+        let (res, options, selector) = (self.target.res, self.delete_options()?, self.selector()?);
+        if res.namespaced && self.target.ns.is_empty() {
+            return Err(Status::method_not_allowed("DELETE"));
+        }
+        let keys = read::keys(&self.api.store, res, &self.target.ns, &selector, &self.q)?;
+        let gone = self
+            .api
+            .store
+            .write(self.dry()?, move |tx| {
+                let mut gone = Vec::new();
+                for key in keys {
+                    match objects::delete(tx, res, &key, &options) {
+                        Ok((o, _)) => gone.push(to_client(o.value(), res)),
+                        // Somebody else was faster.
+                        Err(e) if e.code == 404 => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                Ok(gone)
+            })
+            .await?;
+        let rev = self.api.store.read().revision.to_string();
+        Ok(respond(
+            200,
+            &json!({"kind": format!("{}List", res.kind), "apiVersion": res.api_version(), "metadata": {"resourceVersion": rev}, "items": gone}),
+        ))
+    }
+
+    async fn evict(self) -> Result<Response<Out>> {
+        let body = if self.body.is_empty() { json!({}) } else { decode(&self.content_type, &self.body)? };
+        let options = DeleteOptions::parse(&body["deleteOptions"])?;
+        let (res, key) = (self.target.res, self.target.res.key(&self.target.ns, &self.target.name));
+        self.api.store.write(self.dry()?, move |tx| objects::delete(tx, res, &key, &options)).await?;
+        Ok(respond(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    }
+
+    async fn finalize(self) -> Result<Response<Out>> {
+        let mut v = decode(&self.content_type, &self.body)?;
+        let warnings = self.incoming(&mut v)?;
+        let name = self.target.name.clone();
+        // Finalizers of a namespace are the server's own: it removes a namespace when it is empty, so this only echoes.
+        let res = core("namespaces");
+        let o = self.api.store.read().kind(res).objects.get(name.as_str()).cloned();
+        self.answer(200, &*o.ok_or_else(|| Status::not_found(res, &name))?, &warnings)
+    }
+
+    fn scale_of(&self, v: &Value) -> Value {
+        let m = &v["metadata"];
+        let labels = v["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
+        let selector = labels.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or(""))).collect::<Vec<_>>().join(",");
+        json!({"kind": "Scale", "apiVersion": "autoscaling/v1",
+            "metadata": {"name": m["name"], "namespace": m["namespace"], "uid": m["uid"], "resourceVersion": m["resourceVersion"], "creationTimestamp": m["creationTimestamp"]},
+            "spec": {"replicas": int_at(v, &["spec", "replicas"]).unwrap_or(0)},
+            "status": {"replicas": int_at(v, &["status", "replicas"]).unwrap_or(0), "selector": selector}})
+    }
+
+    fn get_scale(&self) -> Result<Response<Out>> {
+        let (res, key) = (self.target.res, self.target.res.key(&self.target.ns, &self.target.name));
+        let o = self.api.store.read().kind(res).objects.get(key.as_str()).cloned();
+        let o = o.ok_or_else(|| Status::not_found(res, &self.target.name))?;
+        Ok(respond(200, &self.scale_of(&o.value())))
+    }
+
+    async fn put_scale(self, is_patch: bool) -> Result<Response<Out>> {
+        let (res, key) = (self.target.res, self.target.res.key(&self.target.ns, &self.target.name));
+        let body = decode(if is_patch { "" } else { &self.content_type }, &self.body)?;
+        let (name, ranges) = (self.target.name.clone(), self.api.ranges.clone());
+        let kind = self.content_type.clone();
+        let old = self.api.store.read().kind(res).objects.get(key.as_str()).cloned();
+        let old = old.ok_or_else(|| Status::not_found(res, &name))?;
+        let mut scale = self.scale_of(&old.value());
+        match kind.as_str() {
+            _ if !is_patch => scale = body,
+            "application/json-patch+json" => patch::json_patch(&mut scale, &body)?,
+            "application/merge-patch+json" | "application/strategic-merge-patch+json" => patch::merge(&mut scale, &body),
+            other => return Err(Status::unsupported_media(other, "application/merge-patch+json, application/json-patch+json")),
+        }
+        let found = schema::check(&mut scale, "Scale");
+        if let Some(first) = found.wrong.first() {
+            return Err(Status::bad_request(format!("Scale cannot be handled: {first}")));
+        }
+        let Some(replicas) = int_at(&scale, &["spec", "replicas"]).filter(|n| *n >= 0) else {
+            let mut c = Causes::default();
+            c.invalid("spec.replicas", at(&scale, &["spec", "replicas"]).unwrap_or(&Value::Null), "must be greater than or equal to 0");
+            return Err(c.finish(res, &name).err().unwrap_or_else(|| Status::bad_request("spec.replicas is missing")));
+        };
+        let rv = str_at(&scale, &["metadata", "resourceVersion"]).to_owned();
+        let o = self
+            .api
+            .store
+            .write(self.q.dry_run()?, move |tx| {
+                let old = tx.get(res, &key).ok_or_else(|| Status::not_found(res, &name))?;
+                let mut v = old.value();
+                if !is_patch && !rv.is_empty() {
+                    obj(&mut v, "metadata").insert("resourceVersion".into(), rv.into());
+                }
+                obj(&mut v, "spec").insert("replicas".into(), replicas.into());
+                objects::replace(tx, res, &key, &old, v, Part::Main, &ranges)
+            })
+            .await?;
+        let call = Self { api: self.api, body: Bytes::new(), ..self };
+        Ok(respond(200, &call.scale_of(&o.value())))
+    }
+}
+
+enum Patch {
+    Json(Value),
+    Merge(Value),
+    Strategic(Value),
+    Apply(Value, String, bool),
+}
+
+/// The object that a server-side apply makes, and warnings.
+#[allow(clippy::too_many_arguments)] // one caller; a struct would only rename them
+fn applied(
+    res: &Resource,
+    old: Option<&Stored>,
+    mut config: Value,
+    manager: &str,
+    force: bool,
+    ns: &str,
+    name: &str,
+    unknown: Unknown,
+) -> Result<(Value, Vec<String>)> {
+    let warnings = shape(res, &mut config, unknown)?;
+    place(res, &mut config, ns)?;
+    let said = str_at(&config, &["metadata", "name"]);
+    if said != name {
+        return Err(Status::bad_request(format!("the name of the object ({said}) does not match the name on the URL ({name})")));
+    }
+    if !list_at(&config, &["metadata", "managedFields"]).is_empty() {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let rv = str_at(&config, &["metadata", "resourceVersion"]).to_owned();
+    let live = match old {
+        Some(o) => to_client(o.value(), res),
+        None => {
+            let mut m = json!({"apiVersion": res.api_version(), "kind": res.kind, "metadata": {"name": name}});
+            if res.namespaced {
+                m["metadata"]["namespace"] = ns.into();
+            }
+            m
+        }
+    };
+    let mut v = patch::apply::apply(res, &live, &config, manager, force)?;
+    if !rv.is_empty() && old.is_some() {
+        obj(&mut v, "metadata").insert("resourceVersion".into(), rv.into());
+    }
+    Ok((v, warnings))
+}
+
+/// The objects that a server has from its first start on. Idempotent.
+pub(crate) async fn bootstrap(api: &Api, advertise: &[std::net::SocketAddr], port: u16) -> Result<()> {
+    let ranges = api.ranges.clone();
+    let advertise = advertise.to_vec();
+    api.store
+        .write(false, move |tx| {
+            let namespaces = core("namespaces");
+            for ns in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+                if tx.get(namespaces, ns).is_none() {
+                    objects::create(tx, namespaces, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ns}}), &ranges)?;
+                }
+            }
+            let services = core("services");
+            if tx.get(services, "default/kubernetes").is_none() {
+                let first = ranges.services.first().and_then(|r| r.nth(1)).map(|ip| ip.to_string()).unwrap_or_default();
+                let svc = json!({"apiVersion": "v1", "kind": "Service",
+                    "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+                    "spec": {"type": "ClusterIP", "clusterIP": first, "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}});
+                objects::create(tx, services, svc, &ranges)?;
+            }
+            slices(tx, &advertise, &ranges)
+        })
+        .await
+}
+
+/// The endpoints of `default/kubernetes`: one slice per family of the advertised addresses.
+fn slices(tx: &mut crate::store::Tx<'_>, advertise: &[std::net::SocketAddr], ranges: &Ranges) -> Result<()> {
+    let Some(res) = RESOURCES.iter().find(|r| r.plural == "endpointslices") else { return Ok(()) };
+    for (family, v4) in [("IPv4", true), ("IPv6", false)] {
+        let name = if v4 { "kubernetes".to_owned() } else { "kubernetes-ipv6".to_owned() };
+        let key = res.key("default", &name);
+        let mine: Vec<_> = advertise.iter().filter(|a| a.is_ipv4() == v4 && !a.ip().is_loopback()).collect();
+        let old = tx.get(res, &key);
+        let Some(first) = mine.first() else {
+            if old.is_some() {
+                objects::delete(tx, res, &key, &DeleteOptions::default())?;
+            }
+            continue;
+        };
+        let endpoints: Vec<Value> = mine
+            .iter()
+            .filter(|a| a.port() == first.port())
+            .map(|a| json!({"addresses": [a.ip().to_string()], "conditions": {"ready": true}}))
+            .collect();
+        let v = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": family, "endpoints": endpoints,
+            "ports": [{"name": "https", "port": first.port(), "protocol": "TCP"}]});
+        match old {
+            Some(old) => drop(objects::replace(tx, res, &key, &old, v, Part::Main, ranges)?),
+            None => drop(objects::create(tx, res, v, ranges)?),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Server-side apply (KEP-555): each applier owns the fields it set; a field no applier sets any more goes away.
+//!
+//! Ownership is kept in `metadata.managedFields` in the API's own form (`FieldsV1`), for appliers only: plain updates do
+//! not take part, so they never conflict.
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Result, Status};
+use crate::resource::Resource;
+use crate::schema::{self, Ty};
+use crate::util::{list_at, obj, rfc3339, str_at, unix_now};
+
+fn child(ty: &Ty, field: &str) -> Ty {
+    match ty {
+        Ty::Ref(n) => schema::field(n, field).cloned().unwrap_or(Ty::Any),
+        Ty::Map(inner) => (**inner).clone(),
+        _ => Ty::Any,
+    }
+}
+
+/// The name of one entry of a list: `k:{"name":"a"}` or `v:"a"`; `None` for lists that are replaced whole.
+fn entry(item: &Value, key: &str) -> String {
+    if key.is_empty() { format!("v:{item}") } else { format!("k:{}", json!({key: item.get(key)})) }
+}
+
+/// The fields that a value sets, as a `FieldsV1` tree.
+fn fields(v: &Value, ty: &Ty) -> Value {
+    let mut out = Map::new();
+    match (v, ty) {
+        (Value::Object(m), Ty::Ref(_) | Ty::Map(_)) => {
+            for (k, x) in m {
+                out.insert(format!("f:{k}"), fields(x, &child(ty, k)));
+            }
+        }
+        (Value::Array(items), Ty::List(inner, Some(key))) => {
+            for i in items {
+                let mut sub = fields(i, inner);
+                if let (false, Value::Object(m)) = (key.is_empty(), &mut sub) {
+                    m.insert(".".into(), json!({}));
+                }
+                out.insert(entry(i, key), sub);
+            }
+        }
+        _ => {}
+    }
+    Value::Object(out)
+}
+
+/// Sets in `live` what `config` says.
+fn merge(live: &mut Value, config: &Value, ty: &Ty) {
+    match (config, ty) {
+        (Value::Object(c), Ty::Ref(_) | Ty::Map(_)) => {
+            if !live.is_object() {
+                *live = json!({});
+            }
+            if let Value::Object(l) = live {
+                for (k, x) in c {
+                    merge(l.entry(k.clone()).or_insert(Value::Null), x, &child(ty, k));
+                }
+            }
+        }
+        (Value::Array(items), Ty::List(inner, Some(key))) => {
+            if !live.is_array() {
+                *live = json!([]);
+            }
+            if let Value::Array(l) = live {
+                for i in items {
+                    let id = entry(i, key);
+                    match l.iter_mut().find(|x| entry(x, key) == id) {
+                        Some(x) => merge(x, i, inner),
+                        None => l.push(i.clone()),
+                    }
+                }
+            }
+        }
+        _ => live.clone_from(config),
+    }
+}
+
+/// Removes from `live` the fields of `mine` that are neither in `now` nor in any of `others`.
+fn prune(live: &mut Value, ty: &Ty, mine: &Value, now: Option<&Value>, others: &[&Value]) {
+    for (name, sub) in mine.as_object().into_iter().flatten().filter(|(n, _)| *n != ".") {
+        let still = now.and_then(|n| n.get(name));
+        let theirs: Vec<&Value> = others.iter().filter_map(|o| o.get(name)).collect();
+        let kept = still.is_some() || !theirs.is_empty();
+        match (name.split_once(':'), &mut *live) {
+            (Some(("f", field)), Value::Object(m)) => {
+                let leaf = sub.as_object().is_none_or(Map::is_empty);
+                if !kept && leaf {
+                    m.remove(field);
+                } else if let Some(x) = m.get_mut(field) {
+                    prune(x, &child(ty, field), sub, still, &theirs);
+                    // What held only fields that went away goes too, unless somebody wants it empty.
+                    let empty = match &*x {
+                        Value::Object(o) => o.is_empty(),
+                        Value::Array(a) => a.is_empty(),
+                        _ => false,
+                    };
+                    if !kept && empty {
+                        m.remove(field);
+                    }
+                }
+            }
+            (Some(_), Value::Array(a)) => {
+                let Ty::List(inner, Some(key)) = ty else { continue };
+                if let Some(at) = a.iter().position(|x| entry(x, key) == *name) {
+                    if kept {
+                        prune(&mut a[at], inner, sub, still, &theirs);
+                    } else {
+                        a.remove(at);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The leaves that both trees have and whose values differ, as paths.
+fn conflicts(path: &str, mine: &Value, theirs: &Value, config: Option<&Value>, live: Option<&Value>, ty: &Ty, out: &mut Vec<String>) {
+    for (name, sub) in mine.as_object().into_iter().flatten().filter(|(n, _)| *n != ".") {
+        let Some(other) = theirs.get(name) else { continue };
+        let (c, l, inner, step) = match name.split_once(':') {
+            Some(("f", f)) => (config.and_then(|v| v.get(f)), live.and_then(|v| v.get(f)), child(ty, f), format!(".{f}")),
+            Some((_, id)) => {
+                let Ty::List(inner, Some(key)) = ty else { continue };
+                let find = |v: Option<&'_ Value>| -> Option<usize> {
+                    v.and_then(Value::as_array).and_then(|a| a.iter().position(|x| entry(x, key) == *name))
+                };
+                let (ci, li) = (find(config), find(live));
+                let pick = |v: Option<&'_ Value>, i: Option<usize>| v.zip(i).and_then(|(v, i)| v.get(i)).cloned();
+                let (cv, lv) = (pick(config, ci), pick(live, li));
+                conflicts(&format!("{path}[{id}]"), sub, other, cv.as_ref(), lv.as_ref(), inner, out);
+                continue;
+            }
+            None => continue,
+        };
+        let leaf = |v: &Value| v.as_object().is_none_or(Map::is_empty);
+        let at = format!("{path}{step}");
+        if leaf(sub) || leaf(other) {
+            if c != l {
+                out.push(at);
+            }
+        } else {
+            conflicts(&at, sub, other, c, l, &inner, out);
+        }
+    }
+}
+
+/// Takes the leaves of `mine` out of `theirs`.
+fn take(theirs: &mut Value, mine: &Value) {
+    let (Value::Object(t), Value::Object(m)) = (theirs, mine) else { return };
+    for (k, sub) in m {
+        if sub.as_object().is_none_or(Map::is_empty) {
+            t.remove(k);
+        } else if let Some(x) = t.get_mut(k) {
+            take(x, sub);
+        }
+    }
+}
+
+/// What an apply makes of the live object. `config` has been checked and stripped by the caller.
+///
+/// # Errors
+/// 409 with one cause per field when another applier owns a field with another value and `force` is not set.
+pub(crate) fn apply(res: &Resource, live: &Value, config: &Value, manager: &str, force: bool) -> Result<Value> {
+    let ty = Ty::Ref(res.schema);
+    let mut mine = config.clone();
+    if let Some(m) = mine.as_object_mut() {
+        m.retain(|k, _| k != "apiVersion" && k != "kind" && k != "status");
+        if let Some(meta) = m.get_mut("metadata").and_then(Value::as_object_mut) {
+            meta.retain(|k, _| matches!(k.as_str(), "labels" | "annotations" | "ownerReferences" | "finalizers"));
+        }
+    }
+    let now = fields(&mine, &ty);
+    let mut entries: Vec<Value> = list_at(live, &["metadata", "managedFields"]).to_vec();
+    let is_mine = |e: &Value| str_at(e, &["manager"]) == manager && str_at(e, &["operation"]) == "Apply";
+    let mut found = Vec::new();
+    for e in entries.iter_mut().filter(|e| !is_mine(e)) {
+        let mut paths = Vec::new();
+        conflicts("", &now, &e["fieldsV1"], Some(&mine), Some(live), &ty, &mut paths);
+        if force && !paths.is_empty() {
+            take(&mut e["fieldsV1"], &now);
+        }
+        let who = str_at(e, &["manager"]).to_owned();
+        found.extend(paths.into_iter().map(|p| (who.clone(), p)));
+    }
+    if !force && !found.is_empty() {
+        let causes: Vec<Value> = found
+            .iter()
+            .map(|(who, p)| json!({"reason": "FieldManagerConflict", "message": format!("conflict with {who:?}"), "field": p}))
+            .collect();
+        let list = found.iter().map(|(_, p)| format!("- {p}")).collect::<Vec<_>>().join("\n");
+        let n = found.len();
+        return Err(Status {
+            code: 409,
+            reason: "Conflict",
+            message: format!(
+                "Apply failed with {n} conflict{}: conflicts with {:?}:\n{list}",
+                if n == 1 { "" } else { "s" },
+                found[0].0
+            ),
+            details: json!({"causes": causes}),
+        });
+    }
+    let mut out = live.clone();
+    if let Some(old) = entries.iter().find(|e| is_mine(e)) {
+        let others: Vec<&Value> = entries.iter().filter(|e| !is_mine(e)).map(|e| &e["fieldsV1"]).collect();
+        prune(&mut out, &ty, &old["fieldsV1"], Some(&now), &others);
+    }
+    merge(&mut out, &mine, &ty);
+    entries.retain(|e| !is_mine(e) && e["fieldsV1"].as_object().is_some_and(|m| !m.is_empty()));
+    let time = list_at(live, &["metadata", "managedFields"])
+        .iter()
+        .find(|e| is_mine(e) && e["fieldsV1"] == now)
+        .map_or_else(|| rfc3339(unix_now()), |e| str_at(e, &["time"]).to_owned());
+    entries.push(json!({"manager": manager, "operation": "Apply", "apiVersion": res.api_version(), "time": time,
+        "fieldsType": "FieldsV1", "fieldsV1": now}));
+    obj(&mut out, "metadata").insert("managedFields".into(), entries.into());
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::core;
+
+    #[test]
+    fn fields_that_are_no_longer_applied_go_away_and_foreign_ones_stay() {
+        let svc = core("services");
+        let live = json!({"metadata": {"name": "a", "labels": {"foreign": "1"}}, "spec": {"clusterIP": "10.0.0.1"}});
+        let one = json!({"metadata": {"name": "a", "labels": {"x": "1", "y": "1"}}, "spec": {"ports": [{"port": 80}, {"port": 81}]}});
+        let a = apply(svc, &live, &one, "me", false).unwrap();
+        assert_eq!(a["metadata"]["labels"], json!({"foreign": "1", "x": "1", "y": "1"}));
+        let two = json!({"metadata": {"name": "a", "labels": {"x": "2"}}, "spec": {"ports": [{"port": 81, "name": "b"}]}});
+        let b = apply(svc, &a, &two, "me", false).unwrap();
+        assert_eq!(b["metadata"]["labels"], json!({"foreign": "1", "x": "2"}));
+        assert_eq!(b["spec"], json!({"clusterIP": "10.0.0.1", "ports": [{"port": 81, "name": "b"}]}));
+        assert_eq!(apply(svc, &b, &two, "me", false).unwrap(), b, "applying again changes nothing");
+    }
+
+    #[test]
+    fn two_appliers_conflict_until_forced() {
+        let svc = core("services");
+        let a = apply(svc, &json!({"metadata": {}}), &json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "name": "x"}]}}), "one", false).unwrap();
+        let other = json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80, "name": "y"}]}});
+        let e = apply(svc, &a, &other, "two", false).unwrap_err();
+        assert_eq!(e.code, 409);
+        assert!(e.message.contains("2 conflicts") && e.message.contains(".spec.type"), "{}", e.message);
+        let b = apply(svc, &a, &other, "two", true).unwrap();
+        assert_eq!(b["spec"]["type"], "ClusterIP");
+        // The same value may be owned twice, and stays while one of them wants it.
+        let c = apply(svc, &b, &json!({"spec": {"type": "ClusterIP"}}), "three", false).unwrap();
+        let d = apply(svc, &c, &json!({"spec": {}}), "two", false).unwrap();
+        assert_eq!(d["spec"]["type"], "ClusterIP");
+        assert_eq!(d["spec"].get("ports"), None);
+    }
+}
