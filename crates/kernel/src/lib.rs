@@ -4,10 +4,12 @@
 
 mod netlink;
 pub mod netns;
+mod nft;
 mod rt;
 mod sys;
 mod sysctl;
 
 pub use netns::Netns;
+pub use nft::Nftables;
 pub use rt::Rt;
 pub use sysctl::Sysctls;
