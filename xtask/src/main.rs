@@ -1,2 +1,92 @@
-//! placeholder
-fn main() {}
+//! Owns: the checks of the house that the compiler cannot make: doors between crates, licences of dependencies, the
+//! opening lines of each library, the length of files.
+//! Never does: build, download or change anything.
+//! Tested by: unit tests here, on this workspace and on made-up ones that break each rule.
+
+mod deps;
+mod doors;
+mod licences;
+mod metadata;
+mod sources;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use metadata::Metadata;
+
+const HELP: &str = "\
+cargo xtask COMMAND: the checks of the house that the compiler cannot make
+
+  check            all of the below
+  check-deps       no edge between our crates that docs/design.md does not draw; who sees tokio; who has unsafe
+  check-licences   every dependency has a licence that fits Apache-2.0
+  check-lib-docs   each lib.rs opens with what it owns, never does and is tested by
+  check-files      no source file grows past 600 lines unless listed with a reason
+  doors            print the doors with the reason for each
+
+Exit code 0: nothing found. 1: findings, one a line.
+";
+
+/// The folder of the workspace: cargo sets the variable when it runs us.
+fn root() -> Result<PathBuf> {
+    let xtask = std::env::var_os("CARGO_MANIFEST_DIR").context("run this as: cargo xtask COMMAND")?;
+    Ok(PathBuf::from(xtask).parent().context("xtask has a parent folder")?.to_path_buf())
+}
+
+fn run(command: &str) -> Result<Vec<String>> {
+    let root = root()?;
+    Ok(match command {
+        "check-deps" => {
+            let mut found = deps::check(&Metadata::load(&root)?);
+            found.extend(deps::check_unsafe(&root)?);
+            found
+        }
+        "check-licences" => licences::check(&Metadata::load(&root)?),
+        "check-lib-docs" => sources::check_lib_docs(&root)?,
+        "check-files" => sources::check_lengths(&root)?,
+        "check" => {
+            let meta = Metadata::load(&root)?;
+            let mut found = deps::check(&meta);
+            found.extend(deps::check_unsafe(&root)?);
+            found.extend(licences::check(&meta));
+            found.extend(sources::check_lib_docs(&root)?);
+            found.extend(sources::check_lengths(&root)?);
+            found
+        }
+        "doors" => {
+            for d in doors::DOORS {
+                println!("{:<12} may use {:<12}{} {}", d.from, d.to, if d.dev { " in tests:" } else { ":" }, d.why);
+            }
+            Vec::new()
+        }
+        other => bail!("{other:?} is no command\n\n{HELP}"),
+    })
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let (Some(command), None) = (args.next(), args.next()) else {
+        print!("{HELP}");
+        return ExitCode::from(2);
+    };
+    match run(&command) {
+        Ok(found) if found.is_empty() => {
+            if command != "doors" {
+                println!("{command}: ok");
+            }
+            ExitCode::SUCCESS
+        }
+        Ok(found) => {
+            for f in &found {
+                eprintln!("{f}");
+            }
+            eprintln!("{command}: {} found", found.len());
+            ExitCode::from(1)
+        }
+        Err(e) => {
+            eprintln!("{command}: {e:#}");
+            ExitCode::from(1)
+        }
+    }
+}
