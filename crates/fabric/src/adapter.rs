@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kernel_api::rt::RtRequest;
+use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, ObservedRoute, RtRequest};
 use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
 use plan::{Caps, Kernel, KernelError, Next};
 use types::{IfName, OwnedName};
@@ -154,5 +154,44 @@ impl<K: Rtnetlink + Sysctl> Kernel<Fabric> for FabricKernel<K> {
             }
         }
         self.run(&run)
+    }
+}
+
+/// Two halves of a kernel as one: the real one opens netlink and /proc/sys apart.
+#[derive(Debug)]
+pub struct Joined<R, S> {
+    /// Links and their rows.
+    pub rt: R,
+    /// Sysctls.
+    pub sysctls: S,
+}
+
+impl<R: Rtnetlink, S> Rtnetlink for Joined<R, S> {
+    fn links(&mut self) -> Result<Vec<Link>, RequestError> {
+        self.rt.links()
+    }
+    fn addresses(&mut self) -> Result<Vec<Address>, RequestError> {
+        self.rt.addresses()
+    }
+    fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        self.rt.routes()
+    }
+    fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {
+        self.rt.neighbours()
+    }
+    fn fdb(&mut self) -> Result<Vec<FdbEntry>, RequestError> {
+        self.rt.fdb()
+    }
+    fn run(&mut self, requests: &[RtRequest]) -> Result<(), RequestError> {
+        self.rt.run(requests)
+    }
+}
+
+impl<R, S: Sysctl> Sysctl for Joined<R, S> {
+    fn get(&mut self, path: &str) -> Result<Option<String>, RequestError> {
+        self.sysctls.get(path)
+    }
+    fn set(&mut self, path: &str, value: &str) -> Result<(), RequestError> {
+        self.sysctls.set(path, value)
     }
 }

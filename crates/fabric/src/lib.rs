@@ -14,7 +14,7 @@ mod plan;
 mod render;
 mod trace;
 
-pub use adapter::FabricKernel;
+pub use adapter::{FabricKernel, Joined};
 pub use image::{ForeignRoute, Image, Index, VxlanDevice, knob, route_metric};
 pub use parse::{Observation, parse};
 pub use render::Op;

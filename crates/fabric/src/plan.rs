@@ -12,9 +12,9 @@ use crate::render::Op;
 pub fn plan(want: &Image, have: &Image) -> Vec<Vec<Op>> {
     let devices = Devices::new(want, have);
     // A link that is deleted or comes up from down has none of its rows; what the kernel removed is planned anew.
+    let before = have;
     let have = &devices.surviving(have);
-    let links = present_links(want, have);
-    let routes = Routes::new(want, have, &links);
+    let routes = Routes::new(want, before, have);
     let mut fdb = Rows::new(&want.fdb, &have.fdb, |e| (e.link.clone(), e.mac));
     let neighbours = Rows::new(&want.neighbours, &have.neighbours, |n| (n.link.clone(), n.addr));
     fdb.del.retain(|e| want.vxlan.keys().any(|d| *d.name() == e.link));
@@ -37,9 +37,6 @@ pub fn plan(want: &Image, have: &Image) -> Vec<Vec<Op>> {
         .into_iter()
         .partition(|(path, _)| devices.makes().any(|d| path.contains(&format!("/{d}/"))));
     batch(of_old.into_iter().map(|(_, op)| op).collect());
-    // A name, and a VNI with its port, can be held once: an incompatible device goes before its successor comes.
-    batch(devices.make.clone());
-    batch(of_new.into_iter().map(|(_, op)| op).collect());
     // Pod links up, or the kernel takes no route on them.
     batch(
         want.pod_links
@@ -48,6 +45,13 @@ pub fn plan(want: &Image, have: &Image) -> Vec<Vec<Op>> {
             .map(|(name, _)| RtRequest::LinkSet(SetLink::up(name.name().clone())).into())
             .collect(),
     );
+    // Routes that need no device of ours come first, so that what leaves a device has left before it is made anew.
+    // Each replace is one step of the kernel's: a lookup finds the old route or the new one, never none.
+    batch(routes.direct);
+    // A name, and a VNI with its port, can be held once: an incompatible device goes before its successor comes.
+    batch(devices.make.clone());
+    batch(of_new.into_iter().map(|(_, op)| op).collect());
+    batch(devices.raise.clone());
     // All that a tunnelled packet needs, before the first route sends one.
     batch(
         want.addresses
@@ -58,8 +62,7 @@ pub fn plan(want: &Image, have: &Image) -> Vec<Vec<Op>> {
             .collect(),
     );
     batch(routes.helpers_add);
-    // Each replace is one step of the kernel's: a lookup finds the old route or the new one, never none.
-    batch(routes.put);
+    batch(routes.tunnel);
     batch(routes.helpers_del);
     batch(routes.del);
     // Nothing leads there any more.
@@ -118,6 +121,8 @@ fn present_links(want: &Image, have: &Image) -> BTreeSet<IfName> {
 /// Changes of the VXLAN devices, and which devices lose their rows by them.
 struct Devices {
     make: Vec<Op>,
+    /// Brings up what was made, once its sysctls are set.
+    raise: Vec<Op>,
     /// Deleted first and made anew, or absent.
     anew: BTreeSet<OwnedName>,
     /// Down: routes, neighbours and IPv6 addresses are gone, and what the observation still shows of them goes now.
@@ -128,7 +133,13 @@ struct Devices {
 
 impl Devices {
     fn new(want: &Image, have: &Image) -> Self {
-        let mut d = Self { make: Vec::new(), anew: BTreeSet::new(), raised: BTreeSet::new(), gone: BTreeSet::new() };
+        let mut d = Self {
+            make: Vec::new(),
+            raise: Vec::new(),
+            anew: BTreeSet::new(),
+            raised: BTreeSet::new(),
+            gone: BTreeSet::new(),
+        };
         for (name, w) in &want.vxlan {
             match have.vxlan.get(name) {
                 Some(h) if h.compatible(w) => d.adjust(name, w, h),
@@ -139,7 +150,7 @@ impl Devices {
                     }
                     d.anew.insert(name.clone());
                     d.make.push(RtRequest::LinkAdd(new_link(name, w)).into());
-                    d.make.push(RtRequest::LinkSet(SetLink::up(name.name().clone())).into());
+                    d.raise.push(RtRequest::LinkSet(SetLink::up(name.name().clone())).into());
                 }
             }
         }
@@ -219,36 +230,47 @@ impl<T: Ord + Clone> Rows<T> {
 }
 
 struct Routes {
+    direct: Vec<Op>,
     helpers_add: Vec<Op>,
-    put: Vec<Op>,
+    tunnel: Vec<Op>,
     helpers_del: Vec<Op>,
     del: Vec<Op>,
     contested: Vec<Op>,
 }
 
 impl Routes {
-    fn new(want: &Image, have: &Image, links: &BTreeSet<IfName>) -> Self {
+    /// `before` is what is there when the first route is put, `have` what is there when the devices are as wanted.
+    fn new(want: &Image, before: &Image, have: &Image) -> Self {
+        let links = present_links(want, before);
         let usable = |r: &Route| route_link(r).is_none_or(|l| OwnedName::recognise(l).is_err() || links.contains(l));
         let key = |r: &Route| (r.dst, r.metric);
         let wanted: BTreeSet<Route> = want.routes.iter().filter(|r| usable(r)).cloned().collect();
-        let ours: BTreeSet<(Cidr, u32)> = have.routes.iter().map(key).collect();
-        let theirs: BTreeSet<(Cidr, u32)> = have.index.foreign.iter().map(|r| (r.dst, r.metric)).collect();
+        let keys = |image: &Image| image.routes.iter().map(key).collect::<BTreeSet<_>>();
+        let (held_before, held_now) = (keys(before), keys(have));
+        let foreign: BTreeSet<(Cidr, u32)> = before.index.foreign.iter().map(|f| (f.dst, f.metric)).collect();
+        let ways = Ways::new(have, &wanted);
         let rows = Rows::new(&wanted, &have.routes, key);
-        let mut out = Self { helpers_add: vec![], put: vec![], helpers_del: vec![], del: vec![], contested: vec![] };
+        let mut out = Self {
+            direct: vec![],
+            helpers_add: vec![],
+            tunnel: vec![],
+            helpers_del: vec![],
+            del: vec![],
+            contested: vec![],
+        };
         let mut helped: BTreeSet<Route> = BTreeSet::new();
         for r in rows.put {
-            if let Some(h) = helper(&r, have, &wanted) {
-                helped.insert(h);
-            }
-            let pod = matches!(&r.to, RouteTo::Link(_));
-            if ours.contains(&key(&r)) || (pod && !theirs.contains(&key(&r))) {
-                // The CNI plugin may write a pod's route at the same moment; the same one twice is no conflict.
-                out.put.push(RtRequest::RouteReplace(r).into());
-            } else if theirs.contains(&key(&r)) {
+            let tunnel = matches!(&r.to, RouteTo::Via { onlink: true, .. });
+            let ours = (if tunnel { &held_now } else { &held_before }).contains(&key(&r));
+            if foreign.contains(&key(&r)) && !ours {
                 out.contested.push(RtRequest::RouteAdd(r).into());
-            } else {
-                out.put.push(RtRequest::RouteAdd(r).into());
+                continue;
             }
+            helped.extend(ways.helper(&r));
+            // The CNI plugin may write a pod's route at the same moment; the same one twice is no conflict.
+            let pod = matches!(&r.to, RouteTo::Link(_));
+            let op = if ours || pod { RtRequest::RouteReplace(r) } else { RtRequest::RouteAdd(r) };
+            if tunnel { out.tunnel.push(op.into()) } else { out.direct.push(op.into()) }
         }
         // A helper that an interrupted pass left is used and then deleted like any other.
         out.helpers_add = helped
@@ -262,28 +284,34 @@ impl Routes {
     }
 }
 
-/// The route that lets the kernel accept an IPv6 route with an on-link gateway: it looks the gateway up in the main
-/// table and refuses when a route other than the default leads there by another link (`ip6_route_check_nh_onlink`).
-/// In a switch from host-gw that other route is the very one to be replaced. A host route to the gateway on the right
-/// device, for the length of the replace, answers the lookup; no pod has that address.
-fn helper(r: &Route, have: &Image, wanted: &BTreeSet<Route>) -> Option<Route> {
-    let RouteTo::Via { gateway, link, onlink: true } = &r.to else { return None };
-    if gateway.is_ipv4() {
-        return None;
+/// Which links the main table may lead to while routes are put, by destination: `None` is a route that discards.
+struct Ways<'a>(BTreeMap<Cidr, BTreeSet<Option<&'a IfName>>>);
+
+impl<'a> Ways<'a> {
+    /// Of what is there and of what comes in the same pass, ours and others'.
+    fn new(have: &'a Image, wanted: &'a BTreeSet<Route>) -> Self {
+        let mut ways: BTreeMap<Cidr, BTreeSet<Option<&IfName>>> = BTreeMap::new();
+        let ours = have.routes.iter().chain(wanted).map(|r| (r.dst, route_link(r)));
+        let theirs = have.index.foreign.iter().map(|f| (f.dst, f.link.as_ref()));
+        for (dst, link) in ours.chain(theirs) {
+            ways.entry(dst).or_default().insert(link);
+        }
+        Self(ways)
     }
-    let host = Cidr::host(*gateway);
-    // Routes that come before this one in the same batch count as well as those that are there.
-    let ours = have
-        .routes
-        .iter()
-        .chain(wanted)
-        .filter(|o| o.dst.contains(*gateway))
-        .filter(|o| o.dst != r.dst || have.routes.contains(o));
-    let misleads = ours.filter_map(|o| route_link(o)).any(|l| l != link)
-        || have
-            .index
-            .foreign
-            .iter()
-            .any(|f| f.dst.contains(*gateway) && f.dst.len() > 0 && f.link.as_ref() != Some(link) && f.dst != host);
-    misleads.then(|| Route { dst: host, to: RouteTo::Link(link.clone()), ..r.clone() })
+
+    /// The route that lets the kernel accept an IPv6 route with an on-link gateway, if it takes one: the kernel looks
+    /// the gateway up in the main table and refuses when a route other than the default leads there by another link
+    /// (`ip6_route_check_nh_onlink`). In a switch from host-gw that other route is the very one to be replaced. A host
+    /// route to the gateway on the right device, for the length of the replace, answers the lookup; no pod has that
+    /// address.
+    fn helper(&self, r: &Route) -> Option<Route> {
+        let RouteTo::Via { gateway, link, onlink: true } = &r.to else { return None };
+        if gateway.is_ipv4() {
+            return None;
+        }
+        let misleads = (1..=128)
+            .filter_map(|len| self.0.get(&Cidr::new(*gateway, len)?))
+            .any(|links| links.iter().flatten().any(|l| *l != link));
+        misleads.then(|| Route { dst: Cidr::host(*gateway), to: RouteTo::Link(link.clone()), ..r.clone() })
+    }
 }
