@@ -1,0 +1,61 @@
+//! The CNI configuration: there once the node can carry a pod's packets, and not before.
+
+use std::path::PathBuf;
+
+use types::Cidr;
+
+use super::datapath::Pass;
+
+/// Its file's name: runtimes take the first by name.
+pub const FILE: &str = "10-seaway.conflist";
+
+/// Writes the configuration when what it says changes.
+#[derive(Debug)]
+pub struct Writer {
+    dir: PathBuf,
+    ipam_dir: PathBuf,
+}
+
+impl Writer {
+    /// Into `dir`, for a plugin that keeps its records in `ipam_dir`.
+    pub fn new(dir: PathBuf, ipam_dir: PathBuf) -> Self {
+        Self { dir, ipam_dir }
+    }
+
+    /// Brings the file to what this pass says.
+    ///
+    /// # Errors
+    /// Why there is none, for a person.
+    pub fn update(&mut self, pass: &Pass) -> Result<(), String> {
+        let node = &pass.intent.node;
+        let ranges: Vec<Cidr> = pass.intent.pod_cidrs.clone();
+        if ranges.is_empty() {
+            return Err(format!(
+                "Node/{node} spec.podCIDRs is empty: run `seaway controller` with a clusterCIDR, or the cluster's own allocator"
+            ));
+        }
+        let Some(uplink) = &pass.facts.caps.uplink else {
+            return Err(format!(
+                "no interface leads to other nodes: give Node/{node} an InternalIP of this machine, or use --iface"
+            ));
+        };
+        let overhead = match &pass.intent.vxlan {
+            Some(v) if v.local.is_ipv4() => 50,
+            Some(_) => 70,
+            None => 0,
+        };
+        let text = cni::conflist(&cni::ConflistSpec {
+            name: "seaway".to_owned(),
+            ranges,
+            mtu: uplink.mtu.saturating_sub(overhead),
+            data_dir: self.ipam_dir.display().to_string(),
+            chained: Vec::new(),
+        });
+        let file = self.dir.join(FILE);
+        let wrote = cni::write_atomically(&file, &text).map_err(|e| format!("{}: {e}", file.display()))?;
+        if wrote {
+            tracing::info!("wrote {}", file.display());
+        }
+        Ok(())
+    }
+}

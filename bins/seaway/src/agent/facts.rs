@@ -1,0 +1,170 @@
+//! What the machine is: observed from the kernel, handed to the pure rooms as values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use anyhow::{Context, bail};
+use kernel_api::rt::{Link, LinkKind, RouteTo};
+use kernel_api::{RequestError, Rtnetlink};
+use plan::{Caps, HostLink, Uplink};
+use types::{Cidr, IfName, Mac, NodeName, OwnedName};
+
+/// How a person chose the uplink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IfaceChoice {
+    /// By name.
+    Name(IfName),
+    /// The interface that has an address in this range.
+    Cidr(Cidr),
+}
+
+impl std::str::FromStr for IfaceChoice {
+    type Err = anyhow::Error;
+    fn from_str(s: &str) -> anyhow::Result<Self> {
+        if s.contains('/') {
+            return Ok(Self::Cidr(s.parse()?));
+        }
+        Ok(Self::Name(s.parse()?))
+    }
+}
+
+/// What the kernel says of this machine's interfaces.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    /// For the planes.
+    pub caps: Caps,
+    /// Every address of the machine's own interfaces.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The ranges in which another machine is a neighbour.
+    pub on_link: Vec<Cidr>,
+    /// Our VXLAN devices that exist, with hardware address.
+    pub vxlan: BTreeMap<IfName, Mac>,
+    /// Host ends of pod interfaces that exist.
+    pub pod_links: BTreeSet<OwnedName>,
+}
+
+/// Looks at links, addresses and routes.
+///
+/// `node_addresses` (the Node's InternalIPs) decide the uplink where neither a choice nor a default route does.
+///
+/// # Errors
+/// When the kernel cannot be asked, or the chosen interface is not there.
+pub fn observe(
+    rt: &mut impl Rtnetlink,
+    choice: Option<&IfaceChoice>,
+    node_addresses: &BTreeSet<IpAddr>,
+    missing: &BTreeSet<String>,
+) -> anyhow::Result<Facts> {
+    let links = rt.links().context("look at the machine's interfaces")?;
+    let addresses = rt.addresses().context("look at the machine's addresses")?;
+    let mut facts = Facts { caps: Caps { missing: missing.clone(), ..Caps::default() }, ..Facts::default() };
+    let mut up: BTreeSet<&IfName> = BTreeSet::new();
+    for l in &links {
+        match OwnedName::recognise(&l.name) {
+            Ok(n) if n.is_pod_link() => {
+                facts.pod_links.insert(n);
+            }
+            Ok(_) => {
+                if let (LinkKind::Vxlan(_), Some(mac)) = (&l.kind, l.mac) {
+                    facts.vxlan.insert(l.name.clone(), mac);
+                }
+            }
+            Err(_) if l.name.as_str() == "lo" => {}
+            Err(_) => {
+                if l.up {
+                    up.insert(&l.name);
+                }
+                facts.caps.links.insert(l.name.clone(), HostLink { mtu: l.mtu, addresses: Vec::new() });
+            }
+        }
+    }
+    for a in addresses {
+        let Some(link) = facts.caps.links.get_mut(&a.link) else { continue };
+        facts.addresses.insert(a.addr);
+        link.addresses.push((a.addr, a.prefix_len));
+        if let (true, Some(c)) = (up.contains(&a.link), Cidr::new(a.addr, a.prefix_len)) {
+            if c.size() > 1 && !is_link_local(a.addr) {
+                facts.on_link.push(c);
+            }
+        }
+    }
+    facts.on_link.sort();
+    facts.on_link.dedup();
+    for l in facts.caps.links.values_mut() {
+        l.addresses.sort();
+    }
+    facts.caps.uplink = uplink(rt, choice, node_addresses, &links, &facts.caps)?;
+    Ok(facts)
+}
+
+fn is_link_local(a: IpAddr) -> bool {
+    match a {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
+fn uplink(
+    rt: &mut impl Rtnetlink,
+    choice: Option<&IfaceChoice>,
+    node_addresses: &BTreeSet<IpAddr>,
+    links: &[Link],
+    caps: &Caps,
+) -> anyhow::Result<Option<Uplink>> {
+    let by_addr = |want: &dyn Fn(IpAddr) -> bool| {
+        caps.links.iter().find(|(_, l)| l.addresses.iter().any(|(a, _)| want(*a))).map(|(n, _)| n.clone())
+    };
+    let name = match choice {
+        Some(IfaceChoice::Name(n)) if caps.links.contains_key(n) => Some(n.clone()),
+        Some(IfaceChoice::Name(n)) => bail!(
+            "--iface {n}: this machine has no such interface; it has {}",
+            caps.links.keys().map(IfName::as_str).collect::<Vec<_>>().join(", ")
+        ),
+        Some(IfaceChoice::Cidr(c)) => match by_addr(&|a| c.contains(a)) {
+            Some(n) => Some(n),
+            None => bail!("--iface {c}: no interface of this machine has an address in that range"),
+        },
+        // The interface that holds the address other nodes know us by is the one their packets come to; the default
+        // route's only stands in while the Node has no address.
+        None => match by_addr(&|a| node_addresses.contains(&a)) {
+            Some(n) => Some(n),
+            None => {
+                default_route_link(rt).context("look at the machine's routes")?.filter(|n| caps.links.contains_key(n))
+            }
+        },
+    };
+    Ok(name.and_then(|n| links.iter().find(|l| l.name == n)).map(|l| Uplink { name: l.name.clone(), mtu: l.mtu }))
+}
+
+fn default_route_link(rt: &mut impl Rtnetlink) -> Result<Option<IfName>, RequestError> {
+    let mut defaults: Vec<_> = rt.routes()?.into_iter().map(|r| r.route).filter(|r| r.dst.len() == 0).collect();
+    defaults.sort_by_key(|r| (r.family(), r.metric));
+    Ok(defaults.into_iter().find_map(|r| match r.to {
+        RouteTo::Via { link, .. } | RouteTo::Link(link) => Some(link),
+        _ => None,
+    }))
+}
+
+/// The hardware address that this node's VXLAN device gets: the same after every restart and re-creation, so that
+/// peers' entries stay right (FNV-1a of name and VNI; locally administered).
+pub fn vxlan_mac(node: &NodeName, vni: u32) -> Mac {
+    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
+    for b in node.as_str().bytes().chain(vni.to_be_bytes()) {
+        h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    let [a, b, c, d, e, f, g, i] = h.to_be_bytes();
+    Mac::local([a ^ g, b ^ i, c, d, e, f])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vxlan_macs_are_stable_and_differ() {
+        let n = |s: &str| s.parse::<NodeName>().unwrap();
+        assert_eq!(vxlan_mac(&n("node1"), 1), vxlan_mac(&n("node1"), 1));
+        assert_ne!(vxlan_mac(&n("node1"), 1), vxlan_mac(&n("node2"), 1));
+        assert_ne!(vxlan_mac(&n("node1"), 1), vxlan_mac(&n("node1"), 2));
+    }
+}

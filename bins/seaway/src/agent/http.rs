@@ -1,0 +1,61 @@
+//! The agent's HTTP listener: `/healthz`, `/readyz`, `/metrics` and `/status`. Plain GETs with fixed answers.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::IntoResponse;
+use telemetry::{Health, Metrics};
+
+use super::status::Status;
+
+/// What the answers are made of; the kernel thread writes, the listener reads.
+#[derive(Debug)]
+pub struct Shared {
+    /// When the agent started: the origin of every `now`.
+    pub start: Instant,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Health by plane and kind.
+    pub health: Mutex<Health>,
+    /// The last pass.
+    pub status: Mutex<Status>,
+}
+
+impl Shared {
+    /// Changes the health.
+    pub fn health(&self, change: impl FnOnce(&mut Health)) {
+        change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> impl IntoResponse {
+    let now = shared.start.elapsed();
+    let a = if uri.path() == "/status" {
+        let status = shared.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let body = serde_json::to_string_pretty(&*status).unwrap_or_default();
+        telemetry::Answer { status: 200, content_type: "application/json", body: body + "\n" }
+    } else {
+        let health = shared.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        telemetry::answer(uri.path(), &health, &shared.metrics, now)
+    };
+    let code = StatusCode::from_u16(a.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (code, [(header::CONTENT_TYPE, a.content_type)], a.body)
+}
+
+/// Binds the listener.
+pub async fn bind(addr: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("--listen {addr}: cannot listen there; choose another address or stop who has it"))
+}
+
+/// Serves until the runtime ends.
+pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) -> anyhow::Result<()> {
+    let app = Router::new().fallback(answer).with_state(shared);
+    axum::serve(listener, app).await.context("serve metrics and health")
+}

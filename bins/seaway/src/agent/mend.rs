@@ -1,0 +1,62 @@
+//! What the CNI plugin made and somebody unmade: interfaces of living pods are made again, records of dead ones go.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use ipam::Key;
+
+use super::datapath::Pass;
+use super::linux::Linux;
+
+/// A link must be missing, and a namespace gone, for so long before it is acted on: an ADD or DEL may be at it.
+const GRACE: Duration = Duration::from_millis(500);
+/// A runtime that lost a DEL will not send it again; one that is merely slow has this long.
+const DEAD: Duration = Duration::from_secs(20);
+
+/// Since when what is missing.
+#[derive(Debug, Default)]
+pub struct Mend {
+    links: BTreeMap<Key, Duration>,
+    dead: BTreeMap<Key, Duration>,
+}
+
+impl Mend {
+    /// Looks at every record of a pass. Says false when there is something that must be looked at again soon.
+    pub fn run(&mut self, ipam_dir: &Path, pass: &Pass, now: Duration) -> bool {
+        let mut done = true;
+        let mut links = BTreeMap::new();
+        let mut dead = BTreeMap::new();
+        for r in &pass.records {
+            if cni::namespace_gone(r) {
+                let since = self.dead.get(&r.key).copied().unwrap_or(now);
+                if now.saturating_sub(since) >= DEAD {
+                    match cni::remove(&mut Linux, ipam_dir, &r.key) {
+                        Ok(_) => {
+                            tracing::warn!("{}: its namespace {} is gone and no DEL came: released", r.key, r.netns)
+                        }
+                        Err(e) => tracing::error!("{}: cannot be released: {}", r.key, e.msg),
+                    }
+                } else {
+                    dead.insert(r.key.clone(), since);
+                }
+            } else if !pass.facts.pod_links.contains(&r.link) {
+                let since = self.links.get(&r.key).copied().unwrap_or(now);
+                if now.saturating_sub(since) >= GRACE {
+                    match cni::rewire(&mut Linux, ipam_dir, &r.key) {
+                        Ok(()) => tracing::warn!("{}: {} was gone and is there again", r.key, r.link),
+                        Err(e) => {
+                            tracing::error!("{}: {} is gone and cannot be made again: {}", r.key, r.link, e.msg);
+                            links.insert(r.key.clone(), since);
+                        }
+                    }
+                } else {
+                    links.insert(r.key.clone(), since);
+                }
+                done = false;
+            }
+        }
+        (self.links, self.dead) = (links, dead);
+        done
+    }
+}

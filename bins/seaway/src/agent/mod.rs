@@ -1,0 +1,138 @@
+//! `seaway agent`: the network of one node.
+//!
+//! Two threads. The main one runs tokio: it watches the API, serves health and metrics, publishes the node's
+//! annotations. The other owns every socket to the kernel, since a network namespace belongs to a thread and netlink
+//! is request and response; it sleeps in `poll` until the snapshot, a record of the CNI plugin or the kernel changes.
+
+mod cleanup;
+mod conflist;
+mod datapath;
+mod facts;
+mod http;
+mod linux;
+mod lock;
+mod mend;
+mod publish;
+mod status;
+mod turn;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use source::{Source, Target, WatchConfig};
+use telemetry::{Build, Health, Metrics};
+use types::NodeName;
+
+pub use datapath::{Setup, local_state};
+pub use facts::{IfaceChoice, observe as observe_facts, vxlan_mac};
+pub use turn::Host;
+
+/// The network of one node: run it as root on every node.
+#[derive(clap::Args, Debug, Clone)]
+#[command(after_help = "What all nodes share (backend, pod ranges, masquerade) is in ConfigMap kube-system/seaway.\n\
+    SIGTERM ends the agent and leaves forwarding as it is; `seaway agent --cleanup` removes every trace.\n\n\
+    Example:\n  seaway agent --node node1 --api /etc/kubernetes/kubelet.conf")]
+pub struct AgentArgs {
+    /// The Node object this agent works for
+    #[arg(long, value_name = "NAME", env = "SEAWAY_NODE", required_unless_present = "cleanup")]
+    node: Option<NodeName>,
+    /// The API server: unix:PATH, a kubeconfig's path, or in-cluster
+    #[arg(long, value_name = "TARGET", env = "SEAWAY_API", default_value = "in-cluster")]
+    api: Target,
+    /// The interface other nodes are reached by: a name, or a CIDR that its address is in
+    /// [default: the one with the Node's InternalIP, else the default route's]
+    #[arg(long, value_name = "NAME|CIDR", env = "SEAWAY_IFACE")]
+    iface: Option<IfaceChoice>,
+    /// Where the CNI plugin keeps its records
+    #[arg(long, value_name = "DIR", env = "SEAWAY_IPAM_DIR", default_value = ipam::DEFAULT_DIR)]
+    ipam_dir: PathBuf,
+    /// Where runtimes look for CNI configuration; 10-seaway.conflist is written there once the node is ready
+    #[arg(long, value_name = "DIR", env = "SEAWAY_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    cni_conf_dir: PathBuf,
+    /// Serve /healthz, /readyz, /status and /metrics here
+    #[arg(long, value_name = "ADDRESS:PORT", env = "SEAWAY_LISTEN", default_value = "127.0.0.1:9642")]
+    listen: SocketAddr,
+    /// Compare kernel and intent at least so often, in seconds, even when nothing seems to have changed
+    #[arg(long, value_name = "SECONDS", env = "SEAWAY_RESYNC", default_value = "30",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    resync: u64,
+    /// Remove everything this node's agent and CNI plugin ever made, pods' interfaces included, and end
+    #[arg(long)]
+    cleanup: bool,
+    #[command(flatten)]
+    log: crate::logging::LogArgs,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    args.log.init()?;
+    if args.cleanup {
+        cleanup::run(&args)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let node = args.node.clone().context("--node: say which Node object this agent works for")?;
+    let _lock = lock::one_agent()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(main(args, node))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
+    let mut stop = Box::pin(crate::signals::terminated()?);
+    let listener = http::bind(args.listen).await?;
+    let shared = Arc::new(http::Shared {
+        start: Instant::now(),
+        metrics: Metrics::new(Build { version: env!("CARGO_PKG_VERSION"), commit: "" }),
+        health: Mutex::new(Health::default()),
+        status: Mutex::new(status::Status { node: node.to_string(), ..status::Status::default() }),
+    });
+    let http = tokio::spawn(http::serve(listener, Arc::clone(&shared)));
+    let missing = kernel::missing_features();
+    if !missing.is_empty() {
+        let list = missing.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        tracing::warn!("this kernel lacks {list}: what needs them is refused");
+    }
+    let api = source::connect(&args.api).await.with_context(|| format!("--api {}", args.api))?;
+    let mut source = Source::start(&api, WatchConfig { pods_of: Some(node.clone()), ..WatchConfig::agent() });
+    let setup = Setup { node: node.clone(), ipam_dir: args.ipam_dir.clone(), iface: args.iface.clone(), missing };
+    let (published, publish) = tokio::sync::watch::channel(None);
+    let (woken, mut wake) = std::io::pipe().context("make a pipe")?;
+    let turn = turn::Turn {
+        setup,
+        conflist: conflist::Writer::new(args.cni_conf_dir.clone(), args.ipam_dir.clone()),
+        resync: Duration::from_secs(args.resync),
+        shared: Arc::clone(&shared),
+        reader: source.reader(),
+        published,
+    };
+    let (ended, mut datapath) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("datapath".into())
+        .spawn(move || drop(ended.send(turn.run(woken))))
+        .context("start the datapath thread")?;
+    let publisher = tokio::spawn(publish::run(api, node.clone(), source.reader(), publish));
+    tracing::info!(node = %node, api = %args.api, listen = %args.listen, "agent started");
+    let result = loop {
+        tokio::select! {
+            () = source.changed() => {
+                turn::heard(&shared, &source.in_sync());
+                // A full pipe means that the thread has not looked yet, and will.
+                let _ = std::io::Write::write(&mut wake, &[0]);
+                // Bursts become one wake-up.
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            end = &mut datapath => break end.unwrap_or_else(|_| Err(anyhow::anyhow!("the datapath thread is gone"))),
+            () = &mut stop => {
+                tracing::info!("asked to end: forwarding stays as it is");
+                break Ok(());
+            }
+        }
+    };
+    http.abort();
+    publisher.abort();
+    result
+}

@@ -1,0 +1,245 @@
+//! The datapath thread: sleeps until something changes, runs a pass, tells what it did.
+
+use std::io::PipeReader;
+use std::os::fd::AsFd;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use fabric::FabricKernel;
+use kernel::{Ct, DirWatch, Monitor, Nftables, Rt, Sysctls};
+use kernel_api::{RequestError, Rtnetlink, Sysctl};
+use plan::{Caps, Next, Pacer, PacerInput, PacerState, Refused};
+use plane_nft::NftKernel;
+use source::{InSync, Reader};
+use telemetry::{Kind, NodeCounts, Outcome, Plane};
+use tokio::sync::watch;
+
+use super::conflist;
+use super::datapath::{Datapath, Pass, Setup};
+use super::http::Shared;
+use super::mend::Mend;
+use super::publish::Wanted;
+use super::status;
+
+/// Events that come within this time are one pass.
+const GATHER: Duration = Duration::from_millis(5);
+/// First and longest pause after a failed pass.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// What the thread is given.
+pub struct Turn {
+    /// Fixed facts.
+    pub setup: Setup,
+    /// Writes the CNI configuration.
+    pub conflist: conflist::Writer,
+    /// How often to look at everything anew.
+    pub resync: Duration,
+    /// Health, metrics, status.
+    pub shared: Arc<Shared>,
+    /// The snapshot.
+    pub reader: Reader,
+    /// What should stand on the Node.
+    pub published: watch::Sender<Wanted>,
+}
+
+/// Links, routes and sysctls of one namespace behind one value.
+pub struct Host {
+    /// rtnetlink.
+    pub rt: Rt,
+    /// Sysctls.
+    pub sysctls: Sysctls,
+}
+
+impl Rtnetlink for Host {
+    fn links(&mut self) -> Result<Vec<kernel_api::rt::Link>, RequestError> {
+        self.rt.links()
+    }
+    fn addresses(&mut self) -> Result<Vec<kernel_api::rt::Address>, RequestError> {
+        self.rt.addresses()
+    }
+    fn routes(&mut self) -> Result<Vec<kernel_api::rt::ObservedRoute>, RequestError> {
+        self.rt.routes()
+    }
+    fn neighbours(&mut self) -> Result<Vec<kernel_api::rt::Neighbour>, RequestError> {
+        self.rt.neighbours()
+    }
+    fn fdb(&mut self) -> Result<Vec<kernel_api::rt::FdbEntry>, RequestError> {
+        self.rt.fdb()
+    }
+    fn run(&mut self, requests: &[kernel_api::rt::RtRequest]) -> Result<(), RequestError> {
+        self.rt.run(requests)
+    }
+}
+
+impl Sysctl for Host {
+    fn get(&mut self, path: &str) -> Result<Option<String>, RequestError> {
+        self.sysctls.get(path)
+    }
+    fn set(&mut self, path: &str, value: &str) -> Result<(), RequestError> {
+        self.sysctls.set(path, value)
+    }
+}
+
+type Real = Datapath<Host, Nftables, NftKernel<Nftables, Ct>>;
+
+fn open(setup: Setup) -> anyhow::Result<Real> {
+    let host = Host { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
+    let nft = || Nftables::open().context("open nf_tables: the kernel needs CONFIG_NF_TABLES");
+    let ct = Ct::open().context("open conntrack: the kernel needs CONFIG_NF_CT_NETLINK")?;
+    Ok(Datapath::new(setup, FabricKernel::new(host, &Caps::default()), nft()?, NftKernel::new(nft()?, ct)))
+}
+
+impl Turn {
+    /// Runs until the process ends or the kernel can no longer be asked at all.
+    ///
+    /// # Errors
+    /// When a socket to the kernel cannot be opened: a right or a feature is missing, and trying again is no cure.
+    pub fn run(mut self, mut woken: PipeReader) -> anyhow::Result<()> {
+        let mut datapath = open(self.setup.clone())?;
+        let mut monitor = Monitor::open().context("subscribe to the kernel's changes")?;
+        std::fs::create_dir_all(&self.setup.ipam_dir)
+            .with_context(|| format!("--ipam-dir {}: create it", self.setup.ipam_dir.display()))?;
+        let mut records = DirWatch::open(&self.setup.ipam_dir)
+            .with_context(|| format!("--ipam-dir {}: watch it", self.setup.ipam_dir.display()))?;
+        let mut mend = Mend::default();
+        let mut pacer = Pacer::new(GATHER, RETRY.0, RETRY.1);
+        let mut last = Duration::ZERO;
+        pacer.step(PacerInput::Dirty, Duration::ZERO);
+        loop {
+            let now = self.shared.start.elapsed();
+            let resync = (last + self.resync).saturating_sub(now);
+            let wait = match pacer.state() {
+                PacerState::Idle => resync,
+                PacerState::At(t) => t.saturating_sub(now),
+            };
+            let mut fds = vec![woken.as_fd(), records.as_fd()];
+            fds.extend(monitor.fds());
+            let ready = kernel::poll(&fds, Some(wait)).context("wait for changes")?;
+            drop(fds);
+            let now = self.shared.start.elapsed();
+            if ready.first() == Some(&true) {
+                let mut buffer = [0; 4096];
+                std::io::Read::read(&mut woken, &mut buffer).context("read the wake-up pipe")?;
+                pacer.step(PacerInput::Dirty, now);
+            }
+            if records.changed().context("read what changed among the CNI plugin's records")? {
+                pacer.step(PacerInput::Dirty, now);
+            }
+            let changed = monitor.changed().context("read the kernel's changes")?;
+            if changed.nft {
+                datapath.forget_nft();
+            }
+            if changed.rt || changed.nft || now >= last + self.resync {
+                if now >= last + self.resync {
+                    datapath.forget_nft();
+                }
+                pacer.step(PacerInput::Dirty, now);
+            }
+            self.shared.health(|h| h.turned(now));
+            if pacer.take(now) {
+                last = now;
+                if self.reader.read(|_, sync| sync.all()) {
+                    let outcome = self.pass(&mut datapath, &mut mend);
+                    // What we did ourselves is no news.
+                    monitor.settle().context("read the kernel's changes")?;
+                    let now = self.shared.start.elapsed();
+                    pacer.step(if outcome { PacerInput::Succeeded } else { PacerInput::Failed }, now);
+                }
+            }
+        }
+    }
+
+    /// One pass and everything that follows from it. Says whether all went well.
+    fn pass(&mut self, datapath: &mut Real, mend: &mut Mend) -> bool {
+        let pass = match datapath.pass(&self.reader) {
+            Ok(p) => p,
+            Err(e) => {
+                let why = format!("{e:#}");
+                tracing::error!("nothing was planned: {why}");
+                let now = self.shared.start.elapsed();
+                self.shared.health(|h| {
+                    for p in Plane::ALL {
+                        h.pass(*p, Err(why.clone()), now);
+                    }
+                });
+                return false;
+            }
+        };
+        self.report(&pass);
+        if pass.planes.iter().any(|p| matches!(&p.result, Err(e) if e.next() != Next::RetrySoon)) {
+            datapath.forget_nft();
+        }
+        let mended = mend.run(&self.setup.ipam_dir, &pass, self.shared.start.elapsed());
+        if pass.ok() {
+            let _ = self.published.send_if_modified(|w| {
+                let now = Some(resolve::annotations::published(&pass.intent, pass.vxlan_up()));
+                let changed = *w != now;
+                *w = now;
+                changed
+            });
+            let written = self.conflist.update(&pass);
+            self.shared.health(|h| h.conflist(written));
+        }
+        pass.ok() && mended
+    }
+
+    fn report(&self, pass: &Pass) {
+        let (now, m) = (self.shared.start.elapsed(), &self.shared.metrics);
+        for p in &pass.planes {
+            let (outcome, ops, why) = match &p.result {
+                Ok(0) => (Outcome::Unchanged, 0, None),
+                Ok(n) => (Outcome::Changed, *n, None),
+                Err(e) => (Outcome::Failed, 0, Some(e.to_string())),
+            };
+            m.reconciled(p.plane, outcome, p.took, ops, SystemTime::now());
+            m.refused(p.plane, p.refused);
+            if outcome != Outcome::Unchanged {
+                telemetry::reconcile_line(p.plane, outcome, ops, p.refused, p.took, why.as_deref());
+            }
+            self.shared.health(|h| h.pass(p.plane, why.map_or(Ok(()), Err), now));
+        }
+        let i = &pass.intent;
+        m.node(NodeCounts {
+            attachments: i.attachments.len(),
+            services: i.services.len(),
+            endpoints: i.services.values().map(|s| s.endpoints.len()).sum(),
+            peers: i.peers.len(),
+        });
+        let mut status = self.shared.status.lock().unwrap_or_else(PoisonError::into_inner);
+        for r in pass.refused.iter().filter(|r| !status.refused.contains(r)) {
+            tracing::warn!("refused: {r}");
+        }
+        for r in status.refused.iter().filter(|r: &&Refused| !pass.refused.contains(r)) {
+            tracing::info!("no longer refused: {r}");
+        }
+        *status = status::Status {
+            node: i.node.to_string(),
+            backend: i.backend.to_string(),
+            pod_cidrs: i.pod_cidrs.iter().map(ToString::to_string).collect(),
+            peers: status::peers(i),
+            attachments: i.attachments.len(),
+            services: i.services.len(),
+            refused: pass.refused.clone(),
+            failing: pass
+                .planes
+                .iter()
+                .filter_map(|p| p.result.as_ref().err().map(|e| format!("{}: {e}", p.plane)))
+                .collect(),
+        };
+    }
+}
+
+/// Takes what the source says of its kinds into health and metrics.
+pub fn heard(shared: &Shared, sync: &InSync) {
+    for (kind, yes) in &sync.kinds {
+        let Some(k) = Kind::named(kind.as_str()) else { continue };
+        shared.metrics.in_sync(k, *yes);
+        let state = match (yes, sync.failing.get(kind)) {
+            (true, _) => Ok(()),
+            (false, Some(why)) => Err(why.clone()),
+            (false, None) => Err("the first list has not ended".to_owned()),
+        };
+        shared.health(|h| h.source(k, state));
+    }
+}

@@ -1,0 +1,44 @@
+//! `seaway controller`: what turns objects into other objects, where the cluster has nobody who does.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use source::Target;
+
+/// The controllers' flags.
+#[derive(clap::Args)]
+#[command(after_help = "On a cluster with a control plane of its own, run only what it lacks, if anything:\n  \
+    seaway controller --only pod-cidrs --api /etc/kubernetes/admin.conf")]
+pub struct ControllerArgs {
+    /// The API server: unix:PATH, a kubeconfig's path, or in-cluster
+    #[arg(long, value_name = "TARGET", env = "SEAWAY_API", default_value = "in-cluster")]
+    api: Target,
+    /// Which to run; all when not given
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    only: Vec<controller::Controller>,
+    #[command(flatten)]
+    log: crate::logging::LogArgs,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
+    args.log.init()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let stop = crate::signals::terminated()?;
+        let api = source::connect(&args.api).await.with_context(|| format!("--api {}", args.api))?;
+        let which = if args.only.is_empty() { controller::Controller::ALL.to_vec() } else { args.only };
+        tracing::info!(api = %args.api, "controllers started");
+        source::run_controllers(
+            &api,
+            |snapshot| controller::reconcile(snapshot, &which),
+            |applied| match applied.error {
+                Some(e) => tracing::warn!("{}: {e}", applied.write),
+                None => tracing::debug!("{}", applied.write),
+            },
+            stop,
+        )
+        .await;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,218 @@
+//! Which packet a person means.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use intent::{AttachmentKey, L4, Origin, Packet};
+use lab::LabName;
+use resolve::ClusterSnapshot;
+use types::{Family, NodeName, ObjectName, Proto};
+
+use super::observe::Seen;
+
+/// The source port of a traced packet: any ephemeral one, since nothing we program looks at it.
+const SOURCE_PORT: u16 = 40_000;
+
+/// A packet, where it starts, and the namespace a probe is sent from.
+pub struct Ends {
+    /// The node whose dataplane it meets first.
+    pub node: NodeName,
+    /// The packet.
+    pub packet: Packet,
+    /// The network namespace of its sender.
+    pub netns: PathBuf,
+}
+
+struct From {
+    node: NodeName,
+    origin: Origin,
+    addrs: Vec<IpAddr>,
+    netns: PathBuf,
+}
+
+impl Ends {
+    /// Finds both ends.
+    pub fn find(seen: &Seen, lab: &LabName, src: &str, dst: &str, prefer: Family) -> anyhow::Result<Self> {
+        let (host, port) = split_port(dst)?;
+        let (targets, l4) = target(&seen.snapshot, host, port.as_ref()).with_context(|| format!("DST {dst:?}"))?;
+        let from = from(seen, lab, src, &targets).with_context(|| format!("SRC {src:?}"))?;
+        let mut families = [prefer, if prefer == Family::V4 { Family::V6 } else { Family::V4 }].into_iter();
+        let of = |list: &[IpAddr], f| list.iter().copied().find(|a| Family::of(*a) == f);
+        let pair = families.find_map(|f| Some((of(&from.addrs, f)?, of(&targets, f)?)));
+        let Some((a, b)) = pair else {
+            bail!("{src} and {dst} have no family in common: {:?} and {targets:?}", from.addrs);
+        };
+        Ok(Self { node: from.node, packet: Packet { origin: from.origin, src: a, dst: b, l4 }, netns: from.netns })
+    }
+}
+
+/// `host`, `host:port`, `host:port/proto`, `[v6]:port`; a bare IPv6 address has no port.
+fn split_port(dst: &str) -> anyhow::Result<(&str, Option<(String, Proto)>)> {
+    let (rest, proto) = match dst.rsplit_once('/') {
+        Some((rest, p)) if rest.contains(':') => match p.parse::<Proto>() {
+            Ok(p) => (rest, p),
+            Err(_) => (dst, Proto::Tcp),
+        },
+        _ => (dst, Proto::Tcp),
+    };
+    if rest.parse::<IpAddr>().is_ok() {
+        return Ok((rest, None));
+    }
+    if let Some(inner) = rest.strip_prefix('[') {
+        let (host, port) = inner.split_once("]:").context("write an IPv6 address with a port as [ADDRESS]:PORT")?;
+        return Ok((host, Some((port.to_owned(), proto))));
+    }
+    Ok(match rest.split_once(':') {
+        Some((host, port)) => (host, Some((port.to_owned(), proto))),
+        None => (rest, None),
+    })
+}
+
+fn number(port: &str) -> anyhow::Result<u16> {
+    port.parse().ok().filter(|p| *p > 0).with_context(|| format!("{port:?} is no port: write 1 to 65535"))
+}
+
+/// The addresses of a destination and what the packet carries.
+fn target(s: &ClusterSnapshot, host: &str, port: Option<&(String, Proto)>) -> anyhow::Result<(Vec<IpAddr>, L4)> {
+    let plain = |port: Option<&(String, Proto)>| -> anyhow::Result<L4> {
+        Ok(match port {
+            None => L4::Echo,
+            Some((p, proto)) => L4::Ports { proto: *proto, src: SOURCE_PORT, dst: number(p)? },
+        })
+    };
+    if let Ok(a) = host.parse::<IpAddr>() {
+        return Ok((vec![a], plain(port)?));
+    }
+    if let Some((_, n)) = s.nodes.iter().find(|(n, _)| n.as_str() == host) {
+        return Ok((n.addresses().collect(), plain(port)?));
+    }
+    let bare = host.strip_prefix("svc/").unwrap_or(host);
+    if bare == host {
+        if let Some((_, p)) = pick(&s.pods, host, |p| !p.ips.is_empty() && !p.phase.ended())? {
+            return Ok((p.ips.to_vec(), plain(port)?));
+        }
+    }
+    if let Some((name, svc)) = pick(&s.services, bare, |_| true)? {
+        if svc.cluster_ips.is_empty() {
+            bail!("Service {name} is headless: it has no address of its own; name one of its pods");
+        }
+        let l4 = match port {
+            Some((p, proto)) if p.parse::<u16>().is_err() => {
+                let Some(sp) = svc.ports.iter().find(|x| *x.name == **p) else {
+                    let known: Vec<String> = svc.ports.iter().map(|x| format!("{} ({})", x.name, x.port)).collect();
+                    bail!("Service {name} has no port {p:?}; it has {}", known.join(", "));
+                };
+                let _ = proto;
+                L4::Ports { proto: sp.port.proto, src: SOURCE_PORT, dst: sp.port.port }
+            }
+            other => plain(other)?,
+        };
+        return Ok((svc.cluster_ips.to_vec(), l4));
+    }
+    bail!("no pod, Service or node of that name, and no address; `seaway lab get pods -A` lists pods")
+}
+
+/// The object that `text` names: `namespace/name`, or a name (or its beginning) that only one namespace has.
+fn pick<'a, V>(
+    map: &'a std::collections::BTreeMap<ObjectName, V>,
+    text: &str,
+    usable: impl Fn(&V) -> bool,
+) -> anyhow::Result<Option<(&'a ObjectName, &'a V)>> {
+    let (ns, name) = match text.split_once('/') {
+        Some((ns, name)) => (Some(ns), name),
+        None => (None, text),
+    };
+    let here = |n: &ObjectName| ns.is_none_or(|ns| ns == &*n.namespace);
+    let exact: Vec<_> = map.iter().filter(|(n, _)| here(n) && &*n.name == name).collect();
+    match exact.as_slice() {
+        [one] => return Ok(Some(*one)),
+        [] => {}
+        many => {
+            let list: Vec<String> = many.iter().map(|(n, _)| n.to_string()).collect();
+            bail!("{text:?} is in several namespaces: say {}", list.join(" or "));
+        }
+    }
+    // A Deployment's name stands for any of its pods: the first that can be used.
+    let prefix = format!("{name}-");
+    Ok(map.iter().find(|(n, v)| here(n) && n.name.starts_with(&prefix) && usable(v)))
+}
+
+fn from(seen: &Seen, lab: &LabName, src: &str, targets: &[IpAddr]) -> anyhow::Result<From> {
+    let s = &seen.snapshot;
+    if src == "outside" {
+        // A packet from outside comes to the node that it is addressed to, or to the first by the outside's route.
+        let at = s.nodes.iter().find(|(_, n)| n.addresses().any(|a| targets.contains(&a)));
+        let (node, _) = at.or_else(|| s.nodes.iter().next()).context("the lab has no nodes")?;
+        return Ok(From {
+            node: node.clone(),
+            origin: Origin::Outside,
+            addrs: lab::outside_addresses(lab)?,
+            netns: lab::netns_path(&lab.outside_netns()),
+        });
+    }
+    if let Some((name, n)) = s.nodes.iter().find(|(n, _)| n.as_str() == src) {
+        return Ok(From {
+            node: name.clone(),
+            origin: Origin::Host,
+            addrs: n.internal_ips.to_vec(),
+            netns: lab::netns_path(&lab.node_netns(name.as_str())),
+        });
+    }
+    let by_addr = src.parse::<IpAddr>().ok().and_then(|a| s.pods.iter().find(|(_, p)| p.ips.contains(&a)));
+    let found = match by_addr {
+        Some(p) => Some(p),
+        None => pick(&s.pods, src, |p| !p.ips.is_empty() && !p.phase.ended())?,
+    };
+    let Some((name, pod)) = found else {
+        bail!(
+            "no pod or node of that name; `seaway lab get pods -A` lists pods, and `outside` is the host beyond the cluster"
+        );
+    };
+    let node = pod.node.clone().with_context(|| format!("pod {name} is not scheduled to a node yet"))?;
+    if pod.host_network {
+        return Ok(From {
+            addrs: pod.ips.to_vec(),
+            origin: Origin::Host,
+            netns: lab::netns_path(&lab.node_netns(node.as_str())),
+            node,
+        });
+    }
+    let record = seen.records.get(&node).and_then(|r| {
+        r.iter().find(|r| r.pod.as_ref().is_some_and(|p| *p.namespace == *name.namespace && *p.name == *name.name))
+    });
+    let r =
+        record.with_context(|| format!("pod {name} has no interface on {node}: the CNI plugin has no record of it"))?;
+    Ok(From {
+        origin: Origin::Pod(AttachmentKey {
+            container_id: r.key.container.clone(),
+            ifname: r.key.ifname.as_str().into(),
+        }),
+        addrs: r.addresses.clone(),
+        netns: PathBuf::from(&*r.netns),
+        node,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_split_from_hosts() {
+        let p = |s: &str, proto| Some((s.to_owned(), proto));
+        for (text, host, port) in [
+            ("shop/web", "shop/web", None),
+            ("shop/web:80", "shop/web", p("80", Proto::Tcp)),
+            ("shop/web:http", "shop/web", p("http", Proto::Tcp)),
+            ("shop/dns:53/udp", "shop/dns", p("53", Proto::Udp)),
+            ("10.0.0.1", "10.0.0.1", None),
+            ("10.0.0.1:80/sctp", "10.0.0.1", p("80", Proto::Sctp)),
+            ("fd00::1", "fd00::1", None),
+            ("[fd00::1]:80", "fd00::1", p("80", Proto::Tcp)),
+        ] {
+            assert_eq!(split_port(text).unwrap(), (host, port), "{text}");
+        }
+        assert!(split_port("[fd00::1").is_err());
+    }
+}
