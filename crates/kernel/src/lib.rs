@@ -2,6 +2,8 @@
 //! Never does: decide. It is synchronous, knows no cluster object, and runs what it is given.
 //! Tested by: unit and property tests of the codecs, and tests/ as root in fresh network namespaces.
 
+mod ct;
+pub mod monitor;
 mod netlink;
 pub mod netns;
 mod nft;
@@ -9,6 +11,8 @@ mod rt;
 mod sys;
 mod sysctl;
 
+pub use ct::Ct;
+pub use monitor::{Changed, DirWatch, Monitor, poll};
 pub use netns::Netns;
 pub use nft::Nftables;
 pub use rt::Rt;

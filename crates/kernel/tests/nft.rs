@@ -342,36 +342,33 @@ fn every_expression_reads_back_and_nft_prints_it_as_a_person_would() {
         let json = nft("-j list table inet seaway");
         assert_eq!(json.matches("{\"rule\": ").count(), want.rules.len());
         assert_eq!(json.matches("{\"chain\": ").count(), want.chains.len());
-        assert_eq!(json.matches("{\"map\": {\"family\"").count() + json.matches("{\"set\": {\"family\"").count(), want.sets.len());
+        assert_eq!(
+            json.matches("{\"map\": {\"family\"").count() + json.matches("{\"set\": {\"family\"").count(),
+            want.sets.len()
+        );
     });
 }
 
-/// What nft itself writes reads as the same values as what we write.
+/// What nft prints of our table, it loads again, and then prints the same: our encoding is nft's own.
 #[test]
-fn nft_and_we_write_the_same() {
-    let (want, _) = every_expression();
-    let text = fresh(|| {
+fn nft_loads_what_it_prints_of_ours() {
+    let (mut want, _) = every_expression();
+    // nft cannot read this one back: a numgen is of no type that a set can have.
+    want.rules.retain(|r| !r.exprs.iter().any(|e| matches!(e, Expr::Numgen { .. })));
+    let ours = fresh(|| {
         commit_table(&mut Nftables::open().unwrap(), &want);
         nft("list table inet seaway")
     });
     fresh(|| {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("t.nft");
-        std::fs::write(&file, &text).unwrap();
+        std::fs::write(&file, &ours).unwrap();
         nft(&format!("-f {}", file.display()));
-        let mut have = plain(Nftables::open().unwrap().table(&seaway()).unwrap().unwrap());
-        // nft loads sets in its own order.
-        have.sets.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut want = plain_handles(want.clone());
-        want.sets.sort_by(|a, b| a.name.cmp(&b.name));
-        assert_eq!(have.sets, want.sets);
+        assert_eq!(nft("list table inet seaway"), ours);
+        let have = plain(Nftables::open().unwrap().table(&seaway()).unwrap().unwrap());
+        assert_eq!((&have.sets, &have.elements), (&want.sets, &want.elements));
         assert_eq!(have.rules.len(), want.rules.len());
     });
-}
-
-fn plain_handles(mut t: Table) -> Table {
-    t.elements.iter_mut().for_each(|(_, e)| e.sort());
-    t
 }
 
 #[test]
