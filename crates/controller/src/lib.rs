@@ -1,1 +1,118 @@
-//! placeholder
+//! Owns: what a control plane writes, as pure functions from a snapshot to API writes: node pod ranges, endpoint slices, pods of Deployments and DaemonSets, scheduling, garbage collection; and the allocators of cluster IPs and node ports.
+//! Never does: I/O, clocks, or anything on a cluster that the cluster's own controllers do already: each is switched on by itself.
+//! Tested by: one module of cases each; a property in `tests/` that any cluster settles, in few passes, into a state that the next pass leaves alone.
+
+pub mod alloc;
+mod daemonset;
+mod deployment;
+mod gc;
+mod name;
+mod node_cidr;
+pub mod offline;
+mod pods;
+mod scheduler;
+mod slices;
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use resolve::api::ApiWrite;
+use resolve::{ClusterSnapshot, Problem};
+
+pub use slices::MANAGED_BY;
+
+/// A controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Which {
+    /// Gives each Node a pod range out of `clusterCIDR`.
+    NodeCidr,
+    /// Writes EndpointSlices for Services with a selector.
+    EndpointSlice,
+    /// Makes and replaces the pods of Deployments.
+    Deployment,
+    /// Makes and replaces the pods of DaemonSets.
+    DaemonSet,
+    /// Binds pods to nodes.
+    Scheduler,
+    /// Deletes pods whose owner or node is gone.
+    GarbageCollector,
+}
+
+impl Which {
+    /// All of them: a lab or a standalone host, where nobody else does any.
+    pub const ALL: [Which; 6] = [
+        Which::NodeCidr,
+        Which::EndpointSlice,
+        Which::Deployment,
+        Which::DaemonSet,
+        Which::Scheduler,
+        Which::GarbageCollector,
+    ];
+
+    /// Its name on a command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NodeCidr => "node-cidr",
+            Self::EndpointSlice => "endpointslice",
+            Self::Deployment => "deployment",
+            Self::DaemonSet => "daemonset",
+            Self::Scheduler => "scheduler",
+            Self::GarbageCollector => "garbage-collector",
+        }
+    }
+}
+
+impl FromStr for Which {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|w| w.as_str() == s)
+            .ok_or_else(|| format!("{s:?} is no controller: use {}", Self::ALL.map(Self::as_str).join(", ")))
+    }
+}
+
+/// Which controllers run, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Those that run.
+    pub which: BTreeSet<Which>,
+    /// Prefix length of a node's IPv4 pod range.
+    pub node_mask_v4: u8,
+    /// Prefix length of a node's IPv6 pod range.
+    pub node_mask_v6: u8,
+}
+
+impl Default for Options {
+    /// All, /24 and /64: Kubernetes' own defaults.
+    fn default() -> Self {
+        Self { which: Which::ALL.into(), node_mask_v4: 24, node_mask_v6: 64 }
+    }
+}
+
+/// What a pass found.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Outcome {
+    /// What to write, in order.
+    pub writes: Vec<ApiWrite>,
+    /// What cannot be done, and the fix.
+    pub problems: Vec<Problem>,
+}
+
+/// One pass of every controller that is on. Empty writes: everything is as it should be.
+#[must_use]
+pub fn reconcile(snapshot: &ClusterSnapshot, options: &Options) -> Outcome {
+    let mut out = Outcome::default();
+    for which in &options.which {
+        match which {
+            Which::NodeCidr => node_cidr::reconcile(snapshot, options, &mut out),
+            Which::EndpointSlice => slices::reconcile(snapshot, &mut out),
+            Which::Deployment => deployment::reconcile(snapshot, &mut out),
+            Which::DaemonSet => daemonset::reconcile(snapshot, &mut out),
+            Which::Scheduler => scheduler::reconcile(snapshot, &mut out),
+            Which::GarbageCollector => gc::reconcile(snapshot, &mut out),
+        }
+    }
+    out
+}

@@ -244,8 +244,6 @@ pub struct Pod {
     pub node_selector: Labels,
     /// `spec.hostNetwork`.
     pub host_network: bool,
-    /// `spec.hostname` when the pod has one of its own.
-    pub hostname: Option<Box<str>>,
     /// Ports of all containers.
     pub ports: Box<[ContainerPort]>,
     /// `status.phase`.

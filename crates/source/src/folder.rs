@@ -235,7 +235,7 @@ mod tests {
             ("a: [", "a.yaml: document 1: no YAML or JSON"),
             ("--- 7", "a.yaml: document 1: a manifest is an object"),
             ("kind: Pod", "document 1: apiVersion: is missing"),
-            ("---\n---\napiVersion: v1", "document 3: kind: is missing"),
+            ("---\n---\napiVersion: v1", "document 2: kind: is missing"),
             ("apiVersion: v1\nkind: Pod", "Pod/default/: metadata.name: every object needs a name"),
             (
                 "apiVersion: v1\nkind: Node\nmetadata: {name: N}",

@@ -125,7 +125,6 @@ pub(super) fn pod(root: &At<'_>) -> Pod {
         node: spec.get("nodeName").parse(),
         node_selector: spec.get("nodeSelector").labels(),
         host_network: spec.get("hostNetwork").bool().unwrap_or(false),
-        hostname: spec.get("hostname").str().filter(|h| !h.is_empty()).map(Into::into),
         ports: ports.into(),
         phase: match status.get("phase").str() {
             Some("Running") => Phase::Running,

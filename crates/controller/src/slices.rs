@@ -1,0 +1,228 @@
+//! EndpointSlices of Services that have a selector (KEP-752).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use resolve::api::{ApiWrite, WriteOp};
+use resolve::{ClusterSnapshot, EndpointSlice, Kind, Pod, Service, ServiceType, SliceEndpoint, SlicePort, TargetPort};
+use serde_json::{Value, json};
+use types::{Family, ObjectName, PortKey};
+
+use crate::Outcome;
+use crate::name::free;
+
+/// Value of label `endpointslice.kubernetes.io/managed-by`: slices with another value are not touched.
+pub const MANAGED_BY: &str = "endpointslice-controller.seaway.io";
+/// Endpoints of one slice at most, as Kubernetes' controller has it.
+const MAX_ENDPOINTS: usize = 100;
+
+/// What distinguishes slices of one Service: all endpoints of a slice share family and ports.
+type Group = (Family, Box<[SlicePort]>);
+
+pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
+    let mut have: BTreeMap<ObjectName, BTreeMap<&ObjectName, &EndpointSlice>> = BTreeMap::new();
+    for (name, slice) in snapshot.slices.iter().filter(|(_, s)| &*s.managed_by == MANAGED_BY) {
+        let service = ObjectName { namespace: name.namespace.clone(), name: slice.service.clone() };
+        have.entry(service).or_default().insert(name, slice);
+    }
+    for (name, svc) in &snapshot.services {
+        let mine = have.remove(name).unwrap_or_default();
+        // Without a selector the endpoints are somebody else's; slices of ours from before are stale.
+        let want = if svc.selector.is_empty() || svc.kind == ServiceType::ExternalName {
+            BTreeMap::new()
+        } else {
+            wanted(snapshot, name, svc)
+        };
+        service(snapshot, name, svc, want, mine, out);
+    }
+    for (name, slice) in have.into_values().flatten() {
+        out.writes.push(delete(name, format!("Service {} is gone", slice.service)));
+    }
+}
+
+fn delete(name: &ObjectName, why: String) -> ApiWrite {
+    let op = WriteOp::Delete { uid: Box::default(), force: false };
+    ApiWrite { resource: Kind::EndpointSlice.into(), name: name.clone(), op, why }
+}
+
+/// The endpoints that a Service should have, by group.
+fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTreeMap<Group, BTreeSet<SliceEndpoint>> {
+    let pods: Vec<(&ObjectName, &Pod)> = snapshot
+        .pods
+        .iter()
+        .filter(|(n, p)| n.namespace == name.namespace && !p.phase.ended() && p.labels.matches(&svc.selector))
+        .collect();
+    let mut families: BTreeSet<Family> = svc.families.iter().copied().collect();
+    if families.is_empty() {
+        families = svc.cluster_ips.iter().map(|a| Family::of(*a)).collect();
+    }
+    let mut out: BTreeMap<Group, BTreeSet<SliceEndpoint>> = BTreeMap::new();
+    for (pod_name, pod) in pods {
+        for addr in &pod.ips {
+            if !families.contains(&Family::of(*addr)) {
+                continue;
+            }
+            let ready = svc.publish_not_ready || (pod.ready && !pod.terminating);
+            let endpoint = SliceEndpoint {
+                addr: *addr,
+                ready,
+                serving: pod.ready,
+                terminating: pod.terminating,
+                node: pod.node.as_ref().map(|n| n.as_str().into()),
+                pod: Some(pod_name.name.clone()),
+                zone_hints: Box::default(),
+                node_hints: Box::default(),
+            };
+            out.entry((Family::of(*addr), ports(svc, pod))).or_default().insert(endpoint);
+        }
+    }
+    out
+}
+
+/// A Service's ports as numbers of one pod. A named port that the pod does not have is left out.
+fn ports(svc: &Service, pod: &Pod) -> Box<[SlicePort]> {
+    let mut out: Vec<SlicePort> = svc
+        .ports
+        .iter()
+        .filter_map(|p| {
+            let number = match &p.target {
+                TargetPort::Number(n) => *n,
+                TargetPort::Name(name) => {
+                    pod.ports.iter().find(|c| c.name == *name && c.port.proto == p.port.proto)?.port.port
+                }
+            };
+            Some(SlicePort { name: p.name.clone(), port: PortKey { proto: p.port.proto, port: number } })
+        })
+        .collect();
+    out.sort();
+    out.into()
+}
+
+/// Brings the slices of one Service to what they should be, touching no slice whose endpoints did not change.
+fn service(
+    snapshot: &ClusterSnapshot,
+    name: &ObjectName,
+    svc: &Service,
+    want: BTreeMap<Group, BTreeSet<SliceEndpoint>>,
+    mut have: BTreeMap<&ObjectName, &EndpointSlice>,
+    out: &mut Outcome,
+) {
+    let mut made: BTreeSet<String> = BTreeSet::new();
+    for (group, mut left) in want {
+        let (family, ports) = &group;
+        let same: Vec<&ObjectName> = have
+            .iter()
+            .filter(|(_, s)| s.family == Some(*family) && sorted(&s.ports) == *ports)
+            .map(|(n, _)| *n)
+            .collect();
+        let mut plan: Vec<(&ObjectName, &EndpointSlice, BTreeSet<SliceEndpoint>)> = Vec::new();
+        for slice_name in same {
+            let Some(slice) = have.remove(slice_name) else { continue };
+            // Keep each endpoint where it is, in its newest form.
+            let mut kept = BTreeSet::new();
+            for old in &slice.endpoints {
+                let now = left.iter().find(|e| e.addr == old.addr && e.pod == old.pod).cloned();
+                if let Some(now) = now.filter(|_| kept.len() < MAX_ENDPOINTS) {
+                    left.remove(&now);
+                    kept.insert(now);
+                }
+            }
+            plan.push((slice_name, slice, kept));
+        }
+        for (_, _, kept) in &mut plan {
+            while kept.len() < MAX_ENDPOINTS {
+                let Some(e) = left.pop_first() else { break };
+                kept.insert(e);
+            }
+        }
+        for (slice_name, slice, kept) in plan {
+            if kept.is_empty() {
+                out.writes.push(delete(slice_name, "no endpoint left in it".into()));
+                continue;
+            }
+            let now: BTreeSet<SliceEndpoint> = slice.endpoints.iter().cloned().collect();
+            if now != kept || slice.owner_uid != svc.uid {
+                let mut body = render(name, svc, &group, &kept);
+                if let Some(m) = body.as_object_mut() {
+                    m.remove("addressType"); // immutable
+                }
+                out.writes.push(ApiWrite {
+                    resource: Kind::EndpointSlice.into(),
+                    name: slice_name.clone(),
+                    op: WriteOp::Patch(body),
+                    why: format!("{} endpoints of Service {name}", kept.len()),
+                });
+            }
+        }
+        while !left.is_empty() {
+            let mut chunk = BTreeSet::new();
+            while chunk.len() < MAX_ENDPOINTS {
+                let Some(e) = left.pop_first() else { break };
+                chunk.insert(e);
+            }
+            let family_text = family.to_string();
+            let slice_name = free(&name.name, &[&svc.uid, &family_text], |n| {
+                made.contains(n) || snapshot.slices.contains_key(&ObjectName::new(&name.namespace, n))
+            });
+            made.insert(slice_name.clone());
+            out.writes.push(ApiWrite {
+                resource: Kind::EndpointSlice.into(),
+                name: ObjectName::new(&name.namespace, &slice_name),
+                op: WriteOp::Create(render(name, svc, &group, &chunk)),
+                why: format!("{} endpoints of Service {name}", chunk.len()),
+            });
+        }
+    }
+    for slice_name in have.into_keys() {
+        out.writes.push(delete(slice_name, format!("Service {name} has no such endpoints any more")));
+    }
+}
+
+fn sorted(ports: &[SlicePort]) -> Box<[SlicePort]> {
+    let mut p = ports.to_vec();
+    p.sort();
+    p.into()
+}
+
+fn render(name: &ObjectName, svc: &Service, group: &Group, endpoints: &BTreeSet<SliceEndpoint>) -> Value {
+    let (family, ports) = group;
+    let mut labels = json!({
+        "kubernetes.io/service-name": &*name.name,
+        "endpointslice.kubernetes.io/managed-by": MANAGED_BY,
+    });
+    if svc.headless {
+        labels["service.kubernetes.io/headless"] = "".into();
+    }
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|e| {
+            let mut v = json!({
+                "addresses": [e.addr.to_string()],
+                "conditions": {"ready": e.ready, "serving": e.serving, "terminating": e.terminating},
+            });
+            if let Some(node) = &e.node {
+                v["nodeName"] = (**node).into();
+            }
+            if let Some(pod) = &e.pod {
+                v["targetRef"] = json!({"kind": "Pod", "namespace": &*name.namespace, "name": &**pod});
+            }
+            v
+        })
+        .collect();
+    let ports: Vec<Value> = ports
+        .iter()
+        .map(|p| json!({"name": &*p.name, "port": p.port.port, "protocol": p.port.proto.to_string()}))
+        .collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "labels": labels,
+            "ownerReferences": [{
+                "apiVersion": "v1", "kind": "Service", "name": &*name.name, "uid": &*svc.uid,
+                "controller": true, "blockOwnerDeletion": true,
+            }],
+        },
+        "addressType": family.to_string(),
+        "endpoints": endpoints,
+        "ports": ports,
+    })
+}
