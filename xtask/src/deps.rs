@@ -147,8 +147,11 @@ fn allows_unsafe(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// A workspace of made-up crates: (folder, [(package it uses, kind)]).
-    fn workspace(members: &[(&str, &[(&str, Option<&str>)])]) -> Metadata {
+    /// A folder and (package it uses, kind of dependency) of each.
+    type Member<'a> = (&'a str, &'a [(&'a str, Option<&'a str>)]);
+
+    /// A workspace of made-up crates.
+    fn workspace(members: &[Member<'_>]) -> Metadata {
         let id = |folder: &str| format!("pkg-{}", folder.rsplit('/').next().unwrap());
         let name = |folder: &str| if folder.starts_with('/') { folder[10..].to_owned() } else { id(folder) };
         let all: Vec<&str> = members.iter().map(|m| m.0).chain(["/registry/mio", "/registry/tokio"]).collect();
