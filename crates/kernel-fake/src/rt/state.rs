@@ -267,6 +267,10 @@ impl Namespace {
             let flushed = gone_v4 && on_link && r.route.family() == Family::V4;
             !(connected || by_source || flushed)
         });
+        if gone_v4 {
+            // `arp_ifdown`, from the same place.
+            self.neighbours.retain(|n| n.link != a.link || n.addr.is_ipv6());
+        }
         for r in &mut self.routes {
             if family == Family::V6 && r.route.src == Some(a.addr) && !local {
                 r.route.src = None;
@@ -289,6 +293,9 @@ impl Namespace {
     }
 
     fn route_del(&mut self, r: &Route, protocol: u8) -> Result<(), i32> {
+        if let Some(l) = check::link_of(r) {
+            self.need(l)?;
+        }
         let held = self.routes.len();
         self.routes.retain(|o| !(o.protocol == protocol && o.route == *r));
         if self.routes.len() == held { Err(errno::ESRCH) } else { Ok(()) }
