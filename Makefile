@@ -1,0 +1,137 @@
+# `make` alone prints what there is. Everything stays on this machine. Network namespaces need root: `make demo` asks
+# sudo for it where it must, `make test` and `make bench` want to be run as root.
+
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/sbin:/sbin
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help demo demo-down test check bench fuzz deps build release install uninstall root rust
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+SEAWAY := $(TARGET)/release/seaway
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR ?= $(PREFIX)/bin
+MANDIR ?= $(PREFIX)/share/man
+DATADIR ?= $(PREFIX)/share
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+# Where container runtimes look for CNI plugins, whatever PREFIX is.
+CNIDIR ?= /opt/cni/bin
+
+help: ## print this
+	@echo "Seaway $(VERSION): the network of a container cluster. Targets:"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+# --- what the targets need -------------------------------------------------------------------------------------------
+
+# program:Debian package. Missing ones are installed, nothing else is touched.
+NEEDS_BUILD := cc:gcc as:binutils
+NEEDS_LAB := ip:iproute2 nft:nftables ping:iputils-ping nsenter:util-linux
+NEEDS_TEST := $(NEEDS_LAB) conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client \
+	/usr/lib/cni/bridge:containernetworking-plugins
+NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
+NEEDS_FUZZ := c++:g++
+
+# $(call need,LIST): a shell command.
+define need
+	missing=(); for n in $(1); do command -v "$${n%%:*}" >/dev/null || missing+=("$${n##*:}"); done; \
+	if (( $${#missing[@]} )); then \
+		if (( $$(id -u) )); then echo "missing: $${missing[*]}. Run: sudo apt-get install $${missing[*]}" >&2; exit 1; fi; \
+		echo "installing $${missing[*]}"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null 2>&1 || { apt-get update -qq; \
+		apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; }; \
+	fi
+endef
+
+deps: rust ## install the Debian packages that demo, test, bench and fuzz need, only the missing ones
+	@$(call need,$(NEEDS_BUILD) $(NEEDS_TEST) $(NEEDS_BENCH) $(NEEDS_FUZZ))
+
+rust:
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.95 or newer (https://rustup.rs)" >&2; exit 1; }
+	@$(call need,$(NEEDS_BUILD))
+
+root:
+	@(( $$(id -u) == 0 )) || { echo "run as root (sudo make $(MAKECMDGOALS)): network namespaces are made" >&2; exit 1; }
+
+# --- to look at ------------------------------------------------------------------------------------------------------
+
+build: rust
+	@$(CARGO) build --release --locked -p seaway -p seaway-cni
+
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+demo: build ## a three-node cluster on this machine: build, up, test, trace
+	@$(call need,$(NEEDS_LAB))
+	@echo; echo '$$ seaway lab up examples/shop --nodes 3 --backend vxlan --ip dual'
+	@$(AS_ROOT) $(SEAWAY) lab up examples/shop --nodes 3 --backend vxlan --ip dual
+	@echo; echo '$$ seaway lab test'
+	@$(AS_ROOT) $(SEAWAY) lab test
+	@echo; echo '$$ seaway trace $(DEMO_TRACE)'
+	@$(AS_ROOT) $(SEAWAY) trace $(DEMO_TRACE)
+	@printf '\nThe cluster keeps running. Next, type:\n\n'; printf '  %-52s  # %s\n' $(DEMO_NEXT)
+
+# From which pod to which Service port the demo follows a packet.
+DEMO_TRACE := shop/client shop/web:80
+DEMO_NEXT = \
+	'$(strip $(AS_ROOT) $(SEAWAY)) lab status' 'nodes, pods, and what each agent says' \
+	'$(strip $(AS_ROOT) $(SEAWAY)) lab get services' 'as kubectl prints them' \
+	'$(strip $(AS_ROOT) $(SEAWAY)) trace $(DEMO_TRACE) --probe' 'the same way, with a real packet' \
+	'$(strip $(AS_ROOT) $(SEAWAY)) lab shell node1' 'look around: ip route, nft list ruleset' \
+	'make demo-down' 'remove every trace of it'
+
+demo-down: ## remove the demo: every namespace, process, mount and file of it
+	@$(AS_ROOT) $(SEAWAY) lab down
+
+# --- to trust --------------------------------------------------------------------------------------------------------
+
+# The crates without effects: no root, no kernel, no socket.
+PURE := -p seaway-types -p seaway-intent -p seaway-plan -p seaway-resolve -p seaway-controller -p seaway-kernel-api \
+	-p seaway-telemetry -p xtask
+
+check: rust ## formatting, lints, unit tests of the pure crates: before every commit
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
+	@$(CARGO) xtask check
+	@$(CARGO) test --locked --quiet $(PURE) --lib --bins
+
+test: root rust ## everything that proves it: lints, house checks, all tests, with real packets
+	@$(call need,$(NEEDS_TEST))
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
+	@$(CARGO) xtask check
+	@$(CARGO) build --locked --workspace --bins
+	@$(CARGO) test --locked --workspace --doc --quiet
+	@$(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast
+
+fuzz: rust ## every decoder of foreign bytes for FUZZ_SECONDS (60) each
+	@$(call need,$(NEEDS_FUZZ))
+	@fuzz/run $(FUZZ_SECONDS)
+
+bench: root rust ## every measured comparison, side by side in one run, with its ratio
+	@$(call need,$(NEEDS_BENCH))
+	@for b in bench/*; do [[ -f $$b && -x $$b ]] || continue; echo "== $$b"; $$b; echo; done
+
+# --- to keep ---------------------------------------------------------------------------------------------------------
+
+install: build ## binaries, systemd unit, man pages, completions to PREFIX (/usr/local); the CNI plugin to CNIDIR
+	install -Dm755 $(SEAWAY) $(DESTDIR)$(BINDIR)/seaway
+	install -Dm755 $(TARGET)/release/seaway-cni $(DESTDIR)$(CNIDIR)/seaway-cni
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(MANDIR)/man1
+	sed 's|@BINDIR@|$(BINDIR)|' deploy/seaway-agent.service > $(DESTDIR)$(UNITDIR)/seaway-agent.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/seaway-agent.service
+	$(SEAWAY) man $(DESTDIR)$(MANDIR)/man1
+	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions \
+		$(DESTDIR)$(DATADIR)/fish/vendor_completions.d
+	$(SEAWAY) completions bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/seaway
+	$(SEAWAY) completions zsh > $(DESTDIR)$(DATADIR)/zsh/site-functions/_seaway
+	$(SEAWAY) completions fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/seaway.fish
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(BINDIR)/seaway $(DESTDIR)$(CNIDIR)/seaway-cni $(DESTDIR)$(UNITDIR)/seaway-agent.service
+	rm -f $(DESTDIR)$(MANDIR)/man1/seaway.1 $(DESTDIR)$(MANDIR)/man1/seaway-*.1
+	rm -f $(DESTDIR)$(DATADIR)/bash-completion/completions/seaway $(DESTDIR)$(DATADIR)/zsh/site-functions/_seaway \
+		$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/seaway.fish
