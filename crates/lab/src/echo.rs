@@ -270,8 +270,13 @@ mod tests {
     async fn http_raw_tcp_and_udp_on_one_port() {
         let port = free_port().await;
         let server = tokio::spawn(async move { serve(id(), &[port]).await });
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let mut s = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let mut s = loop {
+            match TcpStream::connect(("127.0.0.1", port)).await {
+                Ok(s) => break s,
+                Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionRefused),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
         let me = s.local_addr().unwrap();
         // Two requests on one connection, the first with a body, the second asking for a status.
         s.write_all(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();

@@ -2,12 +2,16 @@
 //! Never does: touch the host's own namespace, or decide anything that the agent, the API server or a controller does.
 //! Tested by: unit tests of each pure part, and tests/ that bring real labs up and take them down.
 
+pub mod api;
+pub mod cni;
 pub mod dns_files;
 pub mod echo;
 mod error;
 pub mod name;
 pub mod ns;
+pub mod pod_env;
 pub mod procs;
+pub mod runner;
 pub mod shim;
 pub mod topology;
 

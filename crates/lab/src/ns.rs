@@ -9,9 +9,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change, unmount};
+use kernel::{Netns, Rt};
+use kernel_api::Rtnetlink;
+use kernel_api::rt::{RtRequest, SetLink};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use types::IfName;
 
 use crate::name::NETNS_DIR;
 use crate::{Doing, LabError};
@@ -23,24 +26,10 @@ pub fn path(name: &str) -> PathBuf {
 }
 
 /// Leaves the namespaces named by `flags`. Only ever called with flags that concern this thread alone and no file
-/// descriptor (`CLONE_NEWNET`, `CLONE_NEWNS`, `CLONE_NEWUTS`).
+/// descriptor (`CLONE_NEWNS`, `CLONE_NEWUTS`).
 #[expect(deprecated, reason = "the replacement is an unsafe fn because of CLONE_FILES, which is never passed here")]
 fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     rustix::thread::unshare(flags)
-}
-
-/// Makes /run/netns what iproute2 makes of it: a shared mount of its own. Otherwise the first `ip netns add` by anyone
-/// would lay a second mount over ours, and removing a namespace would leave the copy below.
-fn prepare_dir() -> Result<(), LabError> {
-    std::fs::create_dir_all(NETNS_DIR).doing(|| format!("{NETNS_DIR}: cannot be created"))?;
-    let lock = File::open(NETNS_DIR).doing(|| NETNS_DIR)?;
-    flock(&lock, FlockOperation::LockExclusive).doing(|| format!("{NETNS_DIR}: lock"))?;
-    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
-    if mount_change(NETNS_DIR, shared).is_err() {
-        mount_bind_recursive(NETNS_DIR, NETNS_DIR).doing(|| format!("{NETNS_DIR}: bind mount (are you root?)"))?;
-        mount_change(NETNS_DIR, shared).doing(|| format!("{NETNS_DIR}: make shared"))?;
-    }
-    Ok(())
 }
 
 /// Makes an empty namespace.
@@ -48,21 +37,7 @@ fn prepare_dir() -> Result<(), LabError> {
 /// # Errors
 /// When one of that name exists, or without CAP_SYS_ADMIN.
 pub fn create(name: &str) -> Result<(), LabError> {
-    prepare_dir()?;
-    let target = path(name);
-    File::options().write(true).create_new(true).open(&target).doing(|| format!("{}", target.display()))?;
-    let at = target.clone();
-    let made = std::thread::spawn(move || -> rustix::io::Result<()> {
-        unshare(UnshareFlags::NEWNET)?;
-        mount_bind("/proc/thread-self/ns/net", &at)
-    })
-    .join()
-    .map_err(|_| LabError::new(format!("{}: the thread that makes it died", target.display())))?;
-    if let Err(e) = made {
-        let _ = std::fs::remove_file(&target);
-        return Err(LabError::new(format!("{}: {e}: network namespaces need root", target.display())));
-    }
-    Ok(())
+    Netns::create(path(name)).map(drop).doing(|| format!("network namespace {name} (making one needs root)"))
 }
 
 /// Removes a namespace's name and mount. The namespace itself goes when its last process does. Removing one that is
@@ -71,13 +46,19 @@ pub fn create(name: &str) -> Result<(), LabError> {
 /// # Errors
 /// When the name cannot be removed.
 pub fn delete(name: &str) -> Result<(), LabError> {
-    let target = path(name);
-    // EINVAL: a file that is no mount, left by a creation that died half-way.
-    while unmount(&target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
-    match std::fs::remove_file(&target) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(LabError::new(format!("{}: {e}", target.display()))),
-        _ => Ok(()),
-    }
+    Netns::delete(path(name)).doing(|| format!("remove network namespace {name}"))
+}
+
+/// Brings the loopback of a namespace up, as a runtime does before it calls CNI.
+///
+/// # Errors
+/// When the namespace cannot be entered or the kernel refuses.
+pub fn loopback_up(name: &str) -> Result<(), LabError> {
+    let lo = "lo".parse::<IfName>().doing(|| "lo")?;
+    within(&path(name), move || {
+        let mut rt = Rt::open().doing(|| "rtnetlink")?;
+        rt.run(&[RtRequest::LinkSet(SetLink::up(lo))]).doing(|| "loopback")
+    })
 }
 
 /// The names of all namespaces below /run/netns.
@@ -99,18 +80,9 @@ pub fn inode(file: &Path) -> Option<u64> {
 ///
 /// # Errors
 /// When the namespace cannot be entered, and the errors of `f`.
-pub fn within<T, F>(netns: &Path, f: F) -> Result<T, LabError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> Result<T, LabError> + Send + 'static,
-{
-    let netns = netns.to_path_buf();
-    std::thread::spawn(move || {
-        enter_netns(&netns)?;
-        f()
-    })
-    .join()
-    .map_err(|_| LabError::new("a thread inside a network namespace died"))?
+pub fn within<T: Send>(netns: &Path, f: impl FnOnce() -> Result<T, LabError> + Send) -> Result<T, LabError> {
+    let what = || format!("network namespace {}", netns.display());
+    Netns::open(netns).doing(what)?.run(f).doing(what)?
 }
 
 fn enter_netns(netns: &Path) -> Result<(), LabError> {
