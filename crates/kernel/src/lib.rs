@@ -3,11 +3,15 @@
 //! Tested by: unit and property tests of the codecs, and tests/ as root in fresh network namespaces.
 
 mod ct;
+pub mod fuzz;
 pub mod monitor;
 mod netlink;
 pub mod netns;
 mod nft;
+mod probe;
+pub mod process;
 mod rt;
+pub mod spawn;
 mod sys;
 mod sysctl;
 
@@ -15,5 +19,8 @@ pub use ct::Ct;
 pub use monitor::{Changed, DirWatch, Monitor, poll};
 pub use netns::Netns;
 pub use nft::Nftables;
+pub use probe::missing_features;
+pub use process::{kill_pid, lock_file, processes_in_netns};
 pub use rt::Rt;
+pub use spawn::Spawn;
 pub use sysctl::Sysctls;

@@ -60,6 +60,8 @@ pub struct Monitor {
     rt: Socket,
     nft: Option<Socket>,
     ours: BTreeSet<u32>,
+    /// Seen by [`Monitor::settle`], not yet told.
+    pending: Changed,
 }
 
 impl Monitor {
@@ -86,7 +88,7 @@ impl Monitor {
         if let Some(s) = &nft {
             sys::epoll_add(wait.as_fd(), s.fd())?;
         }
-        Ok(Self { wait, rt, nft, ours: BTreeSet::new() })
+        Ok(Self { wait, rt, nft, ours: BTreeSet::new(), pending: Changed::default() })
     }
 
     /// Subscribes in `netns`.
@@ -104,6 +106,12 @@ impl Monitor {
         self.ours.insert(port);
     }
 
+    /// The descriptors to wait on.
+    #[must_use]
+    pub fn fds(&self) -> [BorrowedFd<'_>; 1] {
+        [self.wait.as_fd()]
+    }
+
     /// Takes in everything that has arrived, without waiting. Notifications that were lost for lack of room count as
     /// changes.
     ///
@@ -111,12 +119,29 @@ impl Monitor {
     /// When a socket fails for another reason.
     pub fn changed(&mut self) -> io::Result<Changed> {
         let ours = &self.ours;
-        let rt = drain(&mut self.rt, &mut |m| !ours.contains(&m.port) && rt_counts(m))?;
+        let rt = drain(&mut self.rt, true, &mut |m| !ours.contains(&m.port) && rt_counts(m))?;
         let nft = match &mut self.nft {
-            Some(s) => drain(s, &mut |m| !ours.contains(&m.port))?,
+            Some(s) => drain(s, true, &mut |m| !ours.contains(&m.port))?,
             None => false,
         };
-        Ok(Changed { rt, nft })
+        let before = std::mem::take(&mut self.pending);
+        Ok(Changed { rt: before.rt || rt, nft: before.nft || nft })
+    }
+
+    /// To call right after a commit: forgets what it caused, so that it does not wake its maker. What other processes
+    /// asked for meanwhile is kept for [`Monitor::changed`]. Without any [`Monitor::ignore`] all is taken for our own.
+    ///
+    /// # Errors
+    /// When a socket fails for another reason than lost notifications.
+    pub fn settle(&mut self) -> io::Result<()> {
+        let ours = &self.ours;
+        // Port 0: the kernel itself, as a consequence of what was asked.
+        let foreign = |m: &Message<'_>| !ours.is_empty() && m.port != 0 && !ours.contains(&m.port);
+        self.pending.rt |= drain(&mut self.rt, false, &mut |m| foreign(m) && rt_counts(m))?;
+        if let Some(s) = &mut self.nft {
+            self.pending.nft |= drain(s, false, &mut |m| foreign(m))?;
+        }
+        Ok(())
     }
 }
 
@@ -141,13 +166,14 @@ fn only_generations(fd: BorrowedFd<'_>) -> io::Result<()> {
     )
 }
 
-fn drain(socket: &mut Socket, counts: &mut dyn FnMut(&Message<'_>) -> bool) -> io::Result<bool> {
+/// Reads what is there; `lost` is what lost notifications mean.
+fn drain(socket: &mut Socket, lost: bool, counts: &mut dyn FnMut(&Message<'_>) -> bool) -> io::Result<bool> {
     let mut changed = false;
     for _ in 0..AT_ONCE {
         match socket.receive(false) {
             Ok(None) => return Ok(changed),
             Ok(Some(b)) => changed |= Messages(b).any(|m| counts(&m)),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::EMSGSIZE)) => changed = true,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::EMSGSIZE)) => changed |= lost,
             Err(e) => return Err(e),
         }
     }

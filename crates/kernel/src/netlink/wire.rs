@@ -234,11 +234,6 @@ pub(crate) fn cstr(b: &[u8]) -> Option<&str> {
     b.get(..end).and_then(|s| std::str::from_utf8(s).ok())
 }
 
-/// Both or nothing.
-pub(crate) fn pair<A, B>(a: Option<A>, b: Option<B>) -> Option<(A, B)> {
-    a.zip(b)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

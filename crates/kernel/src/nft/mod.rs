@@ -17,7 +17,7 @@ use consts::*;
 use encode::{Batch, Shape, Shapes};
 
 pub(crate) use consts::{NEWGEN, NFNL_SUBSYS_NFTABLES};
-pub(crate) use decode::generation as generation_of;
+pub(crate) use interval::join;
 
 /// `NETLINK_NETFILTER`
 pub(crate) const NETLINK_NETFILTER: i32 = 12;

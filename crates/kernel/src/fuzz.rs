@@ -1,0 +1,60 @@
+//! Doors for fuzzing: every decoder of the kernel's bytes, on any bytes. They must not panic, hang or hold much memory.
+
+use std::collections::HashMap;
+
+use kernel_api::nft::Element;
+use types::IfName;
+
+use crate::netlink::{Message, Messages, parse_error};
+use crate::{ct, monitor, nft, rt};
+
+/// The messages in `data`, or `data` as the payload of one of any type.
+fn each(data: &[u8], mut f: impl FnMut(&Message<'_>)) {
+    for m in Messages(data) {
+        f(&m);
+    }
+    if let [kind, flags, payload @ ..] = data {
+        f(&Message { kind: u16::from(*kind), flags: u16::from(*flags) << 8, seq: 1, port: 0, payload });
+    }
+}
+
+fn names() -> HashMap<u32, IfName> {
+    (0..4).filter_map(|i| Some((i, format!("if{i}").parse().ok()?))).collect()
+}
+
+/// rtnetlink: links, addresses, routes, neighbours, forwarding entries, notifications, refusals.
+pub fn rt_message(data: &[u8]) {
+    let names = names();
+    each(data, |m| {
+        let _ = rt::decode::link(m);
+        let _ = rt::decode::address(m, &names);
+        let _ = rt::decode::route(m, &names);
+        let _ = rt::decode::neighbour(m, &names);
+        let _ = rt::decode::fdb(m, &names);
+        let _ = monitor::rt_counts(m);
+        let _ = parse_error(m);
+    });
+}
+
+/// nf_tables: tables, chains, sets, elements, rules, generations, refusals.
+pub fn nft_message(data: &[u8]) {
+    let (mut elements, mut ends): (Vec<Element>, Vec<Vec<u8>>) = (Vec::new(), Vec::new());
+    each(data, |m| {
+        let _ = nft::decode::generation(m);
+        let _ = nft::decode::table_flags(m);
+        let _ = nft::decode::chain(m);
+        let _ = nft::decode::set(m);
+        let _ = nft::decode::rule(m);
+        let _ = parse_error(m);
+        nft::decode::elements(m, &mut elements, &mut ends);
+    });
+    let _ = nft::join(elements, ends);
+}
+
+/// ctnetlink: entries, refusals.
+pub fn ct_message(data: &[u8]) {
+    each(data, |m| {
+        let _ = ct::flow(m);
+        let _ = parse_error(m);
+    });
+}
