@@ -136,8 +136,8 @@ mod tests {
         assert_eq!(
             given,
             [
-                ("a".into(), vec!["10.244.1.0/24".to_string(), "fd00:10:244:0:1::/64".into()]),
-                ("c".into(), vec!["10.244.2.0/24".into(), "fd00:10:244:0:2::/64".into()]),
+                ("a".into(), vec!["10.244.1.0/24".to_string(), "fd00:10:244:1::/64".into()]),
+                ("c".into(), vec!["10.244.2.0/24".into(), "fd00:10:244:2::/64".into()]),
             ]
         );
         assert_eq!(problems, Vec::<String>::new());

@@ -1,0 +1,422 @@
+//! Controllers against a simulated cluster: manifests in, the settled state out.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that fails panics
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use controller::offline::{Settled, settle};
+use controller::{MANAGED_BY, Options, reconcile};
+use proptest::prelude::*;
+use resolve::api::{ApiWrite, WriteOp};
+use resolve::{ClusterSnapshot, Event, Key, Kind, apply, parse_as};
+use serde_json::{Value, json};
+use types::{Cidr, ObjectName};
+
+fn node(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"disk": if name == "node1" {"ssd"} else {"hdd"}}},
+           "status": {"addresses": [{"type": "InternalIP", "address": format!("192.168.0.{}", name.trim_start_matches("node"))}]}})
+}
+
+fn settings(cidrs: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "seaway", "namespace": "kube-system"}, "data": {"clusterCIDR": cidrs}})
+}
+
+fn workload(kind: &str, name: &str, replicas: i64, image: &str) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
+            "metadata": {"labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": image, "ports": [{"name": "http", "containerPort": 8080}]}]}}}})
+}
+
+fn service(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+}
+
+fn ranges() -> Vec<Cidr> {
+    ["10.96.0.0/16", "fd00:10:96::/112"].map(|c| c.parse().unwrap()).into()
+}
+
+fn run(objects: &[Value]) -> Settled {
+    settle(objects, &Options::default(), &ranges())
+}
+
+#[test]
+fn plain_manifests_become_a_working_cluster() {
+    let s = run(&[
+        settings("10.244.0.0/16,fd00:10:244::/56"),
+        node("node1"),
+        node("node2"),
+        node("node3"),
+        workload("Deployment", "web", 4, "a"),
+        workload("DaemonSet", "log", 0, "a"),
+        service(
+            "web",
+            json!({"type": "NodePort", "ipFamilyPolicy": "PreferDualStack", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}),
+        ),
+        service("headless", json!({"clusterIP": "None", "selector": {"app": "log"}, "ports": [{"port": 80}]})),
+        service("alias", json!({"type": "ExternalName", "externalName": "example.org"})),
+        service("manual", json!({"ports": [{"port": 80}]})),
+    ]);
+    assert_eq!(s.problems, []);
+    let snap = &s.snapshot;
+    let cidrs: BTreeSet<String> =
+        snap.nodes.values().flat_map(|n| n.pod_cidrs.iter().map(ToString::to_string)).collect();
+    assert_eq!(cidrs.len(), 6);
+    assert!(cidrs.contains("10.244.2.0/24") && cidrs.contains("fd00:10:244:2::/64"));
+    assert_eq!(snap.pods.len(), 7);
+    let mut per_node: BTreeMap<_, usize> = BTreeMap::new();
+    for p in snap.pods.values() {
+        *per_node.entry(p.node.clone().unwrap()).or_default() += 1;
+        assert!(p.ready && p.ips.len() == 2);
+        let n = &snap.nodes[p.node.as_ref().unwrap()];
+        assert!(p.ips.iter().all(|ip| n.pod_cidrs.iter().any(|c| c.contains(*ip))));
+    }
+    assert_eq!(per_node.values().copied().collect::<Vec<_>>(), [3, 2, 2], "round robin over a daemon each");
+    let web = &snap.services[&ObjectName::new("shop", "web")];
+    assert_eq!(web.cluster_ips.len(), 2);
+    assert!(web.ports[0].node_port.is_some_and(|p| p >= 30000));
+    let slices: Vec<_> = snap.slices.values().filter(|x| &*x.service == "web").collect();
+    assert_eq!(slices.len(), 2, "one a family");
+    for x in slices {
+        assert_eq!((x.endpoints.len(), x.ports[0].port.port, &*x.managed_by), (4, 8080, MANAGED_BY));
+    }
+    let headless: Vec<_> = snap.slices.values().filter(|x| &*x.service == "headless").collect();
+    assert_eq!(headless.len(), 1);
+    assert_eq!((headless[0].endpoints.len(), headless[0].ports[0].port.port), (3, 80));
+    assert!(snap.slices.values().all(|x| &*x.service != "alias" && &*x.service != "manual"));
+    assert!(reconcile(snap, &Options::default()).writes.is_empty());
+    assert!(s.assumed.iter().any(|a| a.contains("Service/shop/web has cluster IP 10.96.")), "{:?}", s.assumed);
+}
+
+#[test]
+fn a_pod_that_fits_nowhere_says_why() {
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "shop"}, "spec": {"nodeSelector": {"disk": "tape"}}});
+    let s = run(&[node("node1"), pod.clone()]);
+    assert_eq!(s.problems.len(), 1);
+    assert!(s.problems[0].to_string().starts_with("Pod/shop/p spec.nodeName: 0 of 1 nodes fit"), "{}", s.problems[0]);
+    pod["spec"]["nodeSelector"]["disk"] = "ssd".into();
+    assert_eq!(
+        run(&[node("node2"), node("node1"), pod])
+            .snapshot
+            .pods
+            .values()
+            .next()
+            .unwrap()
+            .node
+            .as_ref()
+            .unwrap()
+            .as_str(),
+        "node1"
+    );
+    let mut cordoned = node("node1");
+    cordoned["spec"] = json!({"unschedulable": true});
+    assert_eq!(run(&[cordoned, workload("Deployment", "web", 1, "a")]).problems.len(), 1);
+}
+
+/// A cluster whose pods become ready one pass after they are made and vanish one pass after they are deleted.
+struct Sim {
+    objects: BTreeMap<Key, Value>,
+    clock: u64,
+}
+
+impl Sim {
+    fn new(objects: &[Value]) -> Self {
+        let settled = run(objects);
+        Self { objects: settled.objects, clock: 0 }
+    }
+
+    fn snapshot(&self) -> ClusterSnapshot {
+        let mut s = ClusterSnapshot::default();
+        for (k, v) in &self.objects {
+            apply(&mut s, Event::Put(parse_as(k.kind, v)));
+        }
+        s
+    }
+
+    /// One pass of the controllers and one of the nodes; `false` when nothing changed.
+    fn step(&mut self) -> bool {
+        let before = self.objects.clone();
+        let writes = reconcile(&self.snapshot(), &Options::default()).writes;
+        // What was going is gone; what was bound is ready.
+        self.objects.retain(|_, v| v.pointer("/metadata/deletionTimestamp").is_none());
+        for v in self.objects.values_mut() {
+            if v["kind"] == "Pod" && v.pointer("/spec/nodeName").is_some() && v.get("status").is_none() {
+                self.clock += 1;
+                let ip = format!("10.244.9.{}", self.clock % 250 + 1);
+                v["status"] = json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": "True"}]});
+            }
+        }
+        for w in writes {
+            self.write(w);
+        }
+        self.objects != before
+    }
+
+    fn write(&mut self, w: ApiWrite) {
+        let kind = Kind::of(&w.resource.api_version(), &w.resource.kind).unwrap();
+        let key = Key { kind, name: w.name };
+        match w.op {
+            WriteOp::Create(mut v) => {
+                assert!(!self.objects.contains_key(&key), "{key} made twice");
+                self.clock += 1;
+                v["metadata"]["name"] = (*key.name.name).into();
+                v["metadata"]["namespace"] = (*key.name.namespace).into();
+                v["metadata"]["uid"] = format!("uid{}", self.clock).into();
+                self.objects.insert(key, v);
+            }
+            WriteOp::Patch(p) | WriteOp::PatchStatus(p) => {
+                if let Some(o) = self.objects.get_mut(&key) {
+                    for (k, v) in p.as_object().unwrap() {
+                        if k != "metadata" {
+                            o[k] = v.clone();
+                        }
+                    }
+                }
+            }
+            WriteOp::Bind { node } => self.objects.get_mut(&key).unwrap()["spec"]["nodeName"] = node.into(),
+            WriteOp::Delete { force, .. } => {
+                let graceful = kind == Kind::Pod && !force;
+                if graceful {
+                    if let Some(o) = self.objects.get_mut(&key) {
+                        o["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+                    }
+                } else {
+                    self.objects.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..60 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("does not settle");
+    }
+
+    fn edit(&mut self, kind: Kind, name: &str) -> &mut Value {
+        self.objects.get_mut(&Key { kind, name: ObjectName::new("shop", name) }).unwrap()
+    }
+}
+
+fn ready(s: &ClusterSnapshot) -> usize {
+    s.pods.values().filter(|p| p.ready && !p.terminating).count()
+}
+
+#[test]
+fn a_new_template_rolls_and_keeps_enough_ready() {
+    let mut sim = Sim::new(&[
+        settings("10.244.0.0/16"),
+        node("node1"),
+        node("node2"),
+        workload("Deployment", "web", 4, "a"),
+        service("web", json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]})),
+    ]);
+    let old: BTreeSet<_> = sim.snapshot().pods.keys().cloned().collect();
+    assert_eq!(old.len(), 4);
+    sim.edit(Kind::Deployment, "web")["spec"]["template"]["spec"]["containers"][0]["image"] = "b".into();
+    sim.edit(Kind::Deployment, "web")["metadata"]["generation"] = 2.into();
+    while sim.step() {
+        let s = sim.snapshot();
+        // Defaults: 25 % of 4 may be missing, and be too many.
+        assert!(ready(&s) >= 3, "only {} ready", ready(&s));
+        assert!(s.pods.values().filter(|p| !p.terminating).count() <= 5);
+    }
+    let s = sim.snapshot();
+    assert_eq!(s.pods.len(), 4);
+    assert!(s.pods.keys().all(|n| !old.contains(n)));
+    let status = &s.workloads.values().next().unwrap().status;
+    assert_eq!(
+        (&status["observedGeneration"], &status["updatedReplicas"], &status["availableReplicas"]),
+        (&json!(2), &json!(4), &json!(4))
+    );
+    assert_eq!(status["conditions"][0]["status"], "True");
+    assert_eq!(s.slices.values().map(|x| x.endpoints.len()).sum::<usize>(), 4);
+}
+
+#[test]
+fn scaling_deleting_and_recreate() {
+    let mut sim = Sim::new(&[node("node1"), workload("Deployment", "web", 3, "a")]);
+    sim.edit(Kind::Deployment, "web")["spec"]["replicas"] = 1.into();
+    sim.settle();
+    assert_eq!(sim.snapshot().pods.len(), 1);
+    sim.edit(Kind::Deployment, "web")["spec"]["strategy"] = json!({"type": "Recreate"});
+    sim.edit(Kind::Deployment, "web")["spec"]["template"]["spec"]["containers"][0]["image"] = "b".into();
+    let mut none = false;
+    while sim.step() {
+        let s = sim.snapshot();
+        assert!(s.pods.len() <= 1, "old and new together");
+        none |= s.pods.is_empty();
+    }
+    assert!(none && ready(&sim.snapshot()) == 1);
+    sim.objects.retain(|k, _| k.kind != Kind::Deployment);
+    sim.settle();
+    assert!(sim.snapshot().pods.is_empty(), "its pods go with it");
+}
+
+#[test]
+fn a_daemonset_rolls_one_node_at_a_time_and_follows_nodes() {
+    let mut sim = Sim::new(&[
+        settings("10.244.0.0/16"),
+        node("node1"),
+        node("node2"),
+        node("node3"),
+        workload("DaemonSet", "log", 0, "a"),
+    ]);
+    assert_eq!(ready(&sim.snapshot()), 3);
+    sim.edit(Kind::DaemonSet, "log")["spec"]["template"]["spec"]["containers"][0]["image"] = "b".into();
+    while sim.step() {
+        assert!(ready(&sim.snapshot()) >= 2);
+    }
+    assert_eq!(ready(&sim.snapshot()), 3);
+    // A node that vanishes takes its pods along; one that is no more selected loses its own.
+    sim.objects.remove(&Key { kind: Kind::Node, name: ObjectName::new("", "node3") });
+    sim.edit(Kind::DaemonSet, "log")["spec"]["template"]["spec"]["nodeSelector"] = json!({"disk": "ssd"});
+    sim.settle();
+    let s = sim.snapshot();
+    assert_eq!(s.pods.values().map(|p| p.node.as_ref().unwrap().as_str()).collect::<Vec<_>>(), ["node1"]);
+    assert_eq!(s.workloads.values().next().unwrap().status["desiredNumberScheduled"], 1);
+}
+
+fn pod(name: &str, ip: &str, ready: bool, extra: Value) -> Value {
+    let mut v = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop", "uid": name, "labels": {"app": "web"}},
+        "spec": {"nodeName": "node1", "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": if ready {"True"} else {"False"}}]}});
+    for (k, x) in extra.as_object().unwrap() {
+        *v.pointer_mut(k).unwrap() = x.clone();
+    }
+    v
+}
+
+fn slices_of(objects: &[Value]) -> (ClusterSnapshot, Vec<ApiWrite>) {
+    let mut s = ClusterSnapshot::default();
+    for o in objects {
+        apply(&mut s, Event::Put(resolve::parse(o).unwrap()));
+    }
+    let options = Options { which: [controller::Which::EndpointSlice].into(), ..Options::default() };
+    let writes = reconcile(&s, &options).writes;
+    (s, writes)
+}
+
+#[test]
+fn readiness_termination_and_named_ports() {
+    let svc = |extra: Value| {
+        let mut v = service(
+            "web",
+            json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "selector": {"app": "web"}, "ports": [{"name": "a", "port": 80, "targetPort": "http"}, {"name": "b", "port": 81, "targetPort": 9090}]}),
+        );
+        v["spec"].as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        v
+    };
+    let mut going = pod("going", "10.244.0.3", true, json!({}));
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    let mut other_port = pod("other", "10.244.0.4", true, json!({}));
+    other_port["spec"]["containers"][0]["ports"][0]["containerPort"] = 8081.into();
+    let pods = vec![
+        pod("ok", "10.244.0.1", true, json!({})),
+        pod("unready", "10.244.0.2", false, json!({})),
+        going,
+        other_port,
+        pod("done", "10.244.0.5", true, json!({"/status/phase": "Succeeded"})),
+        pod("foreign", "10.244.0.6", true, json!({"/metadata/namespace": "other"})),
+        pod("unlike", "10.244.0.7", true, json!({"/metadata/labels": {"app": "db"}})),
+    ];
+    let all = |s: Value| [pods.clone(), vec![s]].concat();
+    let (_, writes) = slices_of(&all(svc(json!({}))));
+    assert_eq!(writes.len(), 2, "two sets of port numbers");
+    let mut seen = BTreeMap::new();
+    for w in &writes {
+        let WriteOp::Create(v) = &w.op else { panic!("{w}") };
+        let port = v["ports"].as_array().unwrap().iter().find(|p| p["name"] == "a").unwrap()["port"].as_u64().unwrap();
+        assert_eq!(v["ports"].as_array().unwrap().iter().find(|p| p["name"] == "b").unwrap()["port"], 9090);
+        for e in v["endpoints"].as_array().unwrap() {
+            let c = &e["conditions"];
+            let flags = [&c["ready"], &c["serving"], &c["terminating"]].map(|b| b.as_bool().unwrap());
+            seen.insert(e["targetRef"]["name"].as_str().unwrap().to_owned(), (port, flags));
+            assert_eq!(e["nodeName"], "node1");
+        }
+    }
+    assert_eq!(
+        seen,
+        BTreeMap::from([
+            ("ok".into(), (8080, [true, true, false])),
+            ("unready".into(), (8080, [false, false, false])),
+            ("going".into(), (8080, [false, true, true])),
+            ("other".into(), (8081, [true, true, false])),
+        ])
+    );
+    let (_, writes) = slices_of(&all(svc(json!({"publishNotReadyAddresses": true}))));
+    for w in &writes {
+        let WriteOp::Create(v) = &w.op else { panic!("{w}") };
+        assert!(v["endpoints"].as_array().unwrap().iter().all(|e| e["conditions"]["ready"] == true));
+    }
+    assert!(slices_of(&all(svc(json!({"selector": {}})))).1.is_empty(), "without a selector nothing is written");
+}
+
+#[test]
+fn a_change_touches_one_slice_of_many() {
+    let mut objects: Vec<Value> = (0..250)
+        .map(|i| pod(&format!("p{i}"), &format!("10.244.{}.{}", i / 250, i % 250 + 1), true, json!({})))
+        .collect();
+    objects.push(service(
+        "web",
+        json!({"clusterIPs": ["10.96.0.9"], "selector": {"app": "web"}, "ports": [{"port": 80}]}),
+    ));
+    let (_, writes) = slices_of(&objects);
+    assert_eq!(writes.len(), 3, "100, 100 and 50");
+    for w in writes {
+        let WriteOp::Create(mut v) = w.op else { panic!() };
+        v["metadata"]["name"] = (*w.name.name).into();
+        v["metadata"]["namespace"] = (*w.name.namespace).into();
+        objects.push(v);
+    }
+    assert_eq!(slices_of(&objects).1, [], "settled");
+    objects.remove(120);
+    let (_, writes) = slices_of(&objects);
+    assert_eq!(writes.len(), 1);
+    let WriteOp::Patch(v) = &writes[0].op else { panic!("{}", writes[0]) };
+    assert!(v.get("addressType").is_none(), "immutable");
+    // A slice of somebody else's is left alone, whatever it holds.
+    let mut foreign = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web", "endpointslice.kubernetes.io/managed-by": "someone"}}, "endpoints": [], "ports": []});
+    objects.push(foreign.clone());
+    assert_eq!(slices_of(&objects).1.len(), 1);
+    // One of ours whose Service is gone goes.
+    foreign["metadata"]["labels"] =
+        json!({"kubernetes.io/service-name": "gone", "endpointslice.kubernetes.io/managed-by": MANAGED_BY});
+    let (_, writes) = slices_of(&[foreign]);
+    assert!(matches!(writes[0].op, WriteOp::Delete { .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn any_cluster_settles_and_stays(
+        nodes in 1usize..5, deployments in prop::collection::vec((0i64..6, 0usize..3), 0..4), daemons in 0usize..3, v6: bool,
+    ) {
+        let mut objects = vec![settings(if v6 { "10.244.0.0/16,fd00:10:244::/56" } else { "10.244.0.0/16" })];
+        objects.extend((1..=nodes).map(|i| node(&format!("node{i}"))));
+        for (i, (replicas, services)) in deployments.iter().enumerate() {
+            objects.push(workload("Deployment", &format!("d{i}"), *replicas, "a"));
+            for s in 0..*services {
+                objects.push(service(&format!("s{i}-{s}"), json!({"selector": {"app": format!("d{i}")}, "ports": [{"port": 80 + s}]})));
+            }
+        }
+        objects.extend((0..daemons).map(|i| workload("DaemonSet", &format!("ds{i}"), 0, "a")));
+        let s = run(&objects);
+        prop_assert_eq!(&s.problems, &vec![]);
+        prop_assert!(reconcile(&s.snapshot, &Options::default()).writes.is_empty());
+        let wanted: i64 = deployments.iter().map(|d| d.0).sum();
+        prop_assert_eq!(s.snapshot.pods.len(), usize::try_from(wanted).unwrap() + daemons * nodes);
+        let ips: BTreeSet<_> = s.snapshot.pods.values().flat_map(|p| p.ips.iter()).collect();
+        prop_assert_eq!(ips.len(), s.snapshot.pods.len() * if v6 { 2 } else { 1 });
+        let cidrs: Vec<_> = s.snapshot.nodes.values().flat_map(|n| n.pod_cidrs.iter()).collect();
+        for (i, a) in cidrs.iter().enumerate() {
+            prop_assert!(cidrs[i + 1..].iter().all(|b| !a.overlaps(b)));
+        }
+        prop_assert!(s.snapshot.services.values().all(|s| s.cluster_ips.len() == 1));
+    }
+}
