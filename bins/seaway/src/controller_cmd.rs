@@ -8,14 +8,14 @@ use source::Target;
 /// The controllers' flags.
 #[derive(clap::Args)]
 #[command(after_help = "On a cluster with a control plane of its own, run only what it lacks, if anything:\n  \
-    seaway controller --only pod-cidrs --api /etc/kubernetes/admin.conf")]
+    seaway controller --only node-cidr --api /etc/kubernetes/admin.conf")]
 pub struct ControllerArgs {
     /// The API server: unix:PATH, a kubeconfig's path, or in-cluster
     #[arg(long, value_name = "TARGET", env = "SEAWAY_API", default_value = "in-cluster")]
     api: Target,
     /// Which to run; all when not given
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    only: Vec<controller::Controller>,
+    only: Vec<controller::Which>,
     #[command(flatten)]
     log: crate::logging::LogArgs,
 }
@@ -27,11 +27,22 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
     runtime.block_on(async move {
         let stop = crate::signals::terminated()?;
         let api = source::connect(&args.api).await.with_context(|| format!("--api {}", args.api))?;
-        let which = if args.only.is_empty() { controller::Controller::ALL.to_vec() } else { args.only };
+        let mut options = controller::Options::default();
+        if !args.only.is_empty() {
+            options.which = args.only.into_iter().collect();
+        }
+        let mut told = Vec::new();
         tracing::info!(api = %args.api, "controllers started");
         source::run_controllers(
             &api,
-            |snapshot| controller::reconcile(snapshot, &which),
+            move |snapshot| {
+                let controller::Outcome { writes, problems } = controller::reconcile(snapshot, &options);
+                for p in problems.iter().filter(|p| !told.contains(*p)) {
+                    tracing::warn!("{p}");
+                }
+                told = problems;
+                writes
+            },
             |applied| match applied.error {
                 Some(e) => tracing::warn!("{}: {e}", applied.write),
                 None => tracing::debug!("{}", applied.write),

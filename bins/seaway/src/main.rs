@@ -6,6 +6,8 @@ mod controller_cmd;
 mod docs_cmd;
 mod logging;
 mod plan_cmd;
+#[cfg(test)]
+mod settings_table;
 mod signals;
 mod trace;
 

@@ -34,6 +34,9 @@ pub struct PlanArgs {
     /// The ranges in which other nodes are neighbours [default: every node's address is one]
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     on_link: Vec<Cidr>,
+    /// Ranges to give Services addresses from, where the manifests name none
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    service_cidr: Vec<Cidr>,
     /// text, json or yaml
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -52,6 +55,8 @@ pub enum Output {
 
 #[derive(Serialize)]
 struct Printed {
+    /// What stood in for a running cluster.
+    assumed: Vec<String>,
     intent: intent::NodeIntent,
     refused: Vec<Refused>,
     plans: Vec<PrintedPlan>,
@@ -81,7 +86,8 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     for p in &folder.problems {
         eprintln!("seaway: {p}");
     }
-    let snapshot = folder.snapshot;
+    let settled = controller::offline::settle(&folder.objects, &controller::Options::default(), &args.service_cidr);
+    let snapshot = settled.snapshot;
     let Some(node) = snapshot.nodes.get(&args.node) else {
         let known: Vec<&str> = snapshot.nodes.keys().map(NodeName::as_str).collect();
         bail!(
@@ -122,13 +128,13 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     };
     let Resolved { intent, problems } = resolve::resolve(&snapshot, &local);
     let mut refused: Vec<Refused> =
-        problems.into_iter().map(|p| Refused { object: p.object, field: p.field, why: p.why }).collect();
+        settled.problems.into_iter().chain(problems).map(|p| Refused { object: p.object, field: p.field, why: p.why }).collect();
     let (fabric, more) = printed(&Fabric, &intent, &caps, &fabric::Image::default());
     refused.extend(more);
     let (nft, more) = printed(&NftPlane, &intent, &caps, &plane_nft::Image::default());
     refused.extend(more);
     let ok = refused.is_empty() && folder.problems.is_empty();
-    let out = Printed { intent, refused, plans: vec![fabric, nft] };
+    let out = Printed { assumed: settled.assumed, intent, refused, plans: vec![fabric, nft] };
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&out).context("print as JSON")?),
         Output::Yaml => print!("{}", serde_yaml::to_string(&out).context("print as YAML")?),
@@ -138,6 +144,10 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn text(out: &Printed) -> anyhow::Result<()> {
+    if !out.assumed.is_empty() {
+        println!("# Assumed, since nothing runs");
+        out.assumed.iter().for_each(|a| println!("#   {a}"));
+    }
     println!("# What {} must do", out.intent.node);
     print!("{}", serde_yaml::to_string(&out.intent).context("print the intent")?);
     for p in &out.plans {

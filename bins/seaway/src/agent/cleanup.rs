@@ -24,7 +24,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let have = fabric.observe()?;
     let done = converge(&Fabric, &mut fabric, &Image::default(), Some(&have))?;
     println!("removed {} links, routes and entries", done.ops);
-    if let Some(table) = TableName::recognise(plane_nft::TABLE) {
+    if let Some(table) = TableName::recognise("seaway") {
         let mut nft = Nftables::open().context("open nf_tables")?;
         match nft.commit(&[NftRequest::TableDel(table.clone())]) {
             Ok(()) => println!("removed nftables table inet {table}"),

@@ -83,11 +83,18 @@ impl Sysctl for Host {
 
 type Real = Datapath<Host, Nftables, NftKernel<Nftables, Ct>>;
 
-fn open(setup: Setup) -> anyhow::Result<Real> {
+/// The datapath of this thread's namespace, and a monitor of what others do to it.
+fn open(setup: Setup) -> anyhow::Result<(Real, Monitor)> {
     let host = Host { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
     let nft = || Nftables::open().context("open nf_tables: the kernel needs CONFIG_NF_TABLES");
     let ct = Ct::open().context("open conntrack: the kernel needs CONFIG_NF_CT_NETLINK")?;
-    Ok(Datapath::new(setup, FabricKernel::new(host, &Caps::default()), nft()?, NftKernel::new(nft()?, ct)))
+    let (reads, writes) = (nft()?, nft()?);
+    let mut monitor = Monitor::open().context("subscribe to the kernel's changes")?;
+    // What we do ourselves is no news.
+    monitor.ignore(host.rt.port());
+    monitor.ignore(writes.port());
+    let fabric = FabricKernel::new(host, &Caps::default());
+    Ok((Datapath::new(setup, fabric, reads, NftKernel::new(writes, ct)), monitor))
 }
 
 impl Turn {
@@ -96,8 +103,7 @@ impl Turn {
     /// # Errors
     /// When a socket to the kernel cannot be opened: a right or a feature is missing, and trying again is no cure.
     pub fn run(mut self, mut woken: PipeReader) -> anyhow::Result<()> {
-        let mut datapath = open(self.setup.clone())?;
-        let mut monitor = Monitor::open().context("subscribe to the kernel's changes")?;
+        let (mut datapath, mut monitor) = open(self.setup.clone())?;
         std::fs::create_dir_all(&self.setup.ipam_dir)
             .with_context(|| format!("--ipam-dir {}: create it", self.setup.ipam_dir.display()))?;
         let mut records = DirWatch::open(&self.setup.ipam_dir)
@@ -114,7 +120,7 @@ impl Turn {
                 PacerState::At(t) => t.saturating_sub(now),
             };
             let mut fds = vec![woken.as_fd(), records.as_fd()];
-            fds.extend(monitor.fds());
+            fds.push(monitor.as_fd());
             let ready = kernel::poll(&fds, Some(wait)).context("wait for changes")?;
             drop(fds);
             let now = self.shared.start.elapsed();
@@ -141,8 +147,6 @@ impl Turn {
                 last = now;
                 if self.reader.read(|_, sync| sync.all()) {
                     let outcome = self.pass(&mut datapath, &mut mend);
-                    // What we did ourselves is no news.
-                    monitor.settle().context("read the kernel's changes")?;
                     let now = self.shared.start.elapsed();
                     pacer.step(if outcome { PacerInput::Succeeded } else { PacerInput::Failed }, now);
                 }
