@@ -109,9 +109,6 @@ impl Status {
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::plain(400, "BadRequest", message)
     }
-    pub(crate) fn internal(message: impl Into<String>) -> Self {
-        Self::plain(500, "InternalError", message)
-    }
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::plain(503, "ServiceUnavailable", message)
     }

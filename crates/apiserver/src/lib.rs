@@ -24,6 +24,7 @@ mod config;
 mod defaults;
 mod discovery;
 mod error;
+pub mod fuzz;
 mod http;
 mod objects;
 mod patch;

@@ -1,0 +1,77 @@
+//! Doors for fuzzing: what a client's bytes reach before anything is stored, on any bytes. They must not panic, hang or
+//! hold much memory.
+
+use serde_json::Value;
+
+use crate::error::Causes;
+use crate::objects::{self, Unknown};
+use crate::resource::{RESOURCES, Resource};
+use crate::selector::Selector;
+use crate::{patch, schema, validate};
+
+/// The first byte chooses the resource.
+fn pick(data: &[u8]) -> Option<(&'static Resource, &[u8])> {
+    let (n, rest) = data.split_first()?;
+    Some((RESOURCES.get(usize::from(*n) % RESOURCES.len())?, rest))
+}
+
+/// A request's object: shape, defaults, validation.
+pub fn object(data: &[u8]) {
+    let Some((res, json)) = pick(data) else { return };
+    let Ok(mut v) = serde_json::from_slice::<Value>(json) else { return };
+    accept(res, &mut v);
+}
+
+fn accept(res: &Resource, v: &mut Value) {
+    if let Some(m) = v.as_object_mut() {
+        m.insert("apiVersion".into(), res.api_version().into());
+        m.insert("kind".into(), res.kind.into());
+    }
+    if objects::shape(res, v, Unknown::Warn).is_err() {
+        return;
+    }
+    // What is left is known and typed: a second look finds nothing.
+    let again = schema::check(&mut v.clone(), res.schema);
+    assert!(again.unknown.is_empty() && again.wrong.is_empty(), "{again:?} in {v}");
+    (res.default)(v);
+    let mut causes = Causes::default();
+    validate::meta(res, v, None, &mut causes);
+    (res.validate)(v, Some(&v.clone()), &mut causes);
+    let _ = causes.finish(res, "x");
+}
+
+/// Resource, kind of patch, then two lines: the object and the patch.
+pub fn patch(data: &[u8]) {
+    let Some((res, rest)) = pick(data) else { return };
+    let Some((kind, rest)) = rest.split_first() else { return };
+    let Some(cut) = rest.iter().position(|b| *b == b'\n') else { return };
+    let (Ok(mut v), Ok(p)) =
+        (serde_json::from_slice::<Value>(&rest[..cut]), serde_json::from_slice::<Value>(&rest[cut + 1..]))
+    else {
+        return;
+    };
+    if !v.is_object() || objects::shape(res, &mut v, Unknown::Warn).is_err() {
+        return;
+    }
+    match kind % 4 {
+        0 => drop(patch::json_patch(&mut v, &p)),
+        1 => {
+            patch::merge(&mut v, &p);
+            let once = v.clone();
+            patch::merge(&mut v, &p);
+            assert_eq!(v, once, "a merge patch applied twice");
+        }
+        2 => drop(patch::strategic_merge(&mut v, &p, res.schema)),
+        _ if p.is_object() => drop(patch::apply::apply(res, &v, &p, "fuzz", true)),
+        _ => {}
+    }
+    accept(res, &mut v);
+}
+
+/// Resource, then two lines: a label selector and a field selector.
+pub fn selector(data: &[u8]) {
+    let Some((res, rest)) = pick(data) else { return };
+    let Ok(text) = std::str::from_utf8(rest) else { return };
+    let (labels, fields) = text.split_once('\n').unwrap_or((text, ""));
+    let _ = Selector::parse(res, labels, fields);
+}

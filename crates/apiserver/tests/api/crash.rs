@@ -1,0 +1,138 @@
+//! A real process that is killed with signal 9 while clients write: what was acknowledged is there, whole, afterwards.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::harness::*;
+
+const CHILD: &str = "SEAWAY_TEST_API_DIR";
+
+/// Not a test of its own: the server process of the test below, which is this program again.
+#[test]
+fn child_server() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    rt.block_on(apiserver::serve(config(Path::new(&dir)), std::future::pending())).unwrap();
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn spawn(dir: &Path) -> Killed {
+    let exe = std::env::current_exe().unwrap();
+    let child = Command::new(exe)
+        .args(["crash::child_server", "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD, dir)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let child = Killed(child);
+    let end = Instant::now() + PATIENCE;
+    while send(&dir.join("api.sock"), "GET", "/readyz", &[], "".into()).await.is_err() {
+        assert!(Instant::now() < end, "the server does not come up");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    child
+}
+
+async fn call(dir: &Path, method: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
+    let text = if body.is_null() { String::new() } else { body.to_string() };
+    let r = send(&dir.join("api.sock"), method, path, &[("content-type", "application/json")], text.into()).await.ok()?;
+    let code = r.status().as_u16();
+    let bytes = r.into_body().collect().await.ok()?.to_bytes();
+    Some((code, serde_json::from_slice(&bytes).ok()?))
+}
+
+/// What a writer knows of one object: the state it was told of last, and the write it was not answered.
+#[derive(Debug, Default, Clone)]
+struct Known {
+    acked: Option<u64>,
+    maybe: Option<Option<u64>>,
+}
+
+fn object(name: &str, n: u64) -> Value {
+    // Both fields of one write: half of it would show.
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"n": n.to_string(), "again": format!("{n}-{}", "x".repeat(2000))}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_writes_survive_kill_9() {
+    let rounds: u32 = std::env::var("SEAWAY_CRASH_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(15);
+    let dir = tempfile::tempdir().unwrap();
+    let known: Arc<Mutex<BTreeMap<String, Known>>> = Arc::default();
+    let (mut top, mut writes, mut seed) = (0, 0, 88_172_645_463_325_252u64);
+    for round in 0..rounds {
+        let child = spawn(dir.path()).await;
+        let list = call(dir.path(), "GET", CMS, &Value::Null).await.unwrap().1;
+        assert!(rv(&list) >= top, "round {round}: the revision went back from {top} to {}", rv(&list));
+        let have: BTreeMap<String, Value> =
+            list["items"].as_array().unwrap().iter().map(|o| (o["metadata"]["name"].as_str().unwrap().to_owned(), o.clone())).collect();
+        for (name, k) in known.lock().await.iter_mut() {
+            let stored = have.get(name).map(|o| {
+                let n: u64 = o["data"]["n"].as_str().unwrap().parse().unwrap();
+                assert!(o["data"]["again"].as_str().unwrap().starts_with(&format!("{n}-")), "half of a write: {o}");
+                n
+            });
+            assert!(stored == k.acked || k.maybe == Some(stored), "round {round}: {name} is {stored:?}, known is {k:?}");
+            *k = Known { acked: stored, maybe: None };
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let highest = Arc::new(Mutex::new(rv(&list)));
+        let writers: Vec<_> = (0..4)
+            .map(|w| {
+                let (known, stop, dir, highest) = (known.clone(), stop.clone(), dir.path().to_path_buf(), highest.clone());
+                tokio::spawn(async move {
+                    let mut done = 0u32;
+                    for i in 0u64.. {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let name = format!("w{w}-{}", i % 7);
+                        let n = u64::from(round) * 1_000_000 + i;
+                        let now = known.lock().await.get(&name).cloned().unwrap_or_default();
+                        let (method, path, body, want) = match now.acked {
+                            None => ("POST", CMS.to_owned(), object(&name, n), Some(n)),
+                            Some(_) if i % 5 == 0 => ("DELETE", format!("{CMS}/{name}"), Value::Null, None),
+                            Some(_) => ("PUT", format!("{CMS}/{name}"), object(&name, n), Some(n)),
+                        };
+                        known.lock().await.insert(name.clone(), Known { acked: now.acked, maybe: Some(want) });
+                        let Some((code, v)) = call(&dir, method, &path, &body).await else { break };
+                        assert!(code < 300, "{method} {path}: {code} {v}");
+                        known.lock().await.insert(name, Known { acked: want, maybe: None });
+                        done += 1;
+                        if want.is_some() {
+                            let mut h = highest.lock().await;
+                            *h = rv(&v).max(*h);
+                        }
+                    }
+                    done
+                })
+            })
+            .collect();
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        tokio::time::sleep(Duration::from_millis(30 + seed % 150)).await;
+        drop(child); // signal 9
+        stop.store(true, Ordering::Relaxed);
+        for w in writers {
+            writes += w.await.unwrap();
+        }
+        top = *highest.lock().await;
+    }
+    assert!(writes > rounds, "only {writes} writes were made");
+}
