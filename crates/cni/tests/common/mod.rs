@@ -1,0 +1,137 @@
+//! A machine that remembers what was asked of it and refuses what it is told to.
+#![allow(dead_code)] // each test file uses a part
+
+use std::cell::RefCell;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use cni::{Env, Machine, Netns};
+use ipam::{Key, Record};
+use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, NetnsFd, ObservedRoute, RtRequest};
+use kernel_api::{RequestError, Rtnetlink};
+
+/// What was asked, in order: `host` or `pod`, and the request.
+#[derive(Debug, Default)]
+pub struct Log {
+    pub done: Vec<(&'static str, RtRequest)>,
+    /// Refuse the request with this number, counted from zero over both namespaces, with this errno.
+    pub refuse: Option<(usize, i32)>,
+    pub sysctls: Vec<String>,
+    asked: usize,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Mock(pub Rc<RefCell<Log>>);
+
+pub struct MockNetns(Rc<RefCell<Log>>, u64, bool);
+pub struct MockRt(Rc<RefCell<Log>>, &'static str);
+
+/// A path that the mock takes for a namespace.
+pub const POD: &str = "/mock/netns";
+
+impl Machine for Mock {
+    type Netns = MockNetns;
+    fn host(&mut self) -> io::Result<MockRt> {
+        Ok(MockRt(Rc::clone(&self.0), "host"))
+    }
+    fn open(&mut self, path: &str) -> io::Result<MockNetns> {
+        match path {
+            POD => Ok(MockNetns(Rc::clone(&self.0), 7, false)),
+            "/proc/self/ns/net" => Ok(MockNetns(Rc::clone(&self.0), 1, true)),
+            _ if Path::new(path).exists() => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path} is no network namespace")))
+            }
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+impl Netns for MockNetns {
+    type Rt = MockRt;
+    fn fd(&self) -> NetnsFd {
+        NetnsFd(5)
+    }
+    fn inode(&self) -> u64 {
+        self.1
+    }
+    fn is_own(&self) -> io::Result<bool> {
+        Ok(self.2)
+    }
+    fn rtnetlink(&self) -> io::Result<MockRt> {
+        Ok(MockRt(Rc::clone(&self.0), "pod"))
+    }
+    fn set_sysctl(&self, path: &str, value: &str) -> Result<(), RequestError> {
+        self.0.borrow_mut().sysctls.push(format!("{path} = {value}"));
+        Ok(())
+    }
+}
+
+impl Rtnetlink for MockRt {
+    fn links(&mut self) -> Result<Vec<Link>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn addresses(&mut self) -> Result<Vec<Address>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn fdb(&mut self) -> Result<Vec<FdbEntry>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn run(&mut self, requests: &[RtRequest]) -> Result<(), RequestError> {
+        let mut log = self.0.borrow_mut();
+        let mut error = None;
+        for (i, r) in requests.iter().enumerate() {
+            let n = log.asked;
+            log.asked += 1;
+            match log.refuse {
+                Some((at, errno)) if at == n => {
+                    let e = RequestError { index: Some(i), ..RequestError::new(r.to_string(), errno) };
+                    error = error.or(Some(e));
+                }
+                _ => log.done.push((self.1, r.clone())),
+            }
+        }
+        error.map_or(Ok(()), Err)
+    }
+}
+
+pub fn env(command: &str, container: &str, netns: &str, ifname: &str) -> Env {
+    let var = |s: &str| (!s.is_empty()).then(|| s.into());
+    Env { command: var(command), container_id: var(container), netns: var(netns), ifname: var(ifname), args: None }
+}
+
+pub fn record(container: &str, addresses: &[&str]) -> Record {
+    let key = Key { container: container.into(), ifname: "eth0".parse().unwrap() };
+    Record {
+        link: key.link(),
+        key,
+        network: "seaway".into(),
+        netns: "/run/netns/c1".into(),
+        inode: 4_026_532_000,
+        pod: None,
+        addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        mtu: 1450,
+        time: 1_700_000_000,
+    }
+}
+
+pub fn dual() -> Record {
+    record("c1", &["10.244.1.2", "fd00:10:244:1::2"])
+}
+
+/// Compares with a file of tests/golden; `BLESS=1` writes it.
+pub fn golden(name: &str, have: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, have).unwrap();
+        return;
+    }
+    let want = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(want == have, "{} differs from what it should be; this is what is:\n{have}", path.display());
+}
