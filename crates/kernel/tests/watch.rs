@@ -1,0 +1,280 @@
+//! Conntrack, notifications, feature probe: with real packets and other processes' changes.
+
+mod common;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use common::{bridge, fresh, ip, name, nft, veth};
+use kernel::{Changed, Ct, DirWatch, Monitor, Netns, Nftables, Rt, Sysctls, missing_features, poll};
+use kernel_api::conntrack::Flow;
+use kernel_api::nft::{DataType, Element, NftRequest, Set, TableName};
+use kernel_api::rt::{Address, Route, RouteTo, RtRequest};
+use kernel_api::{Conntrack as _, Nft as _, Rtnetlink as _, Sysctl as _};
+use types::Proto;
+
+/// Tracks what goes over loopback, with a translation of port 53 to 5353.
+fn track() {
+    nft("add table inet t");
+    nft("add chain inet t out { type nat hook output priority -100 ; }");
+    nft("add rule inet t out udp dport 53 redirect to :5353");
+    nft("add chain inet t f { type filter hook output priority 0 ; }");
+    nft("add rule inet t f ct state established counter");
+}
+
+fn flows(ct: &mut Ct) -> Vec<Flow> {
+    let mut all = Vec::new();
+    ct.each(&mut |f| all.push(*f)).unwrap();
+    all
+}
+
+#[test]
+fn stale_flows_are_deleted_and_others_stay() {
+    fresh(|| {
+        track();
+        let mut ct = Ct::open().unwrap();
+        for a in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let server = UdpSocket::bind(SocketAddr::new(a, 5353)).unwrap();
+            for port in [53, 5353, 99] {
+                let client = UdpSocket::bind(SocketAddr::new(a, 0)).unwrap();
+                client.send_to(b"q", SocketAddr::new(a, port)).unwrap();
+                if port != 99 {
+                    let mut buf = [0; 8];
+                    let (_, from) = server.recv_from(&mut buf).unwrap();
+                    server.send_to(b"a", from).unwrap();
+                    client.recv_from(&mut buf).unwrap();
+                }
+            }
+        }
+        let all = flows(&mut ct);
+        assert_eq!(all.len(), 6, "{all:?}");
+        for f in &all {
+            assert_eq!(f.proto, Proto::Udp);
+            assert_eq!(f.dnat, f.original.dport == 53, "{f:?}");
+            assert_eq!((f.original.src, f.original.sport), (f.reply.dst, f.reply.dport));
+            assert_eq!(f.reply.sport, if f.dnat { 5353 } else { f.original.dport });
+        }
+        // Another protocol is not even asked.
+        assert_eq!(ct.delete(Proto::Tcp, &mut |_| panic!("no TCP flow")).unwrap(), 0);
+        let mut seen = 0;
+        let deleted = ct.delete(Proto::Udp, &mut |f| {
+            seen += 1;
+            f.dnat
+        });
+        assert_eq!((deleted.unwrap(), seen), (2, 6));
+        assert!(flows(&mut ct).iter().all(|f| !f.dnat));
+        assert_eq!(flows(&mut ct).len(), 4);
+        assert_eq!(ct.delete(Proto::Udp, &mut |_| true).unwrap(), 4);
+        assert!(flows(&mut ct).is_empty());
+    });
+}
+
+#[test]
+fn thousands_of_flows_are_deleted_in_one_pass() {
+    fresh(|| {
+        track();
+        let server = UdpSocket::bind("127.0.0.1:9000").unwrap();
+        let to = server.local_addr().unwrap();
+        for i in 0..3000u32 {
+            let from = SocketAddr::from((Ipv4Addr::from(0x7f00_0100 + i), 7000));
+            UdpSocket::bind(from).unwrap().send_to(b"x", to).unwrap();
+        }
+        let mut ct = Ct::open().unwrap();
+        let deleted = ct.delete(Proto::Udp, &mut |f| f.original.src.to_string().ends_with('7')).unwrap();
+        let left = flows(&mut ct).len();
+        assert!(deleted > 200, "{deleted}");
+        assert_eq!(deleted + left, 3000);
+    });
+}
+
+const NOTHING: Changed = Changed { rt: false, nft: false };
+const RT: Changed = Changed { rt: true, nft: false };
+const NFT: Changed = Changed { rt: false, nft: true };
+
+fn is_ready(m: &Monitor, ms: u64) -> bool {
+    poll(&m.fds(), Some(Duration::from_millis(ms))).unwrap()[0]
+}
+
+/// What `f` makes the monitor say.
+fn seen(m: &mut Monitor, f: impl FnOnce()) -> Changed {
+    // What the kernel still says of what was before, such as new links' IPv6 addresses.
+    while is_ready(m, 30) {
+        m.changed().unwrap();
+    }
+    assert_eq!(m.changed().unwrap(), NOTHING);
+    f();
+    let ready = is_ready(m, 0);
+    let c = m.changed().unwrap();
+    assert!(ready || c == NOTHING, "what changed makes it ready");
+    c
+}
+
+fn quiet() {
+    let mut s = Sysctls::open().unwrap();
+    for path in ["net/ipv6/conf/all/accept_dad", "net/ipv6/conf/default/accept_dad"] {
+        s.set(path, "0").unwrap();
+    }
+    for path in ["net/ipv6/conf/default/addr_gen_mode", "net/ipv6/conf/all/addr_gen_mode"] {
+        s.set(path, "1").unwrap();
+    }
+}
+
+#[test]
+fn changes_of_others_are_noticed_each_kind() {
+    fresh(|| {
+        quiet();
+        veth(&mut Rt::open().unwrap(), "a", "b");
+        let mut m = Monitor::open().unwrap();
+        for (command, kind) in [
+            ("address add 10.0.0.1/24 dev a", RT),
+            ("-6 address add fd00::1/64 dev a nodad", RT),
+            ("route add 10.1.0.0/16 via 10.0.0.2", RT),
+            ("-6 route add fd01::/48 via fd00::2", RT),
+            ("neigh add 10.0.0.7 lladdr 02:00:00:00:00:07 dev a", RT),
+            ("neigh del 10.0.0.7 dev a", RT),
+            ("-6 neigh add fd00::7 lladdr 02:00:00:00:00:07 dev a", RT),
+            ("-6 neigh del fd00::7 dev a", RT),
+            ("neigh add 10.0.0.8 lladdr 02:00:00:00:00:08 dev a nud stale", NOTHING),
+            ("route add 10.9.0.0/16 via 10.0.0.2 table 77", NOTHING),
+            ("route del 10.1.0.0/16", RT),
+            ("-6 route del fd01::/48", RT),
+            ("link set dev a mtu 1400", RT),
+            ("link add v type vxlan id 7 dstport 8472 local 10.0.0.1", RT),
+        ] {
+            assert_eq!(seen(&mut m, || drop(ip(command))), kind, "ip {command}");
+        }
+        let entry = "02:00:00:00:00:09 dev v dst 10.0.0.9 self permanent";
+        assert_eq!(seen(&mut m, || drop(bridge(&format!("fdb add {entry}")))), RT);
+        assert_eq!(seen(&mut m, || drop(bridge(&format!("fdb del {entry}")))), RT);
+        assert_eq!(seen(&mut m, || drop(ip("link del v"))), RT);
+        assert_eq!(seen(&mut m, || drop(nft("add table inet x"))), NFT);
+        assert_eq!(seen(&mut m, || drop(nft("add set inet x s { type ipv4_addr ; }"))), NFT);
+        assert_eq!(seen(&mut m, || drop(nft("add element inet x s { 1.2.3.4 }"))), NFT);
+        assert_eq!(seen(&mut m, || drop(nft("flush ruleset"))), NFT);
+        assert_eq!(seen(&mut m, || drop(nft("list ruleset"))), NOTHING);
+    });
+}
+
+#[test]
+fn our_own_commits_do_not_wake_us() {
+    fresh(|| {
+        quiet();
+        let (mut rt, mut n) = (Rt::open().unwrap(), Nftables::open().unwrap());
+        veth(&mut rt, "a", "b");
+        let mut m = Monitor::open().unwrap();
+        m.ignore(rt.port());
+        m.ignore(n.port());
+        let t = TableName::recognise("seaway").unwrap();
+        let set = Set {
+            name: "s".into(),
+            key: vec![DataType::Ipv4Addr],
+            data: None,
+            interval: false,
+            constant: false,
+            timeout: false,
+        };
+        let elements: Vec<Element> =
+            (0..20_000u32).map(|i| Element { key: i.to_be_bytes().to_vec(), key_end: None, data: None }).collect();
+        let c = seen(&mut m, || {
+            n.commit(&[
+                NftRequest::TableAdd(t.clone()),
+                NftRequest::SetAdd(t.clone(), set),
+                NftRequest::ElementsAdd(t.clone(), "s".into(), elements),
+            ])
+            .unwrap();
+        });
+        assert_eq!(c, NOTHING, "a large commit is one message, and ours");
+
+        let address = Address { link: name("a"), addr: "10.0.0.1".parse().unwrap(), prefix_len: 24, scope_link: false };
+        let route = Route {
+            dst: "10.1.0.0/16".parse().unwrap(),
+            metric: 0,
+            to: RouteTo::Via { gateway: "10.0.0.2".parse().unwrap(), link: name("a"), onlink: false },
+            src: None,
+            mtu: None,
+        };
+        rt.run(&[RtRequest::AddressAdd(address)]).unwrap();
+        let c = seen(&mut m, || {
+            rt.run(&[RtRequest::RouteReplace(route.clone())]).unwrap();
+            rt.run(&[RtRequest::RouteDel(route)]).unwrap();
+        });
+        assert_eq!(c, NOTHING);
+
+        // Settling forgets what has no name, and keeps what another asked for.
+        assert_eq!(seen(&mut m, || drop(ip("link set dev a mtu 1300"))), RT);
+        while is_ready(&m, 30) {
+            m.changed().unwrap();
+        }
+        rt.run(&[RtRequest::LinkSet(kernel_api::rt::SetLink {
+            mtu: Some(1400),
+            ..kernel_api::rt::SetLink::new(name("a"))
+        })])
+        .unwrap();
+        m.settle().unwrap();
+        assert_eq!(m.changed().unwrap(), NOTHING);
+        ip("route add 10.7.0.0/16 via 10.0.0.2");
+        nft("flush ruleset");
+        m.settle().unwrap();
+        assert_eq!(m.changed().unwrap(), Changed { rt: true, nft: true });
+    });
+}
+
+#[test]
+fn a_flood_counts_as_a_change() {
+    fresh(|| {
+        quiet();
+        let mut rt = Rt::open().unwrap();
+        veth(&mut rt, "a", "b");
+        let mut m = Monitor::open().unwrap();
+        m.ignore(rt.port());
+        let c = seen(&mut m, || {
+            // More than the socket holds, of a kind that is named as ours: what is lost cannot be known.
+            let all: Vec<_> = (0..40_000u32)
+                .map(|i| {
+                    RtRequest::RouteReplace(Route {
+                        dst: types::Cidr::new(Ipv4Addr::from(0x0b00_0000 + i * 256).into(), 24).unwrap(),
+                        metric: 0,
+                        to: RouteTo::Blackhole,
+                        src: None,
+                        mtu: None,
+                    })
+                })
+                .collect();
+            rt.run(&all).unwrap();
+        });
+        assert_eq!(c, RT);
+        while m.changed().unwrap() != NOTHING {}
+        assert_eq!(m.changed().unwrap(), NOTHING, "and it goes on working");
+    });
+}
+
+#[test]
+fn a_directory_is_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut w = DirWatch::open(dir.path()).unwrap();
+    let ready = |w: &DirWatch| poll(&[w.as_fd()], Some(Duration::ZERO)).unwrap()[0];
+    assert!(!ready(&w) && !w.changed().unwrap());
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let steps: [(&str, &dyn Fn()); 4] = [
+        ("made", &|| fs::write(&a, "").unwrap()),
+        ("written", &|| fs::write(&a, "text").unwrap()),
+        ("moved", &|| fs::rename(&a, &b).unwrap()),
+        ("deleted", &|| fs::remove_file(&b).unwrap()),
+    ];
+    for (what, f) in steps {
+        f();
+        assert!(ready(&w), "{what}");
+        assert!(w.changed().unwrap(), "{what}");
+        assert!(!ready(&w) && !w.changed().unwrap(), "{what}");
+    }
+    assert!(DirWatch::open(dir.path().join("nosuch")).is_err());
+}
+
+#[test]
+fn this_kernel_lacks_nothing_and_probing_leaves_nothing() {
+    let before = Netns::current().unwrap();
+    assert_eq!(missing_features(), [].into());
+    assert_eq!(Netns::current().unwrap(), before);
+}
