@@ -5,15 +5,22 @@
 pub mod api;
 pub mod cni;
 pub mod dns_files;
+pub mod down;
 pub mod echo;
 mod error;
+pub mod manifest;
 pub mod name;
 pub mod ns;
 pub mod pod_env;
 pub mod procs;
+pub mod progress;
+pub mod record;
 pub mod runner;
 pub mod shim;
 pub mod topology;
+pub mod up;
+pub mod wire;
 
 pub use error::{Doing, LabError};
 pub use name::{LabDir, LabName, NodeDir};
+pub use record::{Lab, choose, list, netns_path, outside_addresses};
