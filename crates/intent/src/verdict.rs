@@ -47,25 +47,29 @@ pub fn translate(intent: &NodeIntent, packet: &Packet) -> Verdict {
         };
     };
     let family = Family::of(packet.dst);
-    for (key, svc) in &intent.services {
-        if key.proto != port.proto {
-            continue;
-        }
-        if svc.port == port.port && svc.cluster_ips.contains(&packet.dst) {
+    let of_proto = || intent.services.iter().filter(|(k, _)| k.proto == port.proto).map(|(_, s)| s);
+    // An address and port that a Service names itself comes before a node port of another: `externalIPs` may hold a
+    // node's address. Of two Services that promise the same, the first by name has it.
+    for svc in of_proto().filter(|s| s.port == port.port) {
+        if svc.cluster_ips.contains(&packet.dst) {
             return choose(intent, packet, svc, svc.internal_policy, false);
         }
-        if svc.port == port.port && svc.external_ips.contains(&packet.dst) {
+        if svc.external_ips.contains(&packet.dst) {
             if !svc.source_ranges.is_empty() && !svc.source_ranges.iter().any(|r| r.contains(packet.src)) {
                 return Verdict::Drop(Drop::SourceRange);
             }
             return choose(intent, packet, svc, svc.external_policy, true);
         }
-        if svc.node_port == Some(port.port) && svc.families.has(family) && intent.addresses.contains(&packet.dst) {
-            return choose(intent, packet, svc, svc.external_policy, true);
-        }
     }
+    // A cluster address serves what its Services name and nothing else, also should it be a node's.
     if is_cluster_ip(intent, packet.dst) {
         return Verdict::Reject(Reject::UnusedPort);
+    }
+    if intent.addresses.contains(&packet.dst) {
+        let mut serving = of_proto().filter(|s| s.node_port == Some(port.port) && s.families.has(family));
+        if let Some(svc) = serving.next() {
+            return choose(intent, packet, svc, svc.external_policy, true);
+        }
     }
     Verdict::one(Leg { translated: None, snat: snat_plain(intent, packet), path: None })
 }
@@ -106,10 +110,17 @@ fn choose(intent: &NodeIntent, packet: &Packet, svc: &ServicePort, policy: Traff
                 !in_any(&intent.cluster_cidrs, packet.src)
             }
             || leaves_cluster(intent, packet.src, e.addr);
+        let masquerade = masquerade && !stays(intent, packet, e.addr);
         let snat = if masquerade { Snat::Masquerade } else { Snat::Keep };
         Leg { translated: Some(e), snat, path: None }
     });
     Verdict::Forward(legs.collect())
+}
+
+/// Whether the packet ends at this node without leaving any interface: then there is no source to replace, the node
+/// itself answers and the answer passes the translation on its way back.
+fn stays(intent: &NodeIntent, packet: &Packet, dst: IpAddr) -> bool {
+    packet.origin != Origin::Host && intent.addresses.contains(&dst)
 }
 
 /// Whether a packet from a pod of this node to `dst` must take the node's address.

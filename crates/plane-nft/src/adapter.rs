@@ -1,0 +1,168 @@
+//! The effects: ops to nf_tables requests and conntrack deletions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use intent::Endpoint;
+use kernel_api::nft::{self, Element, ElementData, NftRequest};
+use kernel_api::{Conntrack, Nft, RequestError, errno};
+use plan::{KernelError, Next};
+use types::Proto;
+
+use crate::image::{Data, Image, Key, Shape, table};
+use crate::op::{Forget, Op};
+use crate::{NftPlane, parse};
+
+/// Elements of one request: an attribute holds 64 KiB, and the largest element (an IPv6 source range) takes under 128
+/// bytes.
+const ELEMENTS_PER_REQUEST: usize = 400;
+
+/// [`plan::Kernel`] over nf_tables and conntrack of one network namespace.
+#[derive(Debug)]
+pub struct NftKernel<N, C> {
+    nft: N,
+    conntrack: C,
+    forgotten: usize,
+}
+
+impl<N: Nft, C: Conntrack> NftKernel<N, C> {
+    /// Over these two, opened in the same namespace.
+    pub fn new(nft: N, conntrack: C) -> Self {
+        Self { nft, conntrack, forgotten: 0 }
+    }
+
+    /// nf_tables, for the generation id that says whether anybody changed the ruleset.
+    pub fn nft(&mut self) -> &mut N {
+        &mut self.nft
+    }
+
+    /// The connection table.
+    pub fn conntrack(&mut self) -> &mut C {
+        &mut self.conntrack
+    }
+
+    /// Stale connections deleted since the start.
+    #[must_use]
+    pub fn forgotten(&self) -> usize {
+        self.forgotten
+    }
+
+    /// One pass over the connections per protocol, however many fronts.
+    fn forget(&mut self, ops: &[&Forget]) -> Result<(), KernelError> {
+        let protos: BTreeSet<Proto> = ops.iter().map(|f| f.proto).collect();
+        for proto in protos {
+            let keep: BTreeMap<(IpAddr, u16), &BTreeSet<Endpoint>> =
+                ops.iter().filter(|f| f.proto == proto).map(|f| (f.to, &f.keep)).collect();
+            let mut stale = |flow: &kernel_api::conntrack::Flow| {
+                let answers = Endpoint { addr: flow.reply.src, port: flow.reply.sport };
+                keep.get(&(flow.original.dst, flow.original.dport)).is_some_and(|keep| !keep.contains(&answers))
+            };
+            self.forgotten += self
+                .conntrack
+                .delete(proto, &mut stale)
+                .map_err(|e| failed(format!("forget {proto} connections"), e))?;
+        }
+        Ok(())
+    }
+}
+
+impl<N: Nft, C: Conntrack> plan::Kernel<NftPlane> for NftKernel<N, C> {
+    fn observe(&mut self) -> Result<Image, KernelError> {
+        let dump = self.nft.table(&table()).map_err(|e| failed("list table inet seaway".into(), e))?;
+        Ok(parse(dump.as_ref()))
+    }
+
+    fn commit(&mut self, batch: &[Op]) -> Result<(), KernelError> {
+        // A batch forgets first and then takes the marks away, or does not forget at all.
+        let forget: Vec<&Forget> =
+            batch.iter().filter_map(|op| if let Op::Forget(f) = op { Some(f) } else { None }).collect();
+        if !forget.is_empty() {
+            self.forget(&forget)?;
+        }
+        let (requests, ops) = requests(batch);
+        if requests.is_empty() {
+            return Ok(());
+        }
+        self.nft.commit(&requests).map_err(|e| {
+            let op = e.index.and_then(|i| ops.get(i)).and_then(|i| batch.get(*i));
+            failed(op.map_or_else(|| "commit to table inet seaway".into(), ToString::to_string), e)
+        })
+    }
+}
+
+fn failed(op: String, e: RequestError) -> KernelError {
+    let next = match e.errno {
+        // What is there is not what the plan began with.
+        errno::ENOENT | errno::EEXIST | errno::EBUSY | errno::EINVAL | errno::ERANGE => Next::Reobserve,
+        errno::EPERM | errno::EACCES | errno::EOPNOTSUPP | errno::EAFNOSUPPORT => Next::FailClosed,
+        _ => Next::RetrySoon,
+    };
+    KernelError { op, source: Box::new(e), next }
+}
+
+/// The requests of a batch, and for each the index of its first op. Neighbouring elements of one set share a request.
+fn requests(batch: &[Op]) -> (Vec<NftRequest>, Vec<usize>) {
+    let mut out: Vec<NftRequest> = Vec::new();
+    let mut first = Vec::new();
+    for (i, op) in batch.iter().enumerate() {
+        let request = match op {
+            Op::Forget(_) => continue,
+            Op::TableAdd => NftRequest::TableAdd(table()),
+            Op::TableDel => NftRequest::TableDel(table()),
+            Op::ChainAdd(name, hook) => NftRequest::ChainAdd(table(), nft::Chain { name: name.clone(), hook: *hook }),
+            Op::ChainFlush(name) => NftRequest::ChainFlush(table(), name.clone()),
+            Op::ChainDel(name) => NftRequest::ChainDel(table(), name.clone()),
+            Op::RuleAdd(chain, rule, _) => {
+                let rule = nft::Rule {
+                    chain: chain.clone(),
+                    handle: 0,
+                    exprs: rule.exprs.clone(),
+                    comment: rule.comment.clone(),
+                };
+                NftRequest::RuleAdd(table(), rule)
+            }
+            Op::SetAdd(name, shape) => NftRequest::SetAdd(table(), set(name, shape)),
+            Op::SetDel(name) => NftRequest::SetDel(table(), name.clone()),
+            Op::ElementAdd(set, _, key, data) => match out.last_mut() {
+                Some(NftRequest::ElementsAdd(_, s, es)) if s == set && es.len() < ELEMENTS_PER_REQUEST => {
+                    es.push(element(key, Some(data)));
+                    continue;
+                }
+                _ => NftRequest::ElementsAdd(table(), set.clone(), vec![element(key, Some(data))]),
+            },
+            Op::ElementDel(set, _, key) => match out.last_mut() {
+                Some(NftRequest::ElementsDel(_, s, es)) if s == set && es.len() < ELEMENTS_PER_REQUEST => {
+                    es.push(element(key, None));
+                    continue;
+                }
+                _ => NftRequest::ElementsDel(table(), set.clone(), vec![element(key, None)]),
+            },
+        };
+        out.push(request);
+        first.push(i);
+    }
+    (out, first)
+}
+
+fn set(name: &str, shape: &Shape) -> nft::Set {
+    nft::Set {
+        name: name.into(),
+        key: shape.key.clone(),
+        data: shape.data.clone(),
+        interval: shape.interval,
+        constant: shape.constant,
+        timeout: shape.timeout,
+    }
+}
+
+fn element(key: &Key, data: Option<&Data>) -> Element {
+    Element {
+        key: key.first.to_vec(),
+        key_end: key.last.as_ref().map(|l| l.to_vec()),
+        data: data.and_then(|d| match d {
+            Data::Member => None,
+            Data::Value(v) => Some(ElementData::Value(v.to_vec())),
+            Data::Verdict(v) => Some(ElementData::Verdict(v.clone())),
+        }),
+    }
+}

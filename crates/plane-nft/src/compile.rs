@@ -1,0 +1,329 @@
+//! From an intent to the image that says it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use intent::{Affinity, Endpoint, NodeIntent, ServiceKey, ServicePort, TrafficPolicy};
+use kernel_api::nft::Verdict;
+use plan::{Caps, Compiled, Refused};
+use types::{Cidr, Family, Proto};
+
+use crate::image::{Chain, Data, Image, Key, Set};
+use crate::key::KeyBytes;
+use crate::layout::{self, Pick, in_family};
+
+/// Kernel features without which nothing of this plane works, as [`Caps::missing`] names them.
+const NEEDED: [&str; 7] = ["nf_tables", "nft_nat", "nft_masq", "nft_numgen", "nft_reject", "nft_ct", "nf_conntrack"];
+
+/// See [`plan::Dataplane::compile`].
+pub(crate) fn compile(intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
+    let missing: Vec<&str> = NEEDED.into_iter().filter(|n| caps.missing.contains(*n)).collect();
+    if !missing.is_empty() {
+        let refused = Refused {
+            object: format!("Node/{}", intent.node),
+            field: "service mode nftables".into(),
+            why: format!("the kernel has no {}: enable it, or choose another service mode", missing.join(", ")),
+        };
+        return Compiled { image: Image::default(), refused: vec![refused] };
+    }
+    let mut c = Compiler::new();
+    c.cluster(intent);
+    c.services(intent);
+    refuse_unsupported(intent, &mut c.refused);
+    c.refused.sort();
+    let mut image = c.image;
+    for pick in c.picks {
+        image.chains.insert(pick.chain(), Chain { hook: None, rules: pick.rules() });
+    }
+    Compiled { image, refused: c.refused }
+}
+
+/// What this plane does not express; Services keep working without it, as each text says.
+fn refuse_unsupported(intent: &NodeIntent, refused: &mut Vec<Refused>) {
+    for (key, svc) in &intent.services {
+        if let Affinity::ClientIp { .. } = svc.affinity {
+            refused.push(Refused {
+                object: service(key),
+                field: "spec.sessionAffinity".into(),
+                why: "ClientIP is not done yet in mode nftables: the Service works, but each connection chooses its \
+                      endpoint anew; set None to say so"
+                    .into(),
+            });
+        }
+    }
+    for (key, a) in intent.attachments.iter().filter(|(_, a)| !a.host_ports.is_empty()) {
+        refused.push(Refused {
+            object: a.pod.as_ref().map_or_else(|| format!("Sandbox/{key}"), |p| format!("Pod/{p}")),
+            field: "spec.containers[].ports[].hostPort".into(),
+            why: "hostPort is not done yet in mode nftables: the pod is reached by its own address; use a NodePort \
+                  Service to reach it by the node's"
+                .into(),
+        });
+    }
+    for name in intent.policies.keys() {
+        refused.push(Refused {
+            object: format!("NetworkPolicy/{name}"),
+            field: "spec".into(),
+            why: "network policies are not enforced yet: traffic is allowed as if this policy were not there".into(),
+        });
+    }
+}
+
+fn service(key: &ServiceKey) -> String {
+    if key.port.is_empty() {
+        format!("Service/{}", key.service)
+    } else {
+        format!("Service/{}:{}", key.service, key.port)
+    }
+}
+
+/// Where a Service port is reached.
+#[derive(Clone, Copy)]
+enum Front {
+    Vip(IpAddr),
+    Node(Family),
+}
+
+impl Front {
+    fn family(self) -> Family {
+        match self {
+            Self::Vip(a) => Family::of(a),
+            Self::Node(f) => f,
+        }
+    }
+
+    /// The key of its elements; with a mark, of its endpoints.
+    fn key(self, mark: Option<u32>, proto: Proto, port: u16) -> KeyBytes {
+        let k = mark.map_or(KeyBytes::new(), |m| KeyBytes::new().mark(m));
+        let k = match self {
+            Self::Vip(a) => k.addr(a),
+            Self::Node(_) => k,
+        };
+        k.proto(proto).port(port)
+    }
+
+    /// The set of the kind, by whether this is an address or a port of the node.
+    fn set(self, vip: &str, node: &str) -> String {
+        match self {
+            Self::Vip(_) => in_family(vip, self.family()),
+            Self::Node(_) => in_family(node, self.family()),
+        }
+    }
+}
+
+struct Compiler {
+    image: Image,
+    picks: BTreeSet<Pick>,
+    refused: Vec<Refused>,
+}
+
+impl Compiler {
+    fn new() -> Self {
+        let mut image = Image { present: true, ..Image::default() };
+        for (name, hook, rules) in layout::chains() {
+            image.chains.insert(name, Chain { hook, rules });
+        }
+        for f in Family::BOTH {
+            for (name, shape) in layout::shapes(f) {
+                image.sets.insert(in_family(name, f), Set { shape, elements: BTreeMap::new() });
+            }
+        }
+        Self { image, picks: BTreeSet::new(), refused: Vec::new() }
+    }
+
+    fn put(&mut self, set: String, key: Key, data: Data) {
+        if let Some(s) = self.image.sets.get_mut(&set) {
+            s.elements.insert(key, data);
+        }
+    }
+
+    fn put_addr(&mut self, set: &str, addr: IpAddr) {
+        self.put(in_family(set, Family::of(addr)), Key::one(KeyBytes::new().addr(addr).done()), Data::Member);
+    }
+
+    fn put_ranges<'a>(&mut self, set: &str, cidrs: impl IntoIterator<Item = &'a Cidr>) {
+        for (first, last) in ranges(cidrs) {
+            let key = Key::range(KeyBytes::new().addr(first).done(), KeyBytes::new().addr(last).done());
+            self.put(in_family(set, Family::of(first)), key, Data::Member);
+        }
+    }
+
+    /// Addresses and ranges of the cluster.
+    fn cluster(&mut self, intent: &NodeIntent) {
+        self.put_ranges("cluster_cidrs", &intent.cluster_cidrs);
+        if intent.masquerade {
+            self.put_ranges("masqueraded", &intent.pod_cidrs);
+        }
+        let cluster_ips: BTreeSet<IpAddr> =
+            intent.services.values().flat_map(|s| s.cluster_ips.iter().copied()).collect();
+        for a in intent.addresses.iter().chain(intent.peers.values().flat_map(|p| &p.addresses)) {
+            self.put_addr("node_addresses", *a);
+        }
+        for a in &intent.addresses {
+            self.put_addr("own_addresses", *a);
+        }
+        for a in cluster_ips {
+            self.put_addr("cluster_ips", a);
+        }
+    }
+
+    /// Every place where a Service port is reached. Of two that promise the same, the first by name has it, as in
+    /// `intent::translate`.
+    fn services(&mut self, intent: &NodeIntent) {
+        let mut vips: BTreeSet<(IpAddr, Proto, u16)> = BTreeSet::new();
+        let mut node_ports: BTreeSet<(Family, Proto, u16)> = BTreeSet::new();
+        for (key, svc) in &intent.services {
+            for ip in &svc.cluster_ips {
+                if vips.insert((*ip, key.proto, svc.port)) {
+                    self.internal(key, svc, *ip);
+                }
+            }
+            for ip in &svc.external_ips {
+                if vips.insert((*ip, key.proto, svc.port)) {
+                    self.firewall(key, svc, *ip);
+                    self.external(key, svc, Front::Vip(*ip), svc.port);
+                }
+            }
+            for f in svc.families.iter() {
+                let Some(port) = svc.node_port else { continue };
+                if node_ports.insert((f, key.proto, port)) {
+                    self.external(key, svc, Front::Node(f), port);
+                }
+            }
+        }
+    }
+
+    fn internal(&mut self, key: &ServiceKey, svc: &ServicePort, ip: IpAddr) {
+        let front = Front::Vip(ip);
+        let all = of_family(&svc.endpoints, front.family());
+        let verdict = if svc.internal_policy == TrafficPolicy::Local {
+            let local = of_family(&svc.local_endpoints, front.family());
+            self.endpoints(key, front, svc.port, &local, !all.is_empty(), false)
+        } else {
+            self.endpoints(key, front, svc.port, &all, false, false)
+        };
+        let services = front.set("services", "nodeports");
+        self.put(services, Key::one(front.key(None, key.proto, svc.port).done()), Data::Verdict(verdict));
+    }
+
+    fn external(&mut self, key: &ServiceKey, svc: &ServicePort, front: Front, port: u16) {
+        let at = || Key::one(front.key(None, key.proto, port).done());
+        let all = of_family(&svc.endpoints, front.family());
+        let verdict = self.endpoints(key, front, port, &all, false, false);
+        self.put(front.set("services", "nodeports"), at(), Data::Verdict(verdict));
+        let masquerade = match svc.external_policy {
+            TrafficPolicy::Cluster => layout::MASQUERADE_EXTERNAL.into(),
+            TrafficPolicy::Local => {
+                // Sources inside the cluster use all endpoints; only those outside need the other entry.
+                let local = of_family(&svc.local_endpoints, front.family());
+                if local != all {
+                    let verdict = self.endpoints(key, front, port, &local, !all.is_empty(), true);
+                    self.put(front.set("local_services", "local_nodeports"), at(), Data::Verdict(verdict));
+                }
+                in_family("masquerade_local", front.family())
+            }
+        };
+        self.put(front.set("externals", "external_ports"), at(), Data::Verdict(Verdict::Goto(masquerade)));
+    }
+
+    /// Fills the slots of one front and gives the verdict that leads to them.
+    fn endpoints(
+        &mut self,
+        key: &ServiceKey,
+        front: Front,
+        port: u16,
+        endpoints: &[Endpoint],
+        elsewhere: bool,
+        local: bool,
+    ) -> Verdict {
+        let usable = endpoints.get(..layout::MAX_ENDPOINTS).unwrap_or(endpoints);
+        if usable.len() < endpoints.len() {
+            self.refused.push(Refused {
+                object: service(key),
+                field: "endpoints".into(),
+                why: format!(
+                    "{} endpoints, of which the first {} are used: split the Service",
+                    endpoints.len(),
+                    usable.len()
+                ),
+            });
+        }
+        let count = u32::try_from(usable.len()).unwrap_or(0);
+        if count == 0 {
+            return Verdict::Goto(if elsewhere { layout::DROP_NO_LOCAL } else { layout::REJECT_NO_ENDPOINTS }.into());
+        }
+        let family = front.family();
+        let pick = Pick { family, node: matches!(front, Front::Node(_)), local, count };
+        let set = front.set("endpoints", "node_endpoints");
+        for (slot, e) in (0u32..).zip(usable) {
+            let at = front.key(Some(pick.slot_mark(slot)), key.proto, port).done();
+            let to = KeyBytes::new().addr(e.addr).port(e.port).done();
+            self.put(set.clone(), Key::one(at), Data::Value(to.into()));
+            let pair = KeyBytes::new().addr(e.addr).addr(e.addr).done();
+            self.put(in_family("hairpin", family), Key::one(pair), Data::Member);
+        }
+        self.picks.insert(pick);
+        Verdict::Goto(pick.chain())
+    }
+
+    fn firewall(&mut self, key: &ServiceKey, svc: &ServicePort, ip: IpAddr) {
+        if svc.source_ranges.is_empty() {
+            return;
+        }
+        let family = Family::of(ip);
+        let at = || Front::Vip(ip).key(None, key.proto, svc.port);
+        self.put(in_family("firewalled", family), Key::one(at().done()), Data::Member);
+        for (first, last) in ranges(svc.source_ranges.iter().filter(|c| c.family() == family)) {
+            let key = Key::range(at().addr(first).done(), at().addr(last).done());
+            self.put(in_family("source_ranges", family), key, Data::Member);
+        }
+    }
+}
+
+fn of_family(endpoints: &BTreeSet<Endpoint>, family: Family) -> Vec<Endpoint> {
+    endpoints.iter().copied().filter(|e| Family::of(e.addr) == family).collect()
+}
+
+/// The addresses of some ranges as ranges that neither overlap nor touch: the kernel refuses the former and cannot tell
+/// the latter from one.
+fn ranges<'a>(cidrs: impl IntoIterator<Item = &'a Cidr>) -> Vec<(IpAddr, IpAddr)> {
+    let mut sorted: Vec<(IpAddr, IpAddr)> = cidrs.into_iter().map(|c| (c.addr(), c.last())).collect();
+    sorted.sort();
+    let mut out: Vec<(IpAddr, IpAddr)> = Vec::with_capacity(sorted.len());
+    for (first, last) in sorted {
+        match out.last_mut() {
+            Some((_, end)) if first <= *end || follows(*end) == Some(first) => *end = last.max(*end),
+            _ => out.push((first, last)),
+        }
+    }
+    out
+}
+
+/// The next address of the same family.
+fn follows(addr: IpAddr) -> Option<IpAddr> {
+    match addr {
+        IpAddr::V4(a) => u32::from(a).checked_add(1).map(|n| std::net::Ipv4Addr::from(n).into()),
+        IpAddr::V6(a) => u128::from(a).checked_add(1).map(|n| std::net::Ipv6Addr::from(n).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_neither_overlap_nor_touch() {
+        let parse = |s: &str| s.parse::<Cidr>().unwrap();
+        let of = |s: &[&str]| -> Vec<String> {
+            let cidrs: Vec<Cidr> = s.iter().map(|c| parse(c)).collect();
+            ranges(&cidrs).into_iter().map(|(a, b)| format!("{a}-{b}")).collect()
+        };
+        assert_eq!(of(&["10.1.0.0/16", "10.0.0.0/16", "10.0.3.0/24"]), ["10.0.0.0-10.1.255.255"]);
+        assert_eq!(
+            of(&["0.0.0.0/0", "10.0.0.0/8", "::/0"]),
+            ["0.0.0.0-255.255.255.255", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
+        );
+        assert_eq!(of(&["255.255.255.255/32", "::/128"]), ["255.255.255.255-255.255.255.255", "::-::"]);
+        assert_eq!(of(&["10.0.0.0/24", "10.0.2.0/24"]), ["10.0.0.0-10.0.0.255", "10.0.2.0-10.0.2.255"]);
+    }
+}

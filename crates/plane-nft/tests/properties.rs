@@ -1,0 +1,363 @@
+//! What must hold for every intent and packet: the trace agrees with the specification, and the four properties of a
+//! plane, on the fake that refuses what the kernel refuses.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use intent::generate::{intent_and_packets, node_intent};
+use intent::{Endpoint, NodeIntent, Origin, Packet, ServiceKey, TrafficPolicy, Verdict, translate};
+use kernel_api::conntrack::{Flow, Tuple};
+use kernel_api::nft::{self, Expr, TableName};
+use kernel_fake::conntrack::FakeConntrack;
+use kernel_fake::fault::Fault;
+use kernel_fake::nft::FakeNft;
+use plan::{Caps, Dataplane, Kernel, Plan, converge};
+use plane_nft::{Image, NftKernel, NftPlane, Op};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use types::{Family, Proto};
+
+type Fake = NftKernel<FakeNft, FakeConntrack>;
+
+fn fake() -> Fake {
+    let mut nft = FakeNft::new();
+    nft.foreign.insert("inet kube-proxy".into(), "chain services { }".into());
+    NftKernel::new(nft, FakeConntrack::new())
+}
+
+fn compile(i: &NodeIntent) -> Image {
+    NftPlane.compile(i, &Caps::default()).image
+}
+
+fn ours() -> TableName {
+    TableName::recognise("seaway").unwrap()
+}
+
+/// A plane that does not route says nothing of paths.
+fn spec(i: &NodeIntent, p: &Packet) -> Verdict {
+    translate(i, p).without_paths()
+}
+
+fn pass(fake: &mut Fake, want: &Image) {
+    converge(&NftPlane, fake, want, None).unwrap();
+}
+
+/// The plan that remains, as text for a failing case.
+fn remaining(fake: &mut Fake, want: &Image) -> String {
+    let have = fake.observe().unwrap();
+    Plan { batches: NftPlane.plan(want, &have) }.to_string()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// The image says what the specification says, before and after it went through the kernel.
+    #[test]
+    fn trace_agrees_with_the_specification((i, packets) in intent_and_packets(12)) {
+        let want = compile(&i);
+        let mut k = fake();
+        pass(&mut k, &want);
+        let have = k.observe().unwrap();
+        prop_assert_eq!(&have, &want);
+        for p in &packets {
+            prop_assert_eq!(NftPlane.trace(&have, p), spec(&i, p), "{:?}\n{}", p, plane_nft::render::image(&want));
+        }
+    }
+
+    /// From any image to any other in one pass, and then there is nothing to do.
+    #[test]
+    fn one_pass_converges_and_the_next_plan_is_empty(a in node_intent(), b in node_intent()) {
+        let mut k = fake();
+        for want in [compile(&a), compile(&b), Image::default(), compile(&b)] {
+            pass(&mut k, &want);
+            prop_assert_eq!(remaining(&mut k, &want), "");
+            prop_assert_eq!(&k.observe().unwrap(), &want);
+        }
+        prop_assert_eq!(k.nft().foreign.len(), 1);
+    }
+
+    /// Whatever transaction or conntrack pass fails, in whatever way, the next pass ends where it should, and no stale
+    /// connection survives it.
+    #[test]
+    fn a_fault_anywhere_heals(
+        a in node_intent(),
+        b in node_intent(),
+        at in 0usize..4,
+        in_conntrack: bool,
+        kind in 0u8..3,
+    ) {
+        let mut k = fake();
+        pass(&mut k, &compile(&a));
+        k.conntrack().flows = flows_of(&a);
+        let want = compile(&b);
+        let fault = [Fault::Refused(16), Fault::Unanswered(105), Fault::Crash][usize::from(kind)];
+        let faults = if in_conntrack { &mut k.conntrack().faults } else { &mut k.nft().faults };
+        faults.script(at, fault);
+        let _ = converge(&NftPlane, &mut k, &want, None);
+        k.nft().faults.heal();
+        k.conntrack().faults.heal();
+        pass(&mut k, &want);
+        prop_assert_eq!(remaining(&mut k, &want), "");
+        prop_assert_eq!(&k.observe().unwrap(), &want);
+        check_flows(&a, &b, &k.conntrack().flows)?;
+    }
+
+    /// A small transaction limit changes nothing but the number of transactions.
+    #[test]
+    fn chunks_end_in_the_same_image(a in node_intent(), b in node_intent(), max in 1usize..40) {
+        let mut k = fake();
+        for want in [compile(&a), compile(&b)] {
+            let have = k.observe().unwrap();
+            for batch in plane_nft::plan_in_chunks(&want, &have, max) {
+                k.commit(&batch).unwrap();
+                // At no time does a packet meet an endpoint that neither image has for it: no half-made Service.
+                let now = k.observe().unwrap();
+                prop_assert!(no_slot_is_missing(&now));
+            }
+            prop_assert_eq!(&k.observe().unwrap(), &want);
+        }
+    }
+
+    /// Someone edits our table: one pass puts it right.
+    #[test]
+    fn damage_is_healed_in_one_pass(i in node_intent(), kind in 0u8..12, at: Index) {
+        let want = compile(&i);
+        let mut k = fake();
+        pass(&mut k, &want);
+        k.nft().tamper(&ours(), |t| damage(t, kind, at));
+        pass(&mut k, &want);
+        prop_assert_eq!(remaining(&mut k, &want), "");
+        prop_assert_eq!(&k.observe().unwrap(), &want);
+    }
+
+    /// The number of chains and sets is that of an empty node, but for one chain per distinct number of endpoints.
+    #[test]
+    fn chains_and_sets_do_not_grow_with_services(i in node_intent()) {
+        let empty = compile(&NodeIntent::empty(i.node.clone()));
+        let image = compile(&i);
+        prop_assert_eq!(image.sets.len(), empty.sets.len());
+        let mut counts = BTreeSet::new();
+        for s in i.services.values() {
+            for set in [&s.endpoints, &s.local_endpoints] {
+                for f in Family::BOTH {
+                    counts.insert((f, set.iter().filter(|e| Family::of(e.addr) == f).count()));
+                }
+            }
+        }
+        // By address or by node port, of all endpoints or of local ones.
+        prop_assert!(image.chains.len() <= empty.chains.len() + 4 * counts.len());
+    }
+
+    /// A change of one Service plans only its own elements.
+    #[test]
+    fn a_change_of_one_service_touches_only_its_elements(i in node_intent(), which: Index, add in 1u16..4) {
+        prop_assume!(!i.services.is_empty());
+        let keys: Vec<&ServiceKey> = i.services.keys().collect();
+        let key = (*which.get(&keys)).clone();
+        let mut j = i.clone();
+        let svc = j.services.get_mut(&key).unwrap();
+        for n in 0..add {
+            let f = svc.families.iter().next().unwrap();
+            svc.endpoints.insert(Endpoint { addr: intent::generate::pod_addr(f, 2, 50), port: 7000 + n });
+        }
+        let svc = svc.clone();
+        let ops: Vec<Op> = NftPlane.plan(&compile(&j), &compile(&i)).into_iter().flatten().collect();
+        for op in &ops {
+            let text = op.to_string();
+            match op {
+                Op::ElementAdd(set, ..) | Op::ElementDel(set, ..) if set.starts_with("hairpin") => {}
+                Op::ElementAdd(..) | Op::ElementDel(..) | Op::Forget(_) => {
+                    let vips = svc.cluster_ips.iter().chain(&svc.external_ips);
+                    let mut places: Vec<String> =
+                        vips.flat_map(|a| [format!("{a} . "), IpAddr::to_string(a), format!("[{a}]")]).collect();
+                    places.extend(svc.node_port.map(|p| p.to_string()));
+                    prop_assert!(places.iter().any(|p| text.contains(p.as_str())), "{}", text);
+                }
+                Op::ChainAdd(name, None) | Op::ChainFlush(name) | Op::ChainDel(name) | Op::RuleAdd(name, ..) => {
+                    prop_assert!(name.starts_with("pick") || name.starts_with("node"), "{}", text);
+                }
+                other => prop_assert!(false, "{}", other),
+            }
+        }
+        // The elements of the table and its marks in one transaction, then what is to be forgotten.
+        prop_assert!(NftPlane.plan(&compile(&j), &compile(&i)).len() <= 2);
+    }
+}
+
+/// Every chain that picks one of N finds N slots, wherever it is used.
+fn no_slot_is_missing(image: &Image) -> bool {
+    let own = |p: &Packet| NftPlane.trace(image, p);
+    let services = image.sets.iter().filter(|(n, _)| n.starts_with("services"));
+    let mut ok = true;
+    for (_, set) in services {
+        for key in set.elements.keys() {
+            let v6 = key.first.len() == 24;
+            let addr = if v6 {
+                IpAddr::from(<[u8; 16]>::try_from(&key.first[..16]).unwrap())
+            } else {
+                IpAddr::from(<[u8; 4]>::try_from(&key.first[..4]).unwrap())
+            };
+            let rest = &key.first[if v6 { 16 } else { 4 }..];
+            let proto = Proto::from_number(rest[0]).unwrap();
+            let dst = u16::from_be_bytes([rest[4], rest[5]]);
+            let src = if v6 { "fd00:10:244::9".parse().unwrap() } else { "10.244.0.9".parse().unwrap() };
+            let p = Packet { origin: Origin::Host, src, dst: addr, l4: intent::L4::Ports { proto, src: 1, dst } };
+            // A missing slot is a drop without a reason of ours.
+            ok &= own(&p) != Verdict::Drop(intent::Drop::Policy);
+        }
+    }
+    ok
+}
+
+/// Connections of every UDP and SCTP port to each of its endpoints.
+fn flows_of(i: &NodeIntent) -> Vec<Flow> {
+    let mut out = Vec::new();
+    for (to, proto, endpoints) in fronts(i) {
+        for e in endpoints {
+            out.push(flow(proto, to, e));
+        }
+    }
+    out
+}
+
+fn flow(proto: Proto, to: (IpAddr, u16), e: Endpoint) -> Flow {
+    let client: IpAddr = if to.0.is_ipv4() { [10, 244, 0, 77].into() } else { "fd00:10:244::77".parse().unwrap() };
+    Flow {
+        proto,
+        original: Tuple { src: client, dst: to.0, sport: 999, dport: to.1 },
+        reply: Tuple { src: e.addr, dst: client, sport: e.port, dport: 999 },
+        dnat: true,
+    }
+}
+
+/// Where each Service port is reached first of all, and what may answer there.
+fn fronts(i: &NodeIntent) -> Vec<((IpAddr, u16), Proto, BTreeSet<Endpoint>)> {
+    let mut out = Vec::new();
+    let places: BTreeSet<(IpAddr, u16)> = i
+        .services
+        .values()
+        .flat_map(|s| {
+            let vips = s.cluster_ips.iter().chain(&s.external_ips).map(|a| (*a, s.port));
+            vips.chain(s.node_port.into_iter().flat_map(|p| i.addresses.iter().map(move |a| (*a, p))))
+        })
+        .collect();
+    for to in places {
+        for proto in [Proto::Udp, Proto::Sctp] {
+            // From inside and outside, so that local endpoints count too.
+            let world = intent::generate::world(Family::of(to.0), 1);
+            let mut answers = BTreeSet::new();
+            for (origin, src) in [(Origin::Host, to.0), (Origin::Outside, world)] {
+                let l4 = intent::L4::Ports { proto, src: 1, dst: to.1 };
+                if let Verdict::Forward(legs) = translate(i, &Packet { origin, src, dst: to.0, l4 }) {
+                    answers.extend(legs.into_iter().filter_map(|l| l.translated));
+                }
+            }
+            out.push((to, proto, answers));
+        }
+    }
+    out
+}
+
+/// What was left: nothing of an endpoint that went, everything of one that stayed.
+fn check_flows(a: &NodeIntent, b: &NodeIntent, left: &[Flow]) -> Result<(), TestCaseError> {
+    let now = fronts(b);
+    for (to, proto, endpoints) in fronts(a) {
+        let serving = now.iter().find(|(t, p, _)| *t == to && *p == proto).map(|(.., e)| e.clone());
+        // Whoever may still be chosen by some source, source ranges aside.
+        let serving = serving.unwrap_or_default();
+        for e in endpoints {
+            let there = left.contains(&flow(proto, to, e));
+            let firewalled = [a, b].iter().any(|i| i.services.values().any(|s| !s.source_ranges.is_empty()));
+            if !firewalled {
+                prop_assert_eq!(there, serving.contains(&e), "{} {:?} {}", proto, to, e);
+            } else if serving.contains(&e) {
+                prop_assert!(there, "{} {:?} {}", proto, to, e);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One way of spoiling the table; each leaves something that another tool could leave.
+fn damage(mut t: nft::Table, kind: u8, at: Index) -> Option<nft::Table> {
+    let nth = |len: usize| at.index(len.max(1));
+    match kind {
+        0 => return None,
+        1 => t.rules.clear(),
+        2 if !t.rules.is_empty() => {
+            let n = nth(t.rules.len());
+            t.rules.remove(n);
+        }
+        3 => t.rules.insert(
+            nth(t.rules.len()),
+            nft::Rule { chain: "prerouting".into(), handle: 900, exprs: vec![Expr::Other("xt".into())], comment: None },
+        ),
+        4 => t.elements.iter_mut().for_each(|(_, e)| e.clear()),
+        5 => {
+            let n = nth(t.elements.len());
+            t.elements[n].1.pop();
+        }
+        6 => {
+            // An endpoint replaced by hand.
+            for e in t.elements.iter_mut().filter(|(n, _)| n.starts_with("endpoints")).flat_map(|(_, e)| e) {
+                if let Some(nft::ElementData::Value(v)) = &mut e.data {
+                    v[0] ^= 1;
+                }
+            }
+        }
+        7 => {
+            t.chains.push(nft::Chain { name: "theirs".into(), hook: None });
+            let accept = Expr::Verdict(nft::Verdict::Goto("theirs".into()));
+            t.rules.push(nft::Rule { chain: "output".into(), handle: 901, exprs: vec![accept], comment: None });
+            t.sets.push(nft::Set { name: "mine".into(), ..t.sets[0].clone() });
+        }
+        8 => t.flags = 1,
+        9 => t.chains.iter_mut().for_each(|c| {
+            if let Some(h) = &mut c.hook {
+                h.priority += 5;
+            }
+        }),
+        10 => t.sets.iter_mut().for_each(|s| s.timeout = true),
+        _ => {
+            // A foreign chain that one of our verdict maps is made to lead to.
+            t.chains.push(nft::Chain { name: "theirs".into(), hook: None });
+            for e in t.elements.iter_mut().filter(|(n, _)| n.starts_with("services")).flat_map(|(_, e)| e) {
+                e.data = Some(nft::ElementData::Verdict(nft::Verdict::Goto("theirs".into())));
+            }
+        }
+    }
+    Some(t)
+}
+
+/// What cannot be said is said to be so, and the Service works without it.
+#[test]
+fn refusals_name_object_field_and_way_out() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let tree = proptest::strategy::Strategy::new_tree(&node_intent(), &mut runner).unwrap();
+    let mut i = proptest::strategy::ValueTree::current(&tree);
+    let svc = intent::ServicePort {
+        cluster_ips: BTreeSet::from([[10, 96, 0, 1].into()]),
+        external_ips: BTreeSet::new(),
+        port: 80,
+        node_port: None,
+        families: [Family::V4].into_iter().collect(),
+        endpoints: BTreeSet::new(),
+        local_endpoints: BTreeSet::new(),
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: intent::Affinity::ClientIp { timeout: 1 },
+        source_ranges: BTreeSet::new(),
+    };
+    let service = types::ObjectName::new("default", "web");
+    i.services = [(ServiceKey { service, port: "http".into(), proto: Proto::Tcp }, svc)].into_iter().collect();
+    let policy = intent::Policy { selects: BTreeSet::new(), ingress: None, egress: None };
+    i.policies.insert(types::ObjectName::new("default", "deny"), policy);
+    let refused: Vec<String> = NftPlane.compile(&i, &Caps::default()).refused.iter().map(ToString::to_string).collect();
+    assert!(refused.iter().any(|r| r.starts_with("Service/default/web:http spec.sessionAffinity: ")), "{refused:?}");
+    assert!(refused.iter().any(|r| r.starts_with("NetworkPolicy/default/deny spec: ")), "{refused:?}");
+
+    let caps = Caps { missing: ["nft_numgen".into()].into(), ..Caps::default() };
+    let none = NftPlane.compile(&i, &caps);
+    assert_eq!(none.image, Image::default());
+    assert!(none.refused[0].why.contains("nft_numgen"), "{:?}", none.refused);
+}
