@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use intent::{Attachment, AttachmentKey, HostPort, NodeIntent};
 use types::{Cidr, Mac, NodeName};
 
+pub use intent::Backend;
 pub use parse::{parse, parse_as};
 pub use problem::Problem;
 pub use services::unusable_endpoint;

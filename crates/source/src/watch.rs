@@ -55,6 +55,8 @@ pub struct InSync {
     /// For each watched kind: whether a whole list of it has been read since the start. It stays true when the server
     /// goes away later: what was known is still the best that is.
     pub kinds: BTreeMap<Kind, bool>,
+    /// How many whole lists of each kind were read: more than one means that a watch could not be resumed.
+    pub lists: BTreeMap<Kind, u64>,
     /// Kinds that cannot be watched right now, and why.
     pub failing: BTreeMap<Kind, String>,
 }
@@ -229,6 +231,7 @@ fn take(s: &mut State, kind: Kind, listed: &mut Option<BTreeSet<Key>>, event: wa
                 }
             }
             s.sync.kinds.insert(kind, true);
+            *s.sync.lists.entry(kind).or_default() += 1;
         }
     }
 }
