@@ -4,6 +4,7 @@ mod agent;
 mod apiserver_cmd;
 mod controller_cmd;
 mod docs_cmd;
+mod lab_cmd;
 mod logging;
 mod plan_cmd;
 #[cfg(test)]
@@ -43,6 +44,8 @@ enum Command {
     Plan(plan_cmd::PlanArgs),
     /// Print where a packet goes, and why
     Trace(trace::TraceArgs),
+    /// A whole cluster on this machine
+    Lab(lab_cmd::LabArgs),
     /// Run the embedded Kubernetes-compatible API server
     Apiserver(apiserver_cmd::ApiserverArgs),
     /// Write the manual pages into a folder
@@ -59,6 +62,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Controller(a) => controller_cmd::run(a),
         Command::Plan(a) => plan_cmd::run(&a),
         Command::Trace(a) => trace::run(&a),
+        Command::Lab(a) => lab_cmd::run(a),
         Command::Apiserver(a) => apiserver_cmd::run(a),
         Command::Man(a) => docs_cmd::man(&a),
         Command::Completions(a) => docs_cmd::completions(&a),
