@@ -71,6 +71,7 @@ pub const DOORS: &[Door] = &[
     tests("cni", "kernel-fake", "the same cases against the fake"),
     tests("cni", "kernel", "and against the kernel"),
     tests("source", "apiserver", "a real API to watch"),
+    tests("source", "controller", "its loop with the real controllers"),
 ];
 
 /// Crates that may reach tokio; `bins/*` and `tests` may too.

@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn every_address_is_given_once_and_then_the_range_is_full() {
-        for (r, n) in [("10.0.0.0/29", 6), ("10.0.0.0/24", 254), ("fd00::/121", 127), ("10.0.0.0/31", 0), ("10.0.0.1/32", 0)] {
+        for (r, n) in
+            [("10.0.0.0/29", 6), ("10.0.0.0/24", 254), ("fd00::/121", 127), ("10.0.0.0/31", 0), ("10.0.0.1/32", 0)]
+        {
             let (r, mut taken) = (c(r), BTreeSet::new());
             for _ in 0..n {
                 let ip = next_ip(&r, 12345, |ip| taken.contains(&ip)).unwrap();
