@@ -4,6 +4,8 @@
 
 mod ct;
 pub mod fuzz;
+#[cfg(all(test, target_endian = "little"))]
+mod golden;
 pub mod monitor;
 mod netlink;
 pub mod netns;

@@ -247,3 +247,31 @@ fn joined<T>(r: thread::Result<io::Result<T>>) -> io::Result<T> {
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a mount namespace of its own, so that this machine's /run stays as it is.
+    #[test]
+    fn run_netns_becomes_a_shared_mount_once() {
+        thread::spawn(|| {
+            sys::unshare(libc::CLONE_NEWNS).unwrap();
+            sys::mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None).unwrap();
+            sys::mount(Some(c"tmpfs"), c"/run", Some(c"tmpfs"), 0, None).unwrap();
+            for name in ["blue", "red"] {
+                Netns::create(Path::new("/run/netns").join(name)).unwrap();
+            }
+            let text = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            // This machine may have one below.
+            let ours = |l: &&str| l.split(' ').nth(4) == Some("/run/netns") && l.contains(" - tmpfs ");
+            let mounts: Vec<&str> = text.lines().filter(ours).collect();
+            assert_eq!(mounts.len(), 1, "{mounts:?}");
+            assert!(mounts[0].contains(" shared:"), "{mounts:?}");
+            Netns::delete("/run/netns/blue").unwrap();
+            assert!(!Path::new("/run/netns/blue").exists() && Netns::is_netns("/run/netns/red"));
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -335,3 +335,59 @@ fn thousands_of_routes_in_one_run_and_whole_dumps() {
         assert_eq!(seen.iter().filter(|r| r.protocol == ROUTE_PROTOCOL).count(), 5000);
     });
 }
+
+/// What the CNI plugin does for a pod, in its order; printed, not asserted, since the machine is shared.
+#[test]
+fn how_long_an_attach_takes() {
+    fresh(|| {
+        let mut took = Vec::new();
+        for i in 0..50u8 {
+            let pod = Netns::new().unwrap();
+            let start = std::time::Instant::now();
+            let mut rt = Rt::open().unwrap();
+            let host = OwnedName::pod_link(u64::from(i));
+            let (mac, peer_mac) = (Mac::local([2, 0, 0, 0, 1, i]), Mac::local([2, 0, 0, 0, 2, i]));
+            let (v4, v6) = (format!("10.244.1.{i}"), format!("fd00:10:244:1::{i:x}"));
+            let neighbour = |link: &str, a: &str, mac| {
+                RtRequest::NeighbourReplace(Neighbour { link: name(link), addr: a.parse().unwrap(), mac })
+            };
+            let h = host.name().as_str();
+            rt.run(&[
+                RtRequest::LinkAdd(NewLink {
+                    name: host.name().clone(),
+                    kind: NewLinkKind::Veth {
+                        peer: name("eth0"),
+                        peer_netns: Some(pod.fd()),
+                        peer_mac: Some(peer_mac),
+                    },
+                    mtu: Some(1450),
+                    mac: Some(mac),
+                    master: None,
+                    up: true,
+                }),
+                RtRequest::RouteReplace(route(&format!("{v4}/32"), 0, RouteTo::Link(name(h)))),
+                RtRequest::RouteReplace(route(&format!("{v6}/128"), 1024, RouteTo::Link(name(h)))),
+                neighbour(h, &v4, peer_mac),
+                neighbour(h, &v6, peer_mac),
+            ])
+            .unwrap();
+            Rt::open_in(&pod)
+                .unwrap()
+                .run(&[
+                    RtRequest::LinkSet(SetLink::up(name("lo"))),
+                    RtRequest::LinkSet(SetLink::up(name("eth0"))),
+                    RtRequest::AddressAdd(addr("eth0", &v4, 32)),
+                    RtRequest::AddressAdd(addr("eth0", &v6, 128)),
+                    RtRequest::RouteReplace(route("169.254.1.1/32", 0, RouteTo::Link(name("eth0")))),
+                    RtRequest::RouteReplace(route("0.0.0.0/0", 0, via("169.254.1.1", "eth0", true))),
+                    RtRequest::RouteReplace(route("::/0", 1024, via("fe80::1", "eth0", true))),
+                    neighbour("eth0", "169.254.1.1", mac),
+                    neighbour("eth0", "fe80::1", mac),
+                ])
+                .unwrap();
+            took.push(start.elapsed());
+        }
+        took.sort();
+        println!("attach: p50 {:?}, slowest {:?}", took[25], took[49]);
+    });
+}

@@ -54,6 +54,18 @@ impl Builder {
         }
     }
 
+    /// Gives the messages sequence numbers, counted from `seq`.
+    pub(crate) fn number_from(&mut self, mut seq: u32) {
+        let mut at = 0;
+        while let Some(len) = self.buf.get(at..).and_then(ne32) {
+            if let Some(slot) = self.buf.get_mut(at + 8..at + 12) {
+                slot.copy_from_slice(&seq.to_ne_bytes());
+            }
+            seq = seq.wrapping_add(1);
+            at += len.max(16) as usize;
+        }
+    }
+
     fn pad(&mut self) {
         self.buf.resize(align(self.buf.len()), 0);
     }
@@ -256,6 +268,9 @@ mod tests {
         assert_eq!(all.len(), 2);
         assert_eq!((all[0].kind, all[0].flags, all[0].seq, all[0].port), (16, 5, 7, 0));
         assert_eq!((all[1].kind, all[1].flags, all[1].seq), (3, 4, 8));
+        let mut numbered = Builder { buf: b.buf.clone(), at: 0 };
+        numbered.number_from(100);
+        assert_eq!(Messages(numbered.as_bytes()).map(|m| m.seq).collect::<Vec<_>>(), [100, 101]);
         let attrs = all[0].attrs(4);
         assert_eq!(attrs.get(3).and_then(cstr), Some("eth0"));
         assert_eq!(attrs.nested(18).get(1).and_then(ne32), Some(42));

@@ -176,10 +176,9 @@ impl Rt {
         let sent = std::mem::take(&mut run.sent);
         let first = self.socket.sequence(sent.len());
         let last = first + u32::try_from(sent.len() - 1).unwrap_or(0);
-        // The numbers were given from 1 on; the socket's own range is only known now.
-        let data = renumber(run.out.as_bytes(), first);
+        run.out.number_from(first);
         let mut refused = Vec::new();
-        let r = self.socket.exchange(&data, first, last, &mut |seq, answer| {
+        let r = self.socket.exchange(run.out.as_bytes(), first, last, &mut |seq, answer| {
             if let Err(r) = answer {
                 refused.push((seq, r));
             }
@@ -198,20 +197,6 @@ impl Rt {
             run.makes = false;
         }
     }
-}
-
-/// Writes sequence numbers from `first` on into the messages of `data`.
-fn renumber(data: &[u8], first: u32) -> Vec<u8> {
-    let mut out = data.to_vec();
-    let (mut at, mut seq) = (0usize, first);
-    while let Some(len) = out.get(at..).and_then(crate::netlink::ne32) {
-        if let Some(slot) = out.get_mut(at + 8..at + 12) {
-            slot.copy_from_slice(&seq.to_ne_bytes());
-        }
-        at += len.max(16) as usize;
-        seq += 1;
-    }
-    out
 }
 
 impl Rtnetlink for Rt {
