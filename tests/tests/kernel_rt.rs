@@ -1,5 +1,6 @@
 //! rtnetlink and the fabric against the real kernel, in fresh network namespaces, with real packets; and the same
 //! requests against the kernel and its fake.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests, helpers included
 
 #[path = "kernel_rt/backends.rs"]
 mod backends;

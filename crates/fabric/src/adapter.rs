@@ -124,6 +124,9 @@ fn failed(op: &Op, mut e: RequestError) -> KernelError {
         (Op::Rt(RtRequest::LinkAdd(_)), errno::EEXIST | errno::EADDRINUSE) => {
             Some("another device has this VNI and port: remove it, or choose another VNI")
         }
+        (Op::Rt(RtRequest::LinkAdd(_)), errno::EOPNOTSUPP) => {
+            Some("this kernel has no VXLAN: load the module `vxlan` (CONFIG_VXLAN), or use backend host-gw")
+        }
         (_, errno::EPERM | errno::EACCES) => Some("the agent needs CAP_NET_ADMIN in the node's network namespace"),
         _ => None,
     };

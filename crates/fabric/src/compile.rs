@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use intent::{NodeIntent, Reach};
-use kernel_api::rt::{FdbEntry, Route, RouteTo};
+use kernel_api::rt::{FdbEntry, Neighbour, Route, RouteTo};
 use plan::{Caps, Compiled, Refused};
 use types::{Cidr, Family, IfName, Mac, NodeName, OwnedName};
 
@@ -17,8 +17,9 @@ pub fn compile(intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
     let mut c = Compiler {
         image: Image { index: index(intent), ..Image::default() },
         refused: BTreeSet::new(),
-        routes: BTreeMap::new(),
+        ways: BTreeMap::new(),
         device: None,
+        gateways: BTreeMap::new(),
         tunnels: BTreeMap::new(),
         links: caps.uplink.iter().map(|u| u.name.clone()).collect(),
     };
@@ -26,7 +27,13 @@ pub fn compile(intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
     c.peers(intent, caps);
     c.own(intent);
     c.sysctls(intent);
-    c.image.routes = c.routes.into_values().collect();
+    for way in c.ways.into_values() {
+        c.image.routes.insert(way.route);
+        if let Some((neighbour, fdb)) = way.tunnel {
+            c.image.neighbours.insert(neighbour);
+            c.image.fdb.insert(fdb);
+        }
+    }
     Compiled { image: c.image, refused: c.refused.into_iter().collect() }
 }
 
@@ -39,15 +46,32 @@ fn index(intent: &NodeIntent) -> Index {
     }
 }
 
+/// The field that stands against a thing, and why with what to do.
+type Why = (&'static str, String);
+
+/// The rows that carry packets to one destination.
+struct Way {
+    route: Route,
+    tunnel: Option<(Neighbour, FdbEntry)>,
+}
+
+impl Way {
+    fn plain(dst: Cidr, to: RouteTo) -> Self {
+        Self { route: Route { dst, metric: route_metric(dst.family()), to, src: None, mtu: None }, tunnel: None }
+    }
+}
+
 struct Compiler {
     image: Image,
     refused: BTreeSet<Refused>,
     /// By destination: a destination has one route.
-    routes: BTreeMap<Cidr, Route>,
+    ways: BTreeMap<Cidr, Way>,
     /// The device and the family of its underlay, or the field and reason why there is none.
-    device: Option<Result<(OwnedName, Family), (&'static str, String)>>,
+    device: Option<Result<(OwnedName, Family), Why>>,
     /// Whose hardware address leads where: one address cannot lead to two nodes.
     tunnels: BTreeMap<Mac, (NodeName, IpAddr)>,
+    /// Whose gateway an overlay address is: nested ranges may begin with the same one.
+    gateways: BTreeMap<IpAddr, (NodeName, Mac)>,
     /// Links by which peers' packets come in.
     links: BTreeSet<IfName>,
 }
@@ -64,6 +88,7 @@ impl Compiler {
             Ok(device) => {
                 let name = OwnedName::vxlan(v.vni);
                 self.image.vxlan.insert(name.clone(), device);
+                self.tunnels.insert(v.mac, (intent.node.clone(), v.local));
                 self.image.addresses.extend(v.addresses.iter().map(|a| (name.clone(), *a)));
                 Ok((name, Family::of(v.local)))
             }
@@ -74,53 +99,41 @@ impl Compiler {
         });
     }
 
+    /// From the last peer to the first, since the last by name has a range that several claim, as in the intent.
     fn peers(&mut self, intent: &NodeIntent, caps: &Caps) {
-        for (node, peer) in &intent.peers {
+        for (node, peer) in intent.peers.iter().rev() {
             for r in &peer.routes {
                 if let Some(own) = intent.pod_cidrs.iter().find(|own| own.contains_cidr(&r.cidr)) {
-                    self.refuse(node, "spec.podCIDRs", format!(
+                    let why = format!(
                         "{} lies in this node's own range {own}: packets to it stay here; give each node its own range",
                         r.cidr
-                    ));
-                    continue;
-                }
-                let to = match self.peer(node, r.cidr, &r.reach, caps) {
-                    Ok(route) => route,
-                    Err((field, why)) => {
+                    );
+                    self.refuse(node, "spec.podCIDRs", why);
+                } else if self.ways.contains_key(&r.cidr) {
+                    let why = format!(
+                        "{} is the range of node {} too, and packets to it go there; give each node its own range",
+                        r.cidr,
+                        self.image.index.peers.get(&r.cidr).map_or("?".into(), ToString::to_string)
+                    );
+                    self.refuse(node, "spec.podCIDRs", why);
+                } else {
+                    let way = self.peer(node, r.cidr, &r.reach, caps).unwrap_or_else(|(field, why)| {
                         self.refuse(node, field, why);
-                        Route {
-                            dst: r.cidr,
-                            metric: route_metric(r.cidr.family()),
-                            to: RouteTo::Unreachable,
-                            src: None,
-                            mtu: None,
-                        }
-                    }
-                };
-                if self.routes.insert(r.cidr, to).is_some() {
-                    self.refuse(node, "spec.podCIDRs", format!(
-                        "{} is the range of another node too; packets to it go to the last by name: give each node its \
-                         own range",
-                        r.cidr
-                    ));
+                        Way::plain(r.cidr, RouteTo::Unreachable)
+                    });
+                    self.ways.insert(r.cidr, way);
                 }
             }
         }
     }
 
-    fn peer(
-        &mut self,
-        node: &NodeName,
-        cidr: Cidr,
-        reach: &Reach,
-        caps: &Caps,
-    ) -> Result<Route, (&'static str, String)> {
+    fn peer(&mut self, node: &NodeName, cidr: Cidr, reach: &Reach, caps: &Caps) -> Result<Way, Why> {
         match reach {
             Reach::None { why } => Err(("status.reach", why.clone())),
             Reach::Direct { next_hop } => {
                 let (route, link) = host_gw::route(cidr, *next_hop, caps).map_err(|why| ("status.addresses", why))?;
                 self.links.insert(link.clone());
-                Ok(route)
+                Ok(Way { route, tunnel: None })
             }
             Reach::Vxlan { remote, mac, gateway } => {
                 let (device, underlay) = match &self.device {
@@ -148,10 +161,19 @@ impl Compiler {
                         ),
                     ));
                 }
+                let first = self.gateways.entry(*gateway).or_insert_with(|| (node.clone(), *mac));
+                if first.1 != *mac {
+                    return Err((
+                        "spec.podCIDRs",
+                        format!(
+                            "{cidr} begins as a range of node {} does, and the gateway {gateway} cannot be both: give each \
+                             node its own range",
+                            first.0
+                        ),
+                    ));
+                }
                 let (route, neighbour, fdb) = vxlan::rows(&device, cidr, *remote, *mac, *gateway);
-                self.image.neighbours.insert(neighbour);
-                self.image.fdb.insert(fdb);
-                Ok(route)
+                Ok(Way { route, tunnel: Some((neighbour, fdb)) })
             }
         }
     }
@@ -160,8 +182,7 @@ impl Compiler {
     /// and wins.
     fn own(&mut self, intent: &NodeIntent) {
         let mut put = |dst: Cidr, to: RouteTo| {
-            let metric = route_metric(dst.family());
-            self.routes.insert(dst, Route { dst, metric, to, src: None, mtu: None });
+            self.ways.insert(dst, Way::plain(dst, to));
         };
         for dst in &intent.pod_cidrs {
             put(*dst, RouteTo::Blackhole);

@@ -1,4 +1,5 @@
 //! Printed plans, one file per case in tests/goldens. `BLESS=1` writes them anew; a person reads the difference.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests, helpers included
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -119,4 +120,44 @@ fn refusals() {
         p.routes[1].reach = Reach::None { why: "node1 publishes no IPv6 address: add one to status.addresses".into() };
     }
     golden("host-gw-not-on-link", None, &far);
+    let reach = |remote: std::net::IpAddr, mac: u8, n: u8| Reach::Vxlan {
+        remote,
+        mac: vtep_mac(mac),
+        gateway: pod_cidr(Family::V4, n).addr(),
+    };
+    let mut clash = intent(V4, Backend::Vxlan, Family::V4, 6);
+    let mut change = |n: u8, f: &dyn Fn(&mut PeerRoute)| {
+        clash.peers.get_mut(&node_name(n)).unwrap().routes.iter_mut().for_each(f);
+    };
+    change(1, &|r| *r = PeerRoute { cidr: pod_cidr(Family::V4, 2), reach: reach(node_addr(Family::V4, 1), 1, 2) });
+    change(3, &|r| r.cidr = "10.244.0.128/25".parse().unwrap());
+    change(4, &|r| r.reach = reach(node_addr(Family::V6, 4), 4, 4));
+    change(5, &|r| r.reach = reach(node_addr(Family::V4, 5), 2, 5));
+    golden("clashes", None, &clash);
+}
+
+/// What a machine lacks: one line per object, with the fix.
+#[test]
+fn machines_that_lack_something() {
+    let tunnel = intent(V6, Backend::Vxlan, Family::V6, 2);
+    let refused = |change: &dyn Fn(&mut Caps), i: &NodeIntent| -> Vec<String> {
+        let mut caps = caps();
+        change(&mut caps);
+        Fabric.compile(i, &caps).refused.iter().map(ToString::to_string).collect()
+    };
+    let no_vxlan =
+        "spec.backend: this kernel has no VXLAN: load the module `vxlan` (CONFIG_VXLAN), or use backend host-gw";
+    let got = refused(&|c| c.missing = ["vxlan".to_owned()].into(), &tunnel);
+    assert_eq!(got, [format!("Node/node0 {no_vxlan}"), format!("Node/node1 {no_vxlan}")]);
+    let got = refused(&|c| c.uplink = None, &tunnel);
+    assert!(
+        got.len() == 2 && got[0].ends_with("give the node a default route, or name the interface with --iface"),
+        "{got:?}"
+    );
+    let got = refused(&|c| c.uplink.as_mut().unwrap().mtu = 1300, &tunnel);
+    let says =
+        "the MTU of eth0 is 1300: 1230 would be left inside VXLAN, and IPv6 needs 1280; raise it to 1350 at least";
+    assert!(got.len() == 2 && got[0].contains(says), "{got:?}");
+    let got = refused(&|c| c.links.clear(), &intent(V4, Backend::HostGw, Family::V4, 2));
+    assert!(got.len() == 1 && got[0].contains("(no interface with an address is known)"), "{got:?}");
 }

@@ -1,4 +1,5 @@
 //! The four properties of every plane, agreement with the specification, and a switch without a gap.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests, helpers included
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -63,26 +64,21 @@ fn compile(i: &NodeIntent) -> Image {
 }
 
 /// Everything that is not ours.
-fn foreign(rt: &FakeRt) -> (Vec<String>, Vec<String>, Vec<String>, Vec<(String, String)>) {
+fn foreign(rt: &FakeRt) -> Vec<String> {
     let theirs = |l: &IfName| OwnedName::recognise(l).is_err();
     let s = &rt.state;
-    (
-        s.links.iter().filter(|l| theirs(&l.name)).map(|l| format!("{l:?}")).collect(),
-        s.addresses.iter().filter(|a| theirs(&a.link)).map(|a| format!("{a:?}")).collect(),
-        s.routes
-            .iter()
-            .filter(|r| r.protocol != 83)
-            .filter(|r| !matches!(&r.route.to, RouteTo::Link(l) if !theirs(l)))
-            .map(|r| format!("{r:?}"))
-            .collect(),
-        rt.sysctls
-            .all()
-            .iter()
-            // Forwarding is what a node is for; the reverse path filter of the uplink is ours to loosen.
-            .filter(|(k, _)| !k.contains("forward") && !k.contains("/sea") && !k.contains("/eth0/"))
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect(),
-    )
+    let links = s.links.iter().filter(|l| theirs(&l.name)).map(|l| format!("{l:?}"));
+    let addresses = s.addresses.iter().filter(|a| theirs(&a.link)).map(|a| format!("{a:?}"));
+    let routes = s
+        .routes
+        .iter()
+        .filter(|r| r.protocol != 83)
+        .filter(|r| !matches!(&r.route.to, RouteTo::Link(l) if !theirs(l)))
+        .map(|r| format!("{r:?}"));
+    // Forwarding is what a node is for; the reverse path filter of the uplink is ours to loosen.
+    let own = ["forward", "/sea", "/eth0/"];
+    let knobs = rt.sysctls.all().iter().filter(|(k, _)| !own.iter().any(|o| k.contains(o))).map(|k| format!("{k:?}"));
+    links.chain(addresses).chain(routes).chain(knobs).collect()
 }
 
 fn observed(k: &mut FabricKernel<FakeRt>, want: &Image) -> Image {

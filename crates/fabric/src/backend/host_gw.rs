@@ -12,7 +12,7 @@ use crate::image::route_metric;
 ///
 /// # Errors
 /// Why the next hop cannot be used and what to do.
-pub fn route<'a>(cidr: Cidr, next_hop: IpAddr, caps: &'a Caps) -> Result<(Route, &'a IfName), String> {
+pub fn route(cidr: Cidr, next_hop: IpAddr, caps: &Caps) -> Result<(Route, &IfName), String> {
     let link = caps.on_link(next_hop).ok_or_else(|| {
         let links: Vec<&str> = caps.links.keys().map(IfName::as_str).collect();
         format!(
