@@ -101,8 +101,20 @@ impl Server {
     /// [`ServeError`] says what and how to mend it.
     pub async fn start(config: Config) -> Result<Self, ServeError> {
         check(&config)?;
-        let pki_dir = config.pki_dir();
         let (store, writer) = Store::open(&config.store, config.history)?;
+        match Self::listen(config, store).await {
+            Ok(make) => Ok(make(writer)),
+            Err(e) => {
+                // The file is free again before the caller hears of the error.
+                let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Everything of a start that comes after the store, so that one place gives the store back when it fails.
+    async fn listen(config: Config, store: Store) -> Result<impl FnOnce(Writer) -> Self, ServeError> {
+        let pki_dir = config.pki_dir();
         let unix = match config.unix {
             Some(path) => {
                 let l = listen_unix(&path)?;
@@ -139,7 +151,7 @@ impl Server {
             problem: format!("the first objects cannot be written: {}", s.message),
             fix: "if the service range was changed, give the old one or an empty store",
         })?;
-        Ok(Self { api, writer, unix, tls, addrs, acceptor, pki_dir, stop })
+        Ok(move |writer| Self { api, writer, unix, tls, addrs, acceptor, pki_dir, stop })
     }
 
     /// The bound TLS addresses, in the order of the settings: given listeners first.

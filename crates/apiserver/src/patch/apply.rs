@@ -86,10 +86,16 @@ fn prune(live: &mut Value, ty: &Ty, mine: &Value, now: Option<&Value>, others: &
         match (name.split_once(':'), &mut *live) {
             (Some(("f", field)), Value::Object(m)) => {
                 let leaf = sub.as_object().is_none_or(Map::is_empty);
+                let inner = child(ty, field);
+                // An empty struct that was applied goes only while it is empty: what is in it now is somebody else's.
+                let filled = matches!(inner, Ty::Ref(_) | Ty::Map(_))
+                    && m.get(field).and_then(Value::as_object).is_some_and(|o| !o.is_empty());
                 if !kept && leaf {
-                    m.remove(field);
+                    if !filled {
+                        m.remove(field);
+                    }
                 } else if let Some(x) = m.get_mut(field) {
-                    prune(x, &child(ty, field), sub, still, &theirs);
+                    prune(x, &inner, sub, still, &theirs);
                     // What held only fields that went away goes too, unless somebody wants it empty.
                     let empty = match &*x {
                         Value::Object(o) => o.is_empty(),
@@ -116,8 +122,19 @@ fn prune(live: &mut Value, ty: &Ty, mine: &Value, now: Option<&Value>, others: &
     }
 }
 
-/// The leaves that both trees have and whose values differ, as paths.
-fn conflicts(path: &str, mine: &Value, theirs: &Value, config: Option<&Value>, live: Option<&Value>, ty: &Ty, out: &mut Vec<String>) {
+/// A field that two appliers want different: for people, and as keys of the `FieldsV1` tree.
+struct Conflict {
+    shown: String,
+    keys: Vec<String>,
+}
+
+/// The leaves that both trees have and whose values differ.
+fn conflicts(at: &Conflict, mine: &Value, theirs: &Value, config: Option<&Value>, live: Option<&Value>, ty: &Ty, out: &mut Vec<Conflict>) {
+    let below = |name: &String, step: String| {
+        let mut keys = at.keys.clone();
+        keys.push(name.clone());
+        Conflict { shown: format!("{}{step}", at.shown), keys }
+    };
     for (name, sub) in mine.as_object().into_iter().flatten().filter(|(n, _)| *n != ".") {
         let Some(other) = theirs.get(name) else { continue };
         let (c, l, inner, step) = match name.split_once(':') {
@@ -130,31 +147,36 @@ fn conflicts(path: &str, mine: &Value, theirs: &Value, config: Option<&Value>, l
                 let (ci, li) = (find(config), find(live));
                 let pick = |v: Option<&'_ Value>, i: Option<usize>| v.zip(i).and_then(|(v, i)| v.get(i)).cloned();
                 let (cv, lv) = (pick(config, ci), pick(live, li));
-                conflicts(&format!("{path}[{id}]"), sub, other, cv.as_ref(), lv.as_ref(), inner, out);
+                conflicts(&below(name, format!("[{id}]")), sub, other, cv.as_ref(), lv.as_ref(), inner, out);
                 continue;
             }
             None => continue,
         };
         let leaf = |v: &Value| v.as_object().is_none_or(Map::is_empty);
-        let at = format!("{path}{step}");
+        let here = below(name, step);
         if leaf(sub) || leaf(other) {
-            if c != l {
-                out.push(at);
+            // Structs meet in their fields; two that are both there do not differ by themselves.
+            let structs = matches!(inner, Ty::Ref(_) | Ty::Map(_))
+                && c.is_some_and(Value::is_object)
+                && l.is_some_and(Value::is_object);
+            if c != l && !structs {
+                out.push(here);
             }
         } else {
-            conflicts(&at, sub, other, c, l, &inner, out);
+            conflicts(&here, sub, other, c, l, &inner, out);
         }
     }
 }
 
-/// Takes the leaves of `mine` out of `theirs`.
-fn take(theirs: &mut Value, mine: &Value) {
-    let (Value::Object(t), Value::Object(m)) = (theirs, mine) else { return };
-    for (k, sub) in m {
-        if sub.as_object().is_none_or(Map::is_empty) {
-            t.remove(k);
-        } else if let Some(x) = t.get_mut(k) {
-            take(x, sub);
+/// Takes one leaf out of a tree.
+fn take(tree: &mut Value, keys: &[String]) {
+    match keys {
+        [] => {}
+        [last] => drop(crate::util::remove(tree, last)),
+        [first, rest @ ..] => {
+            if let Some(sub) = tree.get_mut(first) {
+                take(sub, rest);
+            }
         }
     }
 }
@@ -178,12 +200,15 @@ pub(crate) fn apply(res: &Resource, live: &Value, config: &Value, manager: &str,
     let mut found = Vec::new();
     for e in entries.iter_mut().filter(|e| !is_mine(e)) {
         let mut paths = Vec::new();
-        conflicts("", &now, &e["fieldsV1"], Some(&mine), Some(live), &ty, &mut paths);
-        if force && !paths.is_empty() {
-            take(&mut e["fieldsV1"], &now);
+        let root = Conflict { shown: String::new(), keys: Vec::new() };
+        conflicts(&root, &now, &e["fieldsV1"], Some(&mine), Some(live), &ty, &mut paths);
+        if force {
+            for p in &paths {
+                take(&mut e["fieldsV1"], &p.keys);
+            }
         }
         let who = str_at(e, &["manager"]).to_owned();
-        found.extend(paths.into_iter().map(|p| (who.clone(), p)));
+        found.extend(paths.into_iter().map(|p| (who.clone(), p.shown)));
     }
     if !force && !found.is_empty() {
         let causes: Vec<Value> = found
@@ -253,6 +278,6 @@ mod tests {
         let c = apply(svc, &b, &json!({"spec": {"type": "ClusterIP"}}), "three", false).unwrap();
         let d = apply(svc, &c, &json!({"spec": {}}), "two", false).unwrap();
         assert_eq!(d["spec"]["type"], "ClusterIP");
-        assert_eq!(d["spec"].get("ports"), None);
+        assert_eq!(d["spec"]["ports"], json!([{"port": 80}]), "the entry is still the first one's, its name is nobody's");
     }
 }

@@ -261,7 +261,7 @@ mod tests {
         /// Where no list has a key, it is a JSON merge patch.
         #[test]
         fn agrees_with_json_merge_without_keyed_lists(t in super::super::tests::values(), p in super::super::tests::values()) {
-            prop_assume!(p.is_object() && t.is_object());
+            let (t, p) = (json!({"x": t}), json!({"x": p}));
             let (mut a, mut b) = (t.clone(), t);
             strategic_merge(&mut a, &p, "Nothing").unwrap();
             super::super::merge(&mut b, &p);

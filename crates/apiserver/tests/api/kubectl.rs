@@ -161,8 +161,9 @@ async fn columns_are_kubectls_own() {
     let out = k.ok(&["get", "endpointslices"]).await;
     assert_eq!(header(&out), "NAME|ADDRESSTYPE|PORTS|ENDPOINTS|AGE");
     assert_eq!(rows(&out)[1][..4], ["s", "IPv4", "80", "10.1.0.5,10.1.0.6"]);
+    let uid = h.get(&format!("{PODS}/p")).await["metadata"]["uid"].clone();
     h.create("/api/v1/namespaces/default/events", json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "type": "Normal", "reason": "Started",
-        "message": "it runs", "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"}, "lastTimestamp": "2020-01-01T00:00:00Z"})).await;
+        "message": "it runs", "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default", "uid": uid}, "lastTimestamp": "2020-01-01T00:00:00Z"})).await;
     let out = k.ok(&["get", "events"]).await;
     assert_eq!(header(&out), "LAST SEEN|TYPE|REASON|OBJECT|MESSAGE");
     assert_eq!(rows(&out)[1][1..], ["Normal", "Started", "pod/p", "it", "runs"]);
