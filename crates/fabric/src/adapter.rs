@@ -8,7 +8,7 @@ use plan::{Caps, Kernel, KernelError, Next};
 use types::{IfName, OwnedName};
 
 use crate::Fabric;
-use crate::image::{Image, knob};
+use crate::image::{Image, knob, route_link};
 use crate::parse::{Observation, parse};
 use crate::render::Op;
 
@@ -84,7 +84,9 @@ impl<K: Rtnetlink + Sysctl> FabricKernel<K> {
             let request = rest[at].clone();
             // The kernel took each request by itself, so those after the refused one were tried, but of several
             // refusals only the first is told. A second run tells the next; what it finds done is no refusal.
-            let benign = (is_delete(&request) && e.absent()) || (again && is_add(&request) && e.exists());
+            let benign = (is_delete(&request) && e.absent())
+                || (again && is_add(&request) && e.exists())
+                || (on_pod_link(&request) && e.errno == errno::ENODEV);
             if !benign {
                 return Err(failed(&Op::Rt(request), e));
             }
@@ -93,6 +95,16 @@ impl<K: Rtnetlink + Sysctl> FabricKernel<K> {
         }
         Ok(())
     }
+}
+
+/// Whether it concerns a pod link: the CNI plugin may delete one at any moment, and then nothing is left to do on it.
+fn on_pod_link(r: &RtRequest) -> bool {
+    let link = match r {
+        RtRequest::RouteReplace(r) => route_link(r),
+        RtRequest::LinkSet(s) => Some(&s.name),
+        _ => None,
+    };
+    link.is_some_and(|l| OwnedName::recognise(l).is_ok_and(|n| n.is_pod_link()))
 }
 
 fn is_add(r: &RtRequest) -> bool {

@@ -329,6 +329,27 @@ fn missing_and_leaked_pod_links() {
     assert_eq!(observed(&mut k, &want), want);
 }
 
+/// The CNI plugin deletes a link between our look and our change: nobody is told, and the rest is done.
+#[test]
+fn a_pod_link_that_vanishes_meanwhile_is_no_error() {
+    let mut i = NodeIntent::empty(generate::node_name(0));
+    i.families = [Family::V4].into_iter().collect();
+    i.pod_cidrs = vec![generate::pod_cidr(Family::V4, 0)];
+    for (n, c) in ["a", "b", "c"].into_iter().enumerate() {
+        let key = intent::AttachmentKey { container_id: c.into(), ifname: "eth0".into() };
+        let link = OwnedName::for_container(c, "eth0");
+        let addresses = [generate::pod_addr(Family::V4, 0, 2 + n as u8)].into();
+        i.attachments.insert(key, intent::Attachment { pod: None, link, addresses, host_ports: vec![] });
+    }
+    let want = compile(&i);
+    let mut k = FabricKernel::new(machine(&[&i]), &caps());
+    let have = k.observe().unwrap();
+    k.kernel().run(&[RtRequest::LinkDel(OwnedName::for_container("b", "eth0"))]).unwrap();
+    converge(&Fabric, &mut k, &want, Some(&have)).unwrap();
+    let have = k.observe().unwrap();
+    assert_eq!(have.routes.len(), want.routes.len() - 1);
+}
+
 /// Another program's route to a peer's range is named in the error, and everything else is in place.
 #[test]
 fn a_contested_route_is_an_error_and_stops_nothing_else() {
