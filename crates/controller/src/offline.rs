@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use resolve::annotations::{BACKEND, VXLAN, VxlanData, vxlan_mac};
 use resolve::api::{ApiWrite, WriteOp};
-use resolve::{ClusterSnapshot, Event, Key, Kind, Problem, apply, parse, parse_as};
+use resolve::{Backend, ClusterSnapshot, Event, Key, Kind, Problem, apply, parse, parse_as};
 use serde_json::{Value, json};
-use types::{Cidr, Family, ObjectName};
+use types::{Cidr, Family, NodeName, ObjectName};
 
 use crate::{Options, Outcome, alloc, reconcile};
 
@@ -131,12 +132,25 @@ impl World {
         }
     }
 
-    /// A Node of a manifest has no status: it is taken to be ready.
+    /// A Node of a manifest has no status: it is taken to be ready, and its agent to have published what it would.
     fn nodes(&mut self) {
+        let snapshot = self.snapshot();
+        let settings = &snapshot.settings;
         for (key, value) in self.objects.iter_mut().filter(|(k, _)| k.kind == Kind::Node) {
             if value.pointer("/status/conditions").is_none() {
                 set(value, "status", json!({"conditions": [{"type": "Ready", "status": "True"}]}));
                 self.assumed.insert(format!("{key} is Ready"));
+            }
+            let Ok(name) = key.name.name.parse::<NodeName>() else { continue };
+            let Some(node) = snapshot.nodes.get(&name) else { continue };
+            // As the agent chooses: IPv4 when the node has it.
+            let outer = node.addresses().find(IpAddr::is_ipv4).or_else(|| node.addresses().next());
+            if let (Backend::Vxlan, None, Some(address)) = (settings.backend, node.vxlan, outer) {
+                let mac = vxlan_mac(&name, settings.vni);
+                let data = VxlanData { vni: settings.vni, port: settings.vxlan_port, mac, address };
+                let text = serde_json::to_string(&data).unwrap_or_default();
+                set(value, "metadata", json!({"annotations": {BACKEND: "vxlan", VXLAN: text}}));
+                self.assumed.insert(format!("{key} is reached through VXLAN at {address}"));
             }
         }
     }

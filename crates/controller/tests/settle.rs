@@ -85,6 +85,7 @@ fn plain_manifests_become_a_working_cluster() {
     assert_eq!((headless[0].endpoints.len(), headless[0].ports[0].port.port), (3, 80));
     assert!(snap.slices.values().all(|x| &*x.service != "alias" && &*x.service != "manual"));
     assert!(reconcile(snap, &Options::default()).writes.is_empty());
+    assert!(snap.nodes.values().all(|n| n.vxlan.is_some_and(|v| n.internal_ips.contains(&v.address))));
     assert!(s.assumed.iter().any(|a| a.contains("Service/shop/web has cluster IP 10.96.")), "{:?}", s.assumed);
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use intent::NodeIntent;
 use serde::{Deserialize, Serialize};
-use types::Mac;
+use types::{Mac, NodeName};
 
 /// The backend this node sends with now (`host-gw` or `vxlan`), written after its routes are so. While any peer says
 /// `vxlan`, a node keeps its own VXLAN device, so that a switch away from vxlan loses nothing.
@@ -28,6 +28,18 @@ pub struct VxlanData {
     pub mac: Mac,
     /// The outer address.
     pub address: IpAddr,
+}
+
+/// The hardware address that a node's VXLAN device gets: the same after every restart and re-creation, so that peers'
+/// entries stay right (FNV-1a of name and VNI; locally administered).
+#[must_use]
+pub fn vxlan_mac(node: &NodeName, vni: u32) -> Mac {
+    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
+    for b in node.as_str().bytes().chain(vni.to_be_bytes()) {
+        h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    let [a, b, c, d, e, f, g, i] = h.to_be_bytes();
+    Mac::local([a ^ g, b ^ i, c, d, e, f])
 }
 
 /// The annotations that a node with this intent publishes; `None` removes one. `vxlan_up` says that the VXLAN device

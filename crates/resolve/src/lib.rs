@@ -4,6 +4,7 @@
 
 pub mod annotations;
 pub mod api;
+mod events;
 mod node;
 mod parse;
 mod problem;
@@ -16,14 +17,15 @@ use std::collections::BTreeMap;
 use intent::{Attachment, AttachmentKey, HostPort, NodeIntent};
 use types::{Cidr, Mac, NodeName};
 
+pub use events::{Event, Object, Parsed, apply};
 pub use intent::Backend;
 pub use parse::{parse, parse_as};
 pub use problem::Problem;
 pub use services::unusable_endpoint;
 pub use settings::Settings;
 pub use snapshot::{
-    ClusterSnapshot, ContainerPort, EndpointSlice, Event, Key, Kind, Labels, Namespace, Node, Object, Owner, Parsed,
-    Phase, Pod, Service, ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload, apply,
+    ClusterSnapshot, ContainerPort, EndpointSlice, Key, Kind, Labels, Namespace, Node, Owner, Phase, Pod, Service,
+    ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
 };
 
 /// What only this node knows: the rest of its intent's sources.

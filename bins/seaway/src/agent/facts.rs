@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use kernel_api::rt::{Link, LinkKind, RouteTo};
 use kernel_api::{RequestError, Rtnetlink};
 use plan::{Caps, HostLink, Uplink};
-use types::{Cidr, IfName, Mac, NodeName, OwnedName};
+use types::{Cidr, IfName, Mac, OwnedName};
 
 /// How a person chose the uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,20 +145,12 @@ fn default_route_link(rt: &mut impl Rtnetlink) -> Result<Option<IfName>, Request
     }))
 }
 
-/// The hardware address that this node's VXLAN device gets: the same after every restart and re-creation, so that
-/// peers' entries stay right (FNV-1a of name and VNI; locally administered).
-pub fn vxlan_mac(node: &NodeName, vni: u32) -> Mac {
-    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
-    for b in node.as_str().bytes().chain(vni.to_be_bytes()) {
-        h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    let [a, b, c, d, e, f, g, i] = h.to_be_bytes();
-    Mac::local([a ^ g, b ^ i, c, d, e, f])
-}
+pub use resolve::annotations::vxlan_mac;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use types::NodeName;
 
     #[test]
     fn vxlan_macs_are_stable_and_differ() {

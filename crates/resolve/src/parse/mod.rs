@@ -6,8 +6,9 @@ mod objects;
 use serde_json::Value;
 use types::{NodeName, ObjectName};
 
+use crate::events::{Object, Parsed};
 use crate::settings::Settings;
-use crate::snapshot::{Key, Kind, Object, Parsed};
+use crate::snapshot::{Key, Kind};
 use at::{At, Complaints};
 
 /// Reads an object that says its own `apiVersion` and `kind`; `None` when they are none of ours.
