@@ -105,7 +105,9 @@ test: root rust ## everything that proves it: lints, house checks, all tests, wi
 	@$(CARGO) xtask check
 	@$(CARGO) build --locked --workspace --bins
 	@$(CARGO) test --locked --workspace --doc --quiet
-	@$(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast
+	@# Tests with labs, kernels and clocks, one at a time: two cores are no place for two clusters.
+	@failed=0; $(CARGO) test --locked --workspace --lib --bins --no-fail-fast || failed=1; \
+	$(CARGO) test --locked --workspace --test '*' --no-fail-fast -- --test-threads=1 || failed=1; exit $$failed
 
 fuzz: rust ## every decoder of foreign bytes for FUZZ_SECONDS (60) each
 	@$(call need,$(NEEDS_FUZZ))

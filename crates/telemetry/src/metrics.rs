@@ -90,6 +90,8 @@ words! {
         Service = "Service",
         /// discovery.k8s.io/v1 EndpointSlice.
         EndpointSlice = "EndpointSlice",
+        /// v1 ConfigMap: `kube-system/seaway`.
+        ConfigMap = "ConfigMap",
     }
 }
 

@@ -1,0 +1,208 @@
+//! One body per decoder of foreign bytes. Each says with asserts what must hold beyond "it does not panic". Run by
+//! libFuzzer (`fuzz_targets/`) and, on random and on seeded bytes, by `tests/tests/fuzz_smoke.rs`.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use resolve::{ClusterSnapshot, Event, Kind, LocalState};
+use serde_json::{Value, json};
+
+/// A body.
+pub type Body = fn(&[u8]);
+
+/// Every target by its name, which is also that of its file in `fuzz_targets/` and of its folder in `seeds/`.
+pub const BODIES: &[(&str, Body)] = &[
+    ("cni_config", cni_config),
+    ("cni_env", cni_env),
+    ("ipam_journal", ipam_journal),
+    ("netlink_rt", kernel::fuzz::rt_message),
+    ("netlink_nft", kernel::fuzz::nft_message),
+    ("netlink_ct", kernel::fuzz::ct_message),
+    ("api_object", api_object),
+    ("node_annotations", node_annotations),
+    ("manifest", manifest),
+    ("apiserver_object", apiserver::fuzz::object),
+    ("apiserver_patch", apiserver::fuzz::patch),
+    ("apiserver_selector", apiserver::fuzz::selector),
+];
+
+/// The configuration on standard input, and the answer to an ADD with it.
+pub fn cni_config(data: &[u8]) {
+    let Ok(conf) = cni::NetConf::parse(data) else { return };
+    let _ = conf.for_add();
+    let record = r#"{"key":{"container":"c","ifname":"eth0"},"network":"n","netns":"/run/netns/x","inode":1,
+        "link":"seae07ed1ff0a9a","addresses":["10.0.0.2","fd00::2"],"mtu":1500,"time":0}"#;
+    let Ok(record) = serde_json::from_str::<ipam::Record>(record) else { return };
+    if let Ok(v) = cni::merged(&record, &conf) {
+        assert_eq!(
+            v["cniVersion"].as_str(),
+            Some(conf.version.as_str()),
+            "the answer speaks the version it was asked in"
+        );
+    }
+}
+
+/// `CNI_COMMAND`, `CNI_CONTAINERID`, `CNI_NETNS`, `CNI_IFNAME`, `CNI_ARGS`, a line each.
+pub fn cni_env(data: &[u8]) {
+    let mut lines = data.split(|b| *b == b'\n').map(|l| Some(OsString::from_vec(l.to_vec())));
+    let mut next = || lines.next().flatten();
+    let env = cni::Env { command: next(), container_id: next(), netns: next(), ifname: next(), args: next() };
+    if let Ok(call) = cni::Call::parse(&env) {
+        let named = matches!(call.command, cni::Command::Add | cni::Command::Del | cni::Command::Check);
+        assert_eq!(call.key.is_some(), named, "an interface is named when one is needed");
+        let entered = matches!(call.command, cni::Command::Add | cni::Command::Check);
+        assert!(!entered || call.netns.is_some(), "ADD and CHECK have a namespace");
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = cni::parse_args(text);
+    }
+}
+
+/// A journal. Random bytes never have a right checksum: after an even first byte the checksums of all lines are mended.
+pub fn journal(data: &[u8]) -> Vec<u8> {
+    let Some((mend, journal)) = data.split_first() else { return Vec::new() };
+    if mend % 2 == 1 {
+        return journal.to_vec();
+    }
+    let line = |l: &[u8]| match l {
+        [kind, b' ', _, _, _, _, _, _, _, _, b' ', body @ ..] => {
+            // A line voided in place keeps the checksum of the kind it had.
+            let sum = crc32(if *kind == b'X' { b'A' } else { *kind }, body);
+            [&[*kind], format!(" {sum:08x} ").as_bytes(), body].concat()
+        }
+        l => l.to_vec(),
+    };
+    journal.split(|b| *b == b'\n').map(line).collect::<Vec<_>>().join(&b'\n')
+}
+
+/// The journal of addresses.
+pub fn ipam_journal(data: &[u8]) {
+    if let Ok(records) = ipam::parse(Path::new("journal"), &journal(data), "boot") {
+        let keys: BTreeSet<_> = records.iter().map(|r| &r.key).collect();
+        assert_eq!(keys.len(), records.len(), "one record per interface");
+        let mut seen = BTreeSet::new();
+        for a in records.iter().flat_map(|r| &r.addresses) {
+            assert!(seen.insert(a), "{a} belongs to two interfaces");
+        }
+    }
+}
+
+/// CRC-32 of IEEE 802.3, bit by bit: written apart from the journal's own on purpose.
+fn crc32(kind: u8, body: &[u8]) -> u32 {
+    let mut c = !0u32;
+    for b in std::iter::once(kind).chain(body.iter().copied()) {
+        c ^= u32::from(b);
+        for _ in 0..8 {
+            c = if c & 1 == 1 { (c >> 1) ^ 0xedb8_8320 } else { c >> 1 };
+        }
+    }
+    !c
+}
+
+/// Two nodes with ranges and annotations, one Service with an endpoint: enough for every reader to have something to
+/// look up.
+fn cluster() -> ClusterSnapshot {
+    let node = |n: u8| {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("node{n}"), "resourceVersion": "1"},
+            "spec": {"podCIDRs": [format!("10.244.{n}.0/24"), format!("fd00:{n}::/64")]},
+            "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{n}")}]}})
+    };
+    let service = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "default", "resourceVersion": "1"},
+        "spec": {"clusterIPs": ["10.96.0.10"], "clusterIP": "10.96.0.10", "ipFamilies": ["IPv4"],
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": 8080}]}});
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "web-1", "namespace": "default", "resourceVersion": "1",
+            "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [{"port": 8080, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["10.244.1.5"], "conditions": {"ready": true}, "nodeName": "node1"}]});
+    let mut s = ClusterSnapshot::default();
+    for v in [node(1), node(2), service, slice] {
+        put(&mut s, &v);
+    }
+    s
+}
+
+fn put(s: &mut ClusterSnapshot, v: &Value) {
+    if let Some(p) = resolve::parse(v) {
+        resolve::apply(s, Event::Put(p));
+    }
+}
+
+fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
+    let local = LocalState {
+        node: "node1".parse().ok()?,
+        attachments: Default::default(),
+        on_link: vec!["192.0.2.0/24".parse().ok()?],
+        vxlan_mac: "02:00:00:00:00:01".parse().ok()?,
+        vxlan_supported: true,
+    };
+    Some(resolve::resolve(s, &local))
+}
+
+/// An object of the API: the first byte chooses the kind. Taking it in and out again leaves nothing behind.
+pub fn api_object(data: &[u8]) {
+    let Some((kind, json)) = data.split_first() else { return };
+    let kind = Kind::ALL[usize::from(*kind) % Kind::ALL.len()];
+    let Ok(v) = serde_json::from_slice::<Value>(json) else { return };
+    let before = cluster();
+    let parsed = resolve::parse_as(kind, &v);
+    let key = parsed.key.clone();
+    let mut s = before.clone();
+    resolve::apply(&mut s, Event::Put(parsed.clone()));
+    let once = s.clone();
+    resolve::apply(&mut s, Event::Put(parsed));
+    assert_eq!(s, once, "the same event twice");
+    let _ = resolved(&s);
+    let mut without = before;
+    resolve::apply(&mut without, Event::Delete(key.clone()));
+    resolve::apply(&mut s, Event::Delete(key));
+    assert_eq!(s, without, "a deleted object leaves nothing");
+}
+
+/// What another node published about itself: pod ranges, backend, VXLAN data, subnets, own address; a line each.
+pub fn node_annotations(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut lines = text.split('\n');
+    let mut next = || lines.next().unwrap_or_default();
+    let ranges: Vec<&str> = next().split(',').collect();
+    let annotations = json!({
+        resolve::annotations::BACKEND: next(),
+        resolve::annotations::VXLAN: next(),
+        resolve::annotations::SUBNETS: next(),
+    });
+    let node = json!({"apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "node3", "resourceVersion": "1", "annotations": annotations},
+        "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
+        "status": {"addresses": [{"type": "InternalIP", "address": next()}]}});
+    let mut s = cluster();
+    put(&mut s, &node);
+    let Some(r) = resolved(&s) else { return };
+    // Whatever one node says of itself, our own ranges and the honest peer's way stay.
+    assert_eq!(r.intent.pod_cidrs.len(), 2, "{:?}", r.intent.pod_cidrs);
+    let peer = "node2".parse().ok().and_then(|n| r.intent.peers.get(&n));
+    assert!(peer.is_some_and(|p| p.routes.len() == 2), "{peer:?}");
+}
+
+/// A manifest as `seaway plan --from` reads it.
+pub fn manifest(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let folder = source::read_text(Path::new("x.yaml"), text);
+    let _ = resolved(&folder.snapshot);
+    for p in &folder.problems {
+        assert!(!p.to_string().is_empty());
+    }
+}
+
+/// Runs the body of a name.
+///
+/// # Panics
+/// When there is none, or when the body finds that something does not hold.
+pub fn run(name: &str, data: &[u8]) {
+    match BODIES.iter().find(|(n, _)| *n == name) {
+        Some((_, body)) => body(data),
+        None => panic!("{name} is no fuzz body"),
+    }
+}

@@ -1,0 +1,91 @@
+//! The bodies of the fuzz targets on stable, as ordinary tests: every committed seed, cut and bent at every place, and
+//! random bytes. `make fuzz` looks longer and with coverage.
+
+#[path = "../../fuzz/src/lib.rs"]
+#[allow(dead_code)] // `run` is what libFuzzer calls
+mod bodies;
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz")
+}
+
+fn seeds(name: &str) -> Vec<Vec<u8>> {
+    let dir = root().join("seeds").join(name);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
+        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+        .map(|f| f.unwrap().path())
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "{} has no seed", dir.display());
+    files.iter().map(|f| std::fs::read(f).unwrap()).collect()
+}
+
+#[test]
+fn every_body_has_its_target_and_every_target_its_body() {
+    let mut files: Vec<String> = std::fs::read_dir(root().join("fuzz_targets"))
+        .unwrap()
+        .map(|f| f.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    files.sort();
+    let mut names: Vec<&str> = bodies::BODIES.iter().map(|(n, _)| *n).collect();
+    names.sort_unstable();
+    assert_eq!(files, names);
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    for n in names {
+        assert!(manifest.contains(&format!("name = \"{n}\"")), "{n} is no bin of fuzz/Cargo.toml");
+    }
+}
+
+#[test]
+fn seeds_whole_cut_and_bent() {
+    for (name, body) in bodies::BODIES {
+        for seed in seeds(name) {
+            body(&seed);
+            // At most some 200 places of each: the whole is under a second.
+            let step = seed.len() / 200 + 1;
+            for at in (0..seed.len()).step_by(step) {
+                body(&seed[..at]);
+                for change in [0x01, 0x80, 0xff] {
+                    let mut bent = seed.clone();
+                    bent[at] ^= change;
+                    body(&bent);
+                }
+            }
+        }
+    }
+}
+
+/// Seeds that are refused at the door would make the rest look at nothing.
+#[test]
+fn seeds_get_in() {
+    cni::NetConf::parse(&seeds("cni_config")[0]).unwrap();
+    let mended = bodies::journal(&seeds("ipam_journal")[0]);
+    assert_eq!(ipam::parse(Path::new("journal"), &mended, "boot").unwrap().len(), 1);
+    let folder = source::read_text(Path::new("x"), &String::from_utf8(seeds("manifest").remove(0)).unwrap());
+    assert_eq!((folder.snapshot.services.len(), folder.problems.len()), (1, 0), "{:?}", folder.problems);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes(data in proptest::collection::vec(any::<u8>(), 0..300)) {
+        for (_, body) in bodies::BODIES {
+            body(&data);
+        }
+    }
+
+    #[test]
+    fn seeds_spliced(which in 0..bodies::BODIES.len(), a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>(),
+        cut in any::<prop::sample::Index>(), resume in any::<prop::sample::Index>()) {
+        let (name, body) = bodies::BODIES[which];
+        let seeds = seeds(name);
+        let (a, b) = (a.get(&seeds), b.get(&seeds));
+        let spliced = [&a[..cut.index(a.len() + 1)], &b[resume.index(b.len() + 1)..]].concat();
+        body(&spliced);
+    }
+}
