@@ -1,46 +1,12 @@
 //! The CNI plugin: environment and standard input to [`cni::execute`], over the real kernel. No threads, no runtime.
 
+mod linux;
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cni::{Env, Machine, Version};
-use kernel_api::rt::NetnsFd;
-use kernel_api::{RequestError, Sysctl};
-
-/// The machine itself.
-struct Linux;
-
-struct Ns(kernel::Netns);
-
-impl Machine for Linux {
-    type Netns = Ns;
-    fn host(&mut self) -> io::Result<kernel::Rt> {
-        kernel::Rt::open()
-    }
-    fn open(&mut self, path: &str) -> io::Result<Ns> {
-        kernel::Netns::open(path).map(Ns)
-    }
-}
-
-impl cni::Netns for Ns {
-    type Rt = kernel::Rt;
-    fn fd(&self) -> NetnsFd {
-        self.0.fd()
-    }
-    fn inode(&self) -> u64 {
-        self.0.inode()
-    }
-    fn is_own(&self) -> io::Result<bool> {
-        self.0.is_current()
-    }
-    fn rtnetlink(&self) -> io::Result<kernel::Rt> {
-        kernel::Rt::open_in(&self.0)
-    }
-    fn set_sysctl(&self, path: &str, value: &str) -> Result<(), RequestError> {
-        kernel::Sysctls::open_in(&self.0).set(path, value)
-    }
-}
+use cni::{Env, Version};
 
 fn main() -> ExitCode {
     let env = Env::of_process();
@@ -48,7 +14,7 @@ fn main() -> ExitCode {
         return by_hand();
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let out = cni::execute(&mut Linux, &env, &mut io::stdin().lock(), now);
+    let out = cni::execute(&mut linux::Linux, &env, &mut io::stdin().lock(), now);
     if !out.stdout.is_empty() {
         // A reader that went away does not make the attachment undone.
         let _ = writeln!(io::stdout().lock(), "{}", out.stdout);

@@ -1,6 +1,7 @@
 //! What the plugin needs of the machine: the binaries give it the kernel, tests may give it something else.
 
 use std::io;
+use std::net::Ipv6Addr;
 
 use kernel_api::rt::NetnsFd;
 use kernel_api::{RequestError, Rtnetlink};
@@ -51,4 +52,12 @@ pub trait Netns {
     /// # Errors
     /// When it is missing or refuses.
     fn set_sysctl(&self, path: &str, value: &str) -> Result<(), RequestError>;
+
+    /// Whether packets to `addr`, an address of an interface inside, are delivered there yet. The kernel answers the
+    /// request for an IPv6 address before it has made the local route: a work queue does that (`addrconf_dad_work`,
+    /// net/ipv6/addrconf.c), also without duplicate detection.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    fn delivers(&self, addr: Ipv6Addr) -> io::Result<bool>;
 }

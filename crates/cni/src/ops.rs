@@ -1,7 +1,9 @@
 //! The commands: read, decide, run.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use ipam::{Journal, Key, KeyLock, Record, Request};
 use kernel_api::rt::{RtRequest, SetLink};
@@ -178,7 +180,12 @@ fn taken(e: RequestError, r: &Record) -> Error {
     e.into()
 }
 
-/// What comes after the pair is there.
+/// What comes after the pair is there and the host end is up.
+///
+/// When the second end of a pair comes up, the first gets its carrier; the kernel starts sending through it from a work
+/// queue only (net/core/link_watch.c), unless somebody asks for that very link before (`rtnl_getlink`, since Linux
+/// 6.8). Requests that name a link by name are preceded by such a question, so with the host's requests after the
+/// pod's no packet is lost to that either.
 fn finish<N: Netns>(rt: &mut N::Rt, r: &Record, plan: &AddPlan, netns: &N) -> Result<(), Error> {
     let mut pod = inside(netns, &r.netns)?;
     if let Err(e) = pod.run(&plan.pod) {
@@ -191,6 +198,11 @@ fn finish<N: Netns>(rt: &mut N::Rt, r: &Record, plan: &AddPlan, netns: &N) -> Re
         netns.set_sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", r.key.ifname), "0")?;
         pod.run(&plan.pod).map_err(|e| in_pod(e, r))?;
     }
+    host_side(rt, r, plan)?;
+    settle(r, netns)
+}
+
+fn host_side(rt: &mut impl Rtnetlink, r: &Record, plan: &AddPlan) -> Result<(), Error> {
     match rt.run(&plan.host) {
         Ok(()) => Ok(()),
         Err(e) if e.exists() => {
@@ -217,6 +229,29 @@ fn finish<N: Netns>(rt: &mut N::Rt, r: &Record, plan: &AddPlan, netns: &N) -> Re
     }
 }
 
+/// Waits until the kernel delivers to the pod's IPv6 address, mostly not at all: the first packet must not be lost.
+fn settle(r: &Record, netns: &impl Netns) -> Result<(), Error> {
+    const TRIES: u32 = 2000;
+    for addr in &r.addresses {
+        let IpAddr::V6(addr) = addr else { continue };
+        let mut tries = 0;
+        loop {
+            let look = netns.delivers(*addr);
+            if look.map_err(|e| Error::new(Code::Io, format!("look at the IPv6 routes of {}: {e}", r.netns)))? {
+                break;
+            }
+            tries += 1;
+            if tries == TRIES {
+                let msg = format!("the kernel did not bring {addr} of {} into use in time; try again", r.key);
+                return Err(Error::new(Code::TryAgainLater, msg));
+            }
+            // A tenth of a millisecond at first, a whole one later: two seconds in all.
+            std::thread::sleep(Duration::from_micros(if tries < 20 { 100 } else { 1000 }));
+        }
+    }
+    Ok(())
+}
+
 fn in_pod(e: RequestError, r: &Record) -> Error {
     Error::new(Code::Kernel, format!("in {}: {e}", r.netns))
 }
@@ -239,7 +274,8 @@ fn heal<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(),
         RtRequest::LinkSet(SetLink { mtu: Some(r.mtu), mac: Some(mac), ..SetLink::up(name.clone()) })
     };
     plan.pod.insert(0, up(&r.key.ifname, plan::pod_mac(&r.link)));
-    plan.host.insert(0, up(r.link.name(), plan::HOST_MAC));
+    // First, as in an ADD: see `finish`.
+    rt.run(&[up(r.link.name(), plan::HOST_MAC)])?;
     // Routes that are there already, though not through this link, are still refused.
     finish(&mut rt, r, &plan, netns)
 }

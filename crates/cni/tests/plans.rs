@@ -90,6 +90,15 @@ fn ipv6_is_switched_on_where_a_runtime_switched_it_off() {
 }
 
 #[test]
+fn add_answers_when_the_kernel_delivers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut m = Mock::default();
+    m.0.borrow_mut().late = 30;
+    let r = cni::execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
+    assert_eq!((r.exit, m.0.borrow().looked), (0, 31), "{}", r.stdout);
+}
+
+#[test]
 fn the_record_is_written_before_the_link_and_removed_after_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut m = Mock::default();

@@ -18,6 +18,9 @@ pub struct Log {
     /// Refuse the request with this number, counted from zero over both namespaces, with this errno.
     pub refuse: Option<(usize, i32)>,
     pub sysctls: Vec<String>,
+    /// So many looks until IPv6 addresses are delivered.
+    pub late: usize,
+    pub looked: usize,
     asked: usize,
 }
 
@@ -64,6 +67,11 @@ impl Netns for MockNetns {
     fn set_sysctl(&self, path: &str, value: &str) -> Result<(), RequestError> {
         self.0.borrow_mut().sysctls.push(format!("{path} = {value}"));
         Ok(())
+    }
+    fn delivers(&self, _: std::net::Ipv6Addr) -> io::Result<bool> {
+        let mut log = self.0.borrow_mut();
+        log.looked += 1;
+        Ok(log.looked > log.late)
     }
 }
 
