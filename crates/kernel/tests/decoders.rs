@@ -1,4 +1,5 @@
 //! The decoders of the kernel's bytes take any bytes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
 use kernel::fuzz::{ct_message, nft_message, rt_message};
 use proptest::collection::vec;

@@ -1,4 +1,5 @@
 //! What several kernel tests need: a fresh namespace, tools run inside it, names.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 #![allow(dead_code)] // each test binary uses some of it
 
 use std::process::{Command, Stdio};
