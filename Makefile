@@ -75,7 +75,7 @@ demo: build ## a three-node cluster on this machine: build, up, test, trace
 	@printf '\nThe cluster keeps running. Next, type:\n\n'; printf '  %-52s  # %s\n' $(DEMO_NEXT)
 
 # From which pod to which Service port the demo follows a packet.
-DEMO_TRACE := shop/client shop/web:80
+DEMO_TRACE := shop/web shop/api:80
 DEMO_NEXT = \
 	'$(strip $(AS_ROOT) $(SEAWAY)) lab status' 'nodes, pods, and what each agent says' \
 	'$(strip $(AS_ROOT) $(SEAWAY)) lab get services' 'as kubectl prints them' \
