@@ -86,7 +86,14 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     for p in &folder.problems {
         eprintln!("seaway: {p}");
     }
-    let settled = controller::offline::settle(&folder.objects, &controller::Options::default(), &args.service_cidr);
+    let mut objects = folder.objects;
+    let invented = controller::offline::stand_in_nodes(&objects, &args.node);
+    let mut assumed = Vec::new();
+    if !invented.is_empty() {
+        assumed.push(format!("the folder has no Node: {} with two more on one network stand in", args.node));
+    }
+    objects.extend(invented);
+    let settled = controller::offline::settle(&objects, &controller::Options::default(), &args.service_cidr);
     let snapshot = settled.snapshot;
     let Some(node) = snapshot.nodes.get(&args.node) else {
         let known: Vec<&str> = snapshot.nodes.keys().map(NodeName::as_str).collect();
@@ -134,7 +141,8 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let (nft, more) = printed(&NftPlane, &intent, &caps, &plane_nft::Image::default());
     refused.extend(more);
     let ok = refused.is_empty() && folder.problems.is_empty();
-    let out = Printed { assumed: settled.assumed, intent, refused, plans: vec![fabric, nft] };
+    assumed.extend(settled.assumed);
+    let out = Printed { assumed, intent, refused, plans: vec![fabric, nft] };
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&out).context("print as JSON")?),
         Output::Yaml => print!("{}", serde_yaml::to_string(&out).context("print as YAML")?),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use resolve::annotations::{BACKEND, VXLAN, VxlanData, vxlan_mac};
 use resolve::api::{ApiWrite, WriteOp};
-use resolve::{Backend, ClusterSnapshot, Event, Key, Kind, Problem, apply, parse, parse_as};
+use resolve::{Backend, ClusterSnapshot, Event, Key, Kind, Problem, Settings, apply, parse, parse_as};
 use serde_json::{Value, json};
 use types::{Cidr, Family, NodeName, ObjectName};
 
@@ -14,6 +14,33 @@ use crate::{Options, Outcome, alloc, reconcile};
 
 /// Passes at most: a cluster settles in about five.
 const PASSES: usize = 64;
+
+/// Pod ranges of a cluster whose manifests say none.
+const POD_RANGES: &str = "10.244.0.0/16,fd00:10:244::/56";
+
+/// Nodes for manifests that have none: the named one and enough others to make three, on one network of
+/// documentation addresses (RFC 5737, RFC 3849). Empty when there are Nodes already.
+#[must_use]
+pub fn stand_in_nodes(objects: &[Value], name: &NodeName) -> Vec<Value> {
+    if objects.iter().filter_map(parse).any(|p| p.key.kind == Kind::Node) {
+        return Vec::new();
+    }
+    let others = (1..=3).map(|n| format!("node{n}")).filter(|n| n != name.as_str());
+    std::iter::once(name.to_string())
+        .chain(others)
+        .take(3)
+        .enumerate()
+        .map(|(i, name)| {
+            json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+                "status": {"addresses": [
+                    {"type": "InternalIP", "address": format!("192.0.2.{}", i + 1)},
+                    {"type": "InternalIP", "address": format!("2001:db8::{}", i + 1)},
+                ]},
+            })
+        })
+        .collect()
+}
 
 /// A settled cluster.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +68,7 @@ pub fn settle(objects: &[Value], options: &Options, service_cidrs: &[Cidr]) -> S
             world.objects.entry(p.key).or_insert(value);
         }
     }
+    world.ranges();
     world.nodes();
     let mut problems = Vec::new();
     for _ in 0..PASSES {
@@ -130,6 +158,23 @@ impl World {
                 self.objects.remove(&key);
             }
         }
+    }
+
+    /// Without any word on pod ranges there could be no pods.
+    fn ranges(&mut self) {
+        let snapshot = self.snapshot();
+        let told = !snapshot.settings.cluster_cidrs.is_empty()
+            || snapshot.problems.contains_key(&Settings::key())
+            || snapshot.nodes.values().any(|n| !n.pod_cidrs.is_empty());
+        if told || snapshot.nodes.is_empty() {
+            return;
+        }
+        let (key, data) = (Settings::key(), json!({"clusterCIDR": POD_RANGES}));
+        let (ns, name) = (&*key.name.namespace, &*key.name.name);
+        self.assumed.insert(format!("{key} has data.clusterCIDR {POD_RANGES}"));
+        let fresh = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": ns}});
+        let value = self.objects.entry(key.clone()).or_insert(fresh);
+        set(value, "data", data);
     }
 
     /// A Node of a manifest has no status: it is taken to be ready, and its agent to have published what it would.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use controller::offline::{Settled, settle};
+use controller::offline::{Settled, settle, stand_in_nodes};
 use controller::{MANAGED_BY, Options, reconcile};
 use proptest::prelude::*;
 use resolve::api::{ApiWrite, WriteOp};
@@ -87,6 +87,22 @@ fn plain_manifests_become_a_working_cluster() {
     assert!(reconcile(snap, &Options::default()).writes.is_empty());
     assert!(snap.nodes.values().all(|n| n.vxlan.is_some_and(|v| n.internal_ips.contains(&v.address))));
     assert!(s.assumed.iter().any(|a| a.contains("Service/shop/web has cluster IP 10.96.")), "{:?}", s.assumed);
+}
+
+#[test]
+fn without_nodes_and_ranges_some_stand_in() {
+    let mut objects = vec![workload("Deployment", "web", 3, "a")];
+    let nodes = stand_in_nodes(&objects, &"n".parse().unwrap());
+    objects.extend(nodes);
+    assert!(stand_in_nodes(&objects, &"n".parse().unwrap()).is_empty());
+    let s = run(&objects);
+    assert_eq!(s.problems, []);
+    assert_eq!(s.snapshot.nodes.keys().map(|n| n.as_str()).collect::<Vec<_>>(), ["n", "node1", "node2"]);
+    assert!(s.snapshot.pods.values().all(|p| p.ips.len() == 2));
+    assert!(s.assumed.iter().any(|a| a.contains("data.clusterCIDR 10.244.0.0/16")), "{:?}", s.assumed);
+    // A range that is given badly is a problem, and none stands in for it.
+    objects.push(settings("10.0.0.0"));
+    assert!(run(&objects).snapshot.pods.values().all(|p| p.ips.is_empty()));
 }
 
 #[test]
