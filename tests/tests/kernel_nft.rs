@@ -1,0 +1,17 @@
+//! nf_tables, conntrack and the Services plane against the real kernel, in fresh network namespaces, with real packets;
+//! and the same requests against the kernel and its fake.
+
+#[path = "kernel_nft/cases.rs"]
+mod cases;
+#[path = "kernel_nft/packets.rs"]
+mod packets;
+#[path = "kernel_nft/plane.rs"]
+mod plane;
+#[path = "kernel_nft/refusals.rs"]
+mod refusals;
+#[path = "kernel_nft/sctp.rs"]
+mod sctp;
+#[path = "kernel_nft/stale.rs"]
+mod stale;
+#[path = "kernel_nft/world.rs"]
+mod world;

@@ -1,0 +1,145 @@
+//! Connections and change: UDP flows forget endpoints that are gone at once, TCP flows to living ones never notice.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use intent::generate::{cluster_ip, node_addr, world};
+use plan::{Caps, Dataplane, Plan};
+use plane_nft::NftPlane;
+use types::{Family, Proto};
+
+use crate::world::{DUAL, PODS, Server, World, at, cluster, connect, key, nft, service, sh, to_pods, udp_ask, udp_socket};
+
+#[test]
+fn a_udp_flow_moves_when_its_endpoint_goes() {
+    let mut w = World::new();
+    let _a = Server::start(&w.pods[0], "a", 5353);
+    let _b = Server::start(&w.pods[1], "b", 5353);
+    for f in Family::BOTH {
+        let mut i = cluster(DUAL);
+        let dns = key("dns", Proto::Udp);
+        let mut svc = service(DUAL, 10, 53);
+        svc.node_port = Some(30053);
+        to_pods(&mut svc, &[PODS[0]], 5353);
+        i.services.insert(dns.clone(), svc);
+        let before = w.converge(&i);
+        // One socket each, so one flow each, through the whole story.
+        let flows = [
+            udp_socket(&w.pods[2], None, at(cluster_ip(f, 10), 53)).unwrap(),
+            udp_socket(&w.node, None, at(cluster_ip(f, 10), 53)).unwrap(),
+            udp_socket(&w.out, Some(world(f, 1)), at(node_addr(f, 0), 30053)).unwrap(),
+        ];
+        for s in &flows {
+            assert_eq!(udp_ask(s).unwrap().0, "a");
+        }
+        to_pods(i.services.get_mut(&dns).unwrap(), &[PODS[1]], 5353);
+        let after = NftPlane.compile(&i, &Caps::default()).image;
+        let text = Plan { batches: NftPlane.plan(&after, &before) }.to_string();
+        assert!(text.contains("forget UDP connections to 10.96.0.10:53"), "{text}");
+        w.converge(&i);
+        for s in &flows {
+            assert_eq!(udp_ask(s).unwrap().0, "b", "{f}");
+        }
+        // The Service ends: refused, not sent on to the old endpoint.
+        let mut none = i.clone();
+        none.services.get_mut(&dns).unwrap().endpoints.clear();
+        w.converge(&none);
+        for s in &flows {
+            assert!(udp_ask(s).is_err());
+        }
+        // And comes back, for the same socket.
+        w.converge(&i);
+        for s in &flows {
+            // An error of the refusal may still wait on the socket.
+            let got = udp_ask(s).or_else(|_| udp_ask(s)).unwrap();
+            assert_eq!(got.0, "b", "{f}");
+        }
+        w.converge(&cluster(DUAL));
+    }
+}
+
+/// A client that spoke to the address before the Service was there: its flow was tracked untranslated.
+#[test]
+fn a_udp_flow_from_before_the_service_is_translated_afterwards() {
+    let mut w = World::new();
+    let _a = Server::start(&w.pods[0], "a", 5353);
+    // The world swallows what it does not know, so that the flow stays tracked.
+    nft(&w.out, "table inet hole { chain c { type filter hook prerouting priority -300; ip daddr 10.96.0.0/16 drop; ip6 daddr fd00:10:96::/64 drop; } }");
+    w.converge(&cluster(DUAL));
+    for f in Family::BOTH {
+        let s = udp_socket(&w.pods[2], None, at(cluster_ip(f, 10), 53)).unwrap();
+        udp_ask(&s).unwrap_err();
+        let mut i = cluster(DUAL);
+        let mut svc = service(DUAL, 10, 53);
+        to_pods(&mut svc, &[PODS[0]], 5353);
+        i.services.insert(key("dns", Proto::Udp), svc);
+        w.converge(&i);
+        assert_eq!(udp_ask(&s).unwrap().0, "a", "{f}");
+        w.converge(&cluster(DUAL));
+    }
+}
+
+/// An agent that died between the commit and the forgetting: the mark is in the kernel, and the next pass sees it.
+#[test]
+fn what_a_dead_agent_did_not_forget_the_next_pass_forgets() {
+    let mut w = World::new();
+    let _a = Server::start(&w.pods[0], "a", 5353);
+    let _b = Server::start(&w.pods[1], "b", 5353);
+    let mut i = cluster(DUAL);
+    let dns = key("dns", Proto::Udp);
+    let mut svc = service(DUAL, 10, 53);
+    to_pods(&mut svc, &[PODS[0]], 5353);
+    i.services.insert(dns.clone(), svc);
+    let before = w.converge(&i);
+    let s = udp_socket(&w.pods[2], None, at(cluster_ip(Family::V4, 10), 53)).unwrap();
+    assert_eq!(udp_ask(&s).unwrap().0, "a");
+    to_pods(i.services.get_mut(&dns).unwrap(), &[PODS[1]], 5353);
+    let want = NftPlane.compile(&i, &Caps::default()).image;
+    let plan = NftPlane.plan(&want, &before);
+    plan::Kernel::commit(&mut w.kernel, &plan[0]).unwrap();
+    assert_eq!(udp_ask(&s).unwrap().0, "a", "the flow is still the old one");
+    w.converge(&i);
+    assert_eq!(udp_ask(&s).unwrap().0, "b");
+    assert!(sh(&w.node, "nft list set inet seaway stale4").lines().all(|l| !l.contains("elements")));
+}
+
+/// A TCP connection through a Service lives through everything that happens around it.
+#[test]
+fn tcp_flows_to_living_endpoints_never_break() {
+    let mut w = World::new();
+    for f in Family::BOTH {
+        let listener = w.pods[0].run(|| TcpListener::bind(at(intent::generate::pod_addr(f, 0, PODS[0]), 8080)));
+        let listener = listener.unwrap().unwrap();
+        let mut i = cluster(DUAL);
+        let web = key("web", Proto::Tcp);
+        let mut svc = service(DUAL, 1, 80);
+        to_pods(&mut svc, &[PODS[0]], 8080);
+        i.services.insert(web.clone(), svc);
+        w.converge(&i);
+        let mut client = w.pods[1].run(|| connect(None, at(cluster_ip(f, 1), 80))).unwrap().unwrap();
+        let mut server = listener.accept().unwrap().0;
+        server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut speak = |what: &str| {
+            client.write_all(b"ping").unwrap();
+            let mut b = [0; 4];
+            server.read_exact(&mut b).unwrap_or_else(|e| panic!("{f} {what}: {e}"));
+            server.write_all(&b).unwrap();
+            client.read_exact(&mut b).unwrap_or_else(|e| panic!("{f} {what}: {e}"));
+        };
+        speak("at first");
+        to_pods(i.services.get_mut(&web).unwrap(), &PODS, 8080);
+        w.converge(&i);
+        speak("more endpoints");
+        to_pods(i.services.get_mut(&web).unwrap(), &PODS[1..], 8080);
+        w.converge(&i);
+        speak("its endpoint is draining");
+        let gone = cluster(DUAL);
+        w.converge(&gone);
+        speak("the Service is gone");
+        sh(&w.node, "nft flush ruleset");
+        speak("the ruleset is flushed");
+        w.converge(&i);
+        speak("healed");
+    }
+}
