@@ -461,6 +461,12 @@ fn a_failed_batch_changes_nothing_and_names_the_request() {
         assert_eq!((e.index, e.errno), (Some(0), errno::EINVAL));
         let e = n.commit(&[NftRequest::ElementsAdd(t.clone(), "nosuch".into(), vec![service(0)])]).unwrap_err();
         assert_eq!((e.index, e.errno), (Some(0), errno::ENOENT));
+        n.commit(&[NftRequest::SetAdd(t.clone(), set("s", &SERVICE, Some(SetData::Verdict)))]).unwrap();
+        let mut accept = service(0);
+        accept.data = Some(ElementData::Verdict(Verdict::Accept));
+        let add = NftRequest::ElementsAdd(t.clone(), "s".into(), vec![accept]);
+        let e = n.commit(&[add, NftRequest::ElementsDel(t.clone(), "s".into(), vec![service(9)])]).unwrap_err();
+        assert_eq!((e.index, e.errno), (Some(1), errno::ENOENT), "{e}");
         n.commit(&[]).unwrap();
     });
 }

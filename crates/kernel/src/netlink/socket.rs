@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use kernel_api::RequestError;
 
@@ -232,7 +233,11 @@ impl Socket {
         decode: &mut dyn FnMut(&Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>, Refusal> {
         let mut out = Vec::new();
-        for _ in 0..DUMP_TRIES {
+        for n in 0..DUMP_TRIES {
+            if n > 2 {
+                // Somebody is busy; let them get on.
+                std::thread::sleep(Duration::from_millis(n as u64));
+            }
             out.clear();
             if self.dump_once(build, &mut |m| out.extend(decode(m)))? {
                 return Ok(out);

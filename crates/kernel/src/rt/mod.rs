@@ -19,8 +19,8 @@ use encode::{
 
 /// At most so many requests in one send: their refusals must fit the receive buffer even at its default size.
 const BATCH: usize = 128;
-/// From so many names on, one dump is cheaper than asking for each.
-const MANY_NAMES: usize = 24;
+/// At most so many links asked for in one send: an answer is some kilobytes of receive buffer.
+const ASK_AT_ONCE: usize = 32;
 
 /// `RTEXT_FILTER_SKIP_STATS`: counters are most of a link's message.
 const SKIP_STATS: u32 = 1 << 3;
@@ -140,31 +140,22 @@ impl Rt {
         Ok(self.links()?.into_iter().map(|l| (l.index, l.name)).collect())
     }
 
-    /// Looks up the indexes that `requests` need and `run` does not have yet.
-    fn resolve(&mut self, run: &mut Run, requests: &[RtRequest]) {
+    /// Looks up the indexes that `requests` need and `run` does not have yet. Asks for each: a dump of all links would
+    /// be interrupted again and again while pods come and go.
+    fn resolve(&mut self, run: &mut Run, requests: &[RtRequest]) -> Result<(), Refusal> {
         let mut names: Vec<&IfName> = Vec::new();
         for n in requests.iter().filter_map(encode::needs_index) {
-            if !run.index.contains_key(n) && !run.missing.contains(n) && !names.contains(&n) {
+            if !run.index.contains_key(n) && run.missing.insert(n.clone()) {
                 names.push(n);
-                if names.len() > MANY_NAMES {
-                    break;
-                }
             }
         }
-        let found = if names.len() > MANY_NAMES {
-            self.links().map_err(|e| Refusal { errno: e.errno, message: e.message })
-        } else {
-            self.get_links(&names)
-        };
-        // When the lookup itself fails, the names are missing and the requests fail with "no such device".
-        for l in found.unwrap_or_default() {
-            run.index.insert(l.name, l.index);
-        }
-        for n in requests.iter().filter_map(encode::needs_index) {
-            if !run.index.contains_key(n) {
-                run.missing.insert(n.clone());
+        for some in names.chunks(ASK_AT_ONCE) {
+            for l in self.get_links(some)? {
+                run.missing.remove(&l.name);
+                run.index.insert(l.name, l.index);
             }
         }
+        Ok(())
     }
 
     /// Sends what is gathered and takes in the refusals.
@@ -258,8 +249,12 @@ impl Rtnetlink for Rt {
                 if !run.index.contains_key(name) {
                     // An earlier request may make it.
                     self.flush(&mut run);
-                    if !run.missing.contains(name) {
-                        self.resolve(&mut run, requests.get(i..).unwrap_or(&[]));
+                    if !run.missing.contains(name)
+                        && let Err(refusal) = self.resolve(&mut run, requests.get(i..).unwrap_or(&[]))
+                    {
+                        run.missing.clear();
+                        run.fail(i, refusal);
+                        continue;
                     }
                 }
                 match run.index.get(name) {
