@@ -21,8 +21,7 @@ async fn main() -> Result<(), ServeError> {
     let path = format!("{store}.kubeconfig");
     let _ = std::fs::remove_file(&path);
     let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-    file.and_then(|mut f| f.write_all(text.as_bytes()))
-        .map_err(ServeError::other)?;
+    file.and_then(|mut f| f.write_all(text.as_bytes())).map_err(ServeError::other)?;
     println!("{url}");
     let mut term =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(ServeError::other)?;

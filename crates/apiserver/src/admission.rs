@@ -107,7 +107,9 @@ fn carry_over(spec: &mut Map<String, Value>, old: &Value) {
             }
         }
         for k in ["ipFamilyPolicy", "ipFamilies"] {
-            if new.get(k).is_none() && let Some(v) = old.get(k) {
+            if new.get(k).is_none()
+                && let Some(v) = old.get(k)
+            {
                 spec.insert(k.into(), v.clone());
             }
         }
@@ -152,8 +154,12 @@ fn families(spec: &mut Map<String, Value>, old: Option<&Value>, ranges: &Ranges,
         };
         if want.contains(&family) {
             c.duplicate(&at, f);
-        } else if !configured.contains(&family) && !(headless && selectorless) {
-            c.invalid(&at, f, &format!("not configured on this cluster: its service range has no {} part", family_name(family)));
+        } else if !(configured.contains(&family) || headless && selectorless) {
+            c.invalid(
+                &at,
+                f,
+                &format!("not configured on this cluster: its service range has no {} part", family_name(family)),
+            );
         } else {
             want.push(family);
         }
@@ -195,7 +201,11 @@ fn families(spec: &mut Map<String, Value>, old: Option<&Value>, ranges: &Ranges,
         match want.get(i) {
             None if !want.contains(&f) => want.push(f),
             Some(w) if *w == f => {}
-            _ => c.invalid(&format!("spec.clusterIPs[{i}]"), &ip.to_string().into(), "does not match `ipFamilies` at this place"),
+            _ => c.invalid(
+                &format!("spec.clusterIPs[{i}]"),
+                &ip.to_string().into(),
+                "does not match `ipFamilies` at this place",
+            ),
         }
     }
     if want.is_empty() {
@@ -206,7 +216,11 @@ fn families(spec: &mut Map<String, Value>, old: Option<&Value>, ranges: &Ranges,
         if configured.contains(&second) || (headless && selectorless) {
             want.push(second);
         } else if policy == "RequireDualStack" {
-            c.invalid("spec.ipFamilyPolicy", &policy.as_str().into(), "this cluster is not configured for dual-stack services");
+            c.invalid(
+                "spec.ipFamilyPolicy",
+                &policy.as_str().into(),
+                "this cluster is not configured for dual-stack services",
+            );
         }
     }
     spec.insert("ipFamilyPolicy".into(), policy.into());
@@ -214,7 +228,15 @@ fn families(spec: &mut Map<String, Value>, old: Option<&Value>, ranges: &Ranges,
     want
 }
 
-fn cluster_ips(tx: &Tx<'_>, res: &Resource, key: &str, spec: &mut Map<String, Value>, old: Option<&Value>, ranges: &Ranges, c: &mut Causes) {
+fn cluster_ips(
+    tx: &Tx<'_>,
+    res: &Resource,
+    key: &str,
+    spec: &mut Map<String, Value>,
+    old: Option<&Value>,
+    ranges: &Ranges,
+    c: &mut Causes,
+) {
     let one = spec.get("clusterIP").and_then(Value::as_str).unwrap_or("").to_owned();
     let list: Vec<String> = spec
         .get("clusterIPs")
@@ -246,7 +268,11 @@ fn cluster_ips(tx: &Tx<'_>, res: &Resource, key: &str, spec: &mut Map<String, Va
     }
     for (i, text) in list.iter().enumerate() {
         if text != "None" && text.parse::<IpAddr>().is_err() {
-            c.invalid(&format!("spec.clusterIPs[{i}]"), &text.as_str().into(), "must be empty, 'None', or a valid IP address");
+            c.invalid(
+                &format!("spec.clusterIPs[{i}]"),
+                &text.as_str().into(),
+                "must be empty, 'None', or a valid IP address",
+            );
         }
     }
     if list.len() > 2 {
@@ -320,12 +346,14 @@ fn node_ports(tx: &Tx<'_>, res: &Resource, key: &str, spec: &mut Map<String, Val
         if !allocate {
             continue;
         }
-        let shared = mine.iter().find(|(o, pr, n)| {
-            *o == port && *pr != proto && !mine.iter().any(|(_, pr, m)| m == n && *pr == proto)
-        });
+        let shared = mine
+            .iter()
+            .find(|(o, pr, n)| *o == port && *pr != proto && !mine.iter().any(|(_, pr, m)| m == n && *pr == proto));
         let got = match shared {
             Some((_, _, n)) => Ok(*n),
-            None => alloc::next_port(&ranges.node_ports, random_u64(), |n| taken(n) || mine.iter().any(|(_, _, m)| *m == n)),
+            None => {
+                alloc::next_port(&ranges.node_ports, random_u64(), |n| taken(n) || mine.iter().any(|(_, _, m)| *m == n))
+            }
         };
         match got {
             Ok(n) => {
@@ -360,7 +388,15 @@ fn node_ports(tx: &Tx<'_>, res: &Resource, key: &str, spec: &mut Map<String, Val
 }
 
 /// Admits a Service: fills in what the server decides, or says why not.
-pub(crate) fn service(tx: &Tx<'_>, res: &Resource, key: &str, v: &mut Value, old: Option<&Value>, ranges: &Ranges, c: &mut Causes) {
+pub(crate) fn service(
+    tx: &Tx<'_>,
+    res: &Resource,
+    key: &str,
+    v: &mut Value,
+    old: Option<&Value>,
+    ranges: &Ranges,
+    c: &mut Causes,
+) {
     let old = old.map(|o| &o["spec"]);
     let spec = obj(v, "spec");
     if let Some(old) = old {

@@ -82,7 +82,9 @@ fn fixed(path: &[String], aggregated: bool) -> Option<Response<Out>> {
         r
     };
     let v = match s.as_slice() {
-        [] => json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
+        [] => {
+            json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]})
+        }
         ["healthz" | "livez" | "readyz", ..] => return Some(text(200, "ok")),
         ["version"] => discovery::version(),
         ["api"] if aggregated => return Some(agg(true)),
@@ -173,7 +175,10 @@ where
 }
 
 fn success(code: u16, details: Value) -> Response<Out> {
-    respond(code, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code, "details": details}))
+    respond(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code, "details": details}),
+    )
 }
 
 async fn binding(api: &Api, ns: String, name: String, body: Value, dry: bool) -> Result<Response<Out>> {
@@ -285,7 +290,9 @@ impl Call<'_> {
             "application/apply-patch+yaml" | "application/apply-patch+json" => {
                 let manager = self.q.get("fieldManager");
                 if manager.is_empty() || manager.len() > 128 {
-                    return Err(Status::bad_request("fieldManager: Required value: is required for apply patch, at most 128 bytes"));
+                    return Err(Status::bad_request(
+                        "fieldManager: Required value: is required for apply patch, at most 128 bytes",
+                    ));
                 }
                 Patch::Apply(yaml(&self.body)?, manager.to_owned(), self.q.flag("force"))
             }
@@ -396,7 +403,10 @@ impl Call<'_> {
         let options = DeleteOptions::parse(&body["deleteOptions"])?;
         let (res, key) = (self.target.res, self.target.res.key(&self.target.ns, &self.target.name));
         self.api.store.write(self.dry()?, move |tx| objects::delete(tx, res, &key, &options)).await?;
-        Ok(respond(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+        Ok(respond(
+            201,
+            &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+        ))
     }
 
     async fn finalize(self) -> Result<Response<Out>> {
@@ -437,8 +447,15 @@ impl Call<'_> {
         match kind.as_str() {
             _ if !is_patch => scale = body,
             "application/json-patch+json" => patch::json_patch(&mut scale, &body)?,
-            "application/merge-patch+json" | "application/strategic-merge-patch+json" => patch::merge(&mut scale, &body),
-            other => return Err(Status::unsupported_media(other, "application/merge-patch+json, application/json-patch+json")),
+            "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
+                patch::merge(&mut scale, &body)
+            }
+            other => {
+                return Err(Status::unsupported_media(
+                    other,
+                    "application/merge-patch+json, application/json-patch+json",
+                ));
+            }
         }
         let found = schema::check(&mut scale, "Scale");
         if let Some(first) = found.wrong.first() {
@@ -446,7 +463,11 @@ impl Call<'_> {
         }
         let Some(replicas) = int_at(&scale, &["spec", "replicas"]).filter(|n| *n >= 0) else {
             let mut c = Causes::default();
-            c.invalid("spec.replicas", at(&scale, &["spec", "replicas"]).unwrap_or(&Value::Null), "must be greater than or equal to 0");
+            c.invalid(
+                "spec.replicas",
+                at(&scale, &["spec", "replicas"]).unwrap_or(&Value::Null),
+                "must be greater than or equal to 0",
+            );
             return Err(c.finish(res, &name).err().unwrap_or_else(|| Status::bad_request("spec.replicas is missing")));
         };
         let rv = str_at(&scale, &["metadata", "resourceVersion"]).to_owned();
@@ -491,7 +512,9 @@ fn applied(
     place(res, &mut config, ns)?;
     let said = str_at(&config, &["metadata", "name"]);
     if said != name {
-        return Err(Status::bad_request(format!("the name of the object ({said}) does not match the name on the URL ({name})")));
+        return Err(Status::bad_request(format!(
+            "the name of the object ({said}) does not match the name on the URL ({name})"
+        )));
     }
     if !list_at(&config, &["metadata", "managedFields"]).is_empty() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
@@ -512,6 +535,43 @@ fn applied(
         obj(&mut v, "metadata").insert("resourceVersion".into(), rv.into());
     }
     Ok((v, warnings))
+}
+
+/// How long a namespace that is being deleted keeps its content.
+const REAP_AFTER: Duration = Duration::from_millis(400);
+
+/// Empties the namespaces that are being deleted, also those of before a restart, until the server stops.
+pub(crate) async fn reap(api: Arc<Api>) {
+    let res = core("namespaces");
+    let mut changed = api.store.subscribe(res);
+    let mut stop = api.stop.clone();
+    loop {
+        changed.mark_unchanged();
+        let ending: Vec<String> = {
+            let state = api.store.read();
+            let all = state.kind(res).range("", None);
+            // The field that selectors use: no parsing.
+            all.filter(|(_, o)| o.fields.first().is_some_and(|phase| &**phase == "Terminating"))
+                .map(|(k, _)| k.to_owned())
+                .collect()
+        };
+        if !ending.is_empty() {
+            tokio::select! {
+                () = tokio::time::sleep(REAP_AFTER) => {}
+                _ = stop.changed() => return,
+            }
+        }
+        for ns in ending {
+            let name = ns.clone();
+            if let Err(e) = api.store.write(false, move |tx| objects::empty_namespace(tx, &ns)).await {
+                tracing::warn!(namespace = name, error = e.message, "a namespace could not be emptied");
+            }
+        }
+        tokio::select! {
+            r = changed.changed() => if r.is_err() { return },
+            _ = stop.changed() => return,
+        }
+    }
 }
 
 /// The objects that a server has from its first start on. Idempotent.

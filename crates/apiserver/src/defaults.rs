@@ -271,7 +271,8 @@ pub(crate) fn service(v: &mut Value) {
 
 pub(crate) fn endpoints(v: &mut Value) {
     for s in items(v, "subsets") {
-        for p in s.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+        for p in s.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
+        {
             default(p, "protocol", "TCP");
         }
     }
@@ -310,8 +311,12 @@ pub(crate) fn network_policy(v: &mut Value) {
     default(spec, "policyTypes", if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
     for dir in ["ingress", "egress"] {
         for rule in v.get_mut("spec").into_iter().flat_map(|s| items(s, dir)) {
-            for p in
-                rule.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
+            for p in rule
+                .get_mut("ports")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_object_mut)
             {
                 default(p, "protocol", "TCP");
             }

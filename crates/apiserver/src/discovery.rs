@@ -73,7 +73,9 @@ pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
                 "group": g, "version": v, "kind": k, "verbs": verbs}));
         }
     }
-    Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list}))
+    Some(
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list}),
+    )
 }
 
 /// Aggregated discovery (KEP-3352): the core group for `/api`, the others for `/apis`.
@@ -158,10 +160,8 @@ pub(crate) fn openapi(group: &str, version: &str) -> Option<Value> {
         return None;
     }
     let roots: Vec<&'static str> = rows.iter().map(|r| r.schema).collect();
-    let mut schemas: BTreeMap<String, Value> = schema::reachable(&roots)
-        .into_iter()
-        .map(|n| (n.to_owned(), Value::Object(schema::openapi_type(n))))
-        .collect();
+    let mut schemas: BTreeMap<String, Value> =
+        schema::reachable(&roots).into_iter().map(|n| (n.to_owned(), Value::Object(schema::openapi_type(n)))).collect();
     let mut paths = Map::new();
     for r in rows {
         if let Some(s) = schemas.get_mut(r.schema) {
@@ -170,7 +170,8 @@ pub(crate) fn openapi(group: &str, version: &str) -> Option<Value> {
         let list = format!("{}List", r.schema);
         let mut l = json!({"type": "object", "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"},
             "metadata": {"type": "object"}, "items": schema::openapi(&Ty::List(Box::new(Ty::Ref(r.schema)), None))}});
-        l["x-kubernetes-group-version-kind"] = json!([{"group": r.group, "version": r.version, "kind": format!("{}List", r.kind)}]);
+        l["x-kubernetes-group-version-kind"] =
+            json!([{"group": r.group, "version": r.version, "kind": format!("{}List", r.kind)}]);
         schemas.insert(list.clone(), l);
         let ns = if r.namespaced { "/namespaces/{namespace}" } else { "" };
         let collection = format!("/{}{ns}/{}", base(group, version), r.plural);
@@ -199,7 +200,8 @@ pub(crate) fn openapi_v2() -> Value {
     let mut definitions = Map::new();
     for r in RESOURCES {
         for n in schema::reachable(&[r.schema]) {
-            let text = Value::Object(schema::openapi_type(n)).to_string().replace("#/components/schemas/", "#/definitions/");
+            let text =
+                Value::Object(schema::openapi_type(n)).to_string().replace("#/components/schemas/", "#/definitions/");
             definitions.insert(n.to_owned(), serde_json::from_str(&text).unwrap_or_default());
         }
     }

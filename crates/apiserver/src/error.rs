@@ -127,7 +127,9 @@ impl Status {
         Self::plain(
             415,
             "UnsupportedMediaType",
-            format!("the body of the request was in an unknown format ({got:?}) - accepted media types include: {want}"),
+            format!(
+                "the body of the request was in an unknown format ({got:?}) - accepted media types include: {want}"
+            ),
         )
     }
     pub(crate) fn too_large(max: usize) -> Self {

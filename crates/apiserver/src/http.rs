@@ -65,7 +65,9 @@ impl Query {
     pub(crate) fn number(&self, key: &str) -> Result<Option<u64>> {
         match self.get(key) {
             "" => Ok(None),
-            v => v.parse().map(Some).map_err(|_| Status::bad_request(format!("{key}: {v:?} is no number of 0 or more"))),
+            v => {
+                v.parse().map(Some).map_err(|_| Status::bad_request(format!("{key}: {v:?} is no number of 0 or more")))
+            }
         }
     }
     /// Whether nothing is to be stored.
@@ -73,7 +75,9 @@ impl Query {
         match self.get("dryRun") {
             "" => Ok(false),
             "All" => Ok(true),
-            other => Err(Status::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\""))),
+            other => {
+                Err(Status::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"")))
+            }
         }
     }
 }
@@ -111,8 +115,12 @@ pub(crate) fn decode(content_type: &str, body: &[u8]) -> Result<Value> {
     match content_type {
         "" | "application/json" | "*/*" => serde_json::from_slice(body)
             .map_err(|e| Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))),
+        "application/vnd.kubernetes.protobuf" => crate::protobuf::decode(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => yaml(body),
-        other => Err(Status::unsupported_media(other, "application/json, application/yaml")),
+        other => Err(Status::unsupported_media(
+            other,
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        )),
     }
 }
 
@@ -136,8 +144,8 @@ pub(crate) fn yaml(body: &[u8]) -> Result<Value> {
         }
     }
     // Through the text form, so that keys that are no text become an error or text, as YAML to JSON has it.
-    let v: serde_yaml::Value = serde_yaml::from_slice(body)
-        .map_err(|e| Status::bad_request(format!("the body is no valid YAML: {e}")))?;
+    let v: serde_yaml::Value =
+        serde_yaml::from_slice(body).map_err(|e| Status::bad_request(format!("the body is no valid YAML: {e}")))?;
     serde_json::to_value(v).map_err(|e| Status::bad_request(format!("the YAML body cannot be written as JSON: {e}")))
 }
 
@@ -159,7 +167,12 @@ pub(crate) fn negotiate(headers: &HeaderMap) -> Result<View> {
         let mut parts = alternative.split(';').map(str::trim);
         let media = parts.next().unwrap_or("").to_ascii_lowercase();
         let param = |key: &str| {
-            alternative.split(';').skip(1).filter_map(|p| p.trim().split_once('=')).find(|(k, _)| *k == key).map(|(_, v)| v)
+            alternative
+                .split(';')
+                .skip(1)
+                .filter_map(|p| p.trim().split_once('='))
+                .find(|(k, _)| *k == key)
+                .map(|(_, v)| v)
         };
         if !matches!(media.as_str(), "application/json" | "application/*" | "*/*") {
             continue;

@@ -29,6 +29,7 @@ mod http;
 mod objects;
 mod patch;
 mod pki;
+mod protobuf;
 mod read;
 mod resource;
 mod schema;

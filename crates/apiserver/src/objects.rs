@@ -128,7 +128,15 @@ pub(crate) fn place(res: &Resource, v: &mut Value, ns: &str) -> Result<()> {
     Ok(())
 }
 
-fn finish(tx: &Tx<'_>, res: &Resource, key: &str, v: &mut Value, old: Option<&Value>, part: Part, ranges: &Ranges) -> Result<()> {
+fn finish(
+    tx: &Tx<'_>,
+    res: &Resource,
+    key: &str,
+    v: &mut Value,
+    old: Option<&Value>,
+    part: Part,
+    ranges: &Ranges,
+) -> Result<()> {
     let mut causes = Causes::default();
     (res.default)(v);
     if res.plural == "services" && part == Part::Main {
@@ -220,7 +228,10 @@ pub(crate) fn replace(
         return Err(Status::conflict(
             res,
             &name,
-            &format!("StorageError: invalid object, Precondition failed: UID in precondition: {id}, UID in object meta: {}", old.uid),
+            &format!(
+                "StorageError: invalid object, Precondition failed: UID in precondition: {id}, UID in object meta: {}",
+                old.uid
+            ),
         ));
     }
     let rv = str_at(&new, &["metadata", "resourceVersion"]);
@@ -316,7 +327,9 @@ fn erase(tx: &mut Tx<'_>, res: &Resource, key: &str, v: Value) -> Arc<Stored> {
 fn collect_namespace(tx: &mut Tx<'_>, ns: &str) {
     let res = core("namespaces");
     let Some(home) = tx.get(res, ns).map(|h| h.value()) else { return };
-    if at(&home, &["metadata", "deletionTimestamp"]).is_none() || !list_at(&home, &["metadata", "finalizers"]).is_empty() {
+    if at(&home, &["metadata", "deletionTimestamp"]).is_none()
+        || !list_at(&home, &["metadata", "finalizers"]).is_empty()
+    {
         return;
     }
     let prefix = format!("{ns}/");
@@ -368,7 +381,10 @@ pub(crate) fn delete(tx: &mut Tx<'_>, res: &Resource, key: &str, o: &DeleteOptio
         return Err(Status::conflict(
             res,
             name,
-            &format!("Precondition failed: ResourceVersion in precondition: {want}, ResourceVersion in object meta: {}", old.rev),
+            &format!(
+                "Precondition failed: ResourceVersion in precondition: {want}, ResourceVersion in object meta: {}",
+                old.rev
+            ),
         ));
     }
     let mut v = old.value();
@@ -387,7 +403,8 @@ pub(crate) fn delete(tx: &mut Tx<'_>, res: &Resource, key: &str, o: &DeleteOptio
         return Ok((erase(tx, res, key, v), true));
     }
     let marked = at(&v, &["metadata", "deletionTimestamp"]).is_some();
-    let shorter = int_at(&v, &["metadata", "deletionGracePeriodSeconds"]).is_none_or(|g| i64::try_from(grace).unwrap_or(0) < g);
+    let shorter =
+        int_at(&v, &["metadata", "deletionGracePeriodSeconds"]).is_none_or(|g| i64::try_from(grace).unwrap_or(0) < g);
     if marked && !shorter {
         return Ok((old, false));
     }
@@ -441,18 +458,29 @@ fn delete_namespace(tx: &mut Tx<'_>, res: &Resource, name: &str, mut v: Value) -
         tx.put(res, name, v);
     }
     let Some(marked) = tx.get(res, name) else { return Err(Status::not_found(res, name)) };
-    let prefix = format!("{name}/");
-    for r in RESOURCES.iter().filter(|r| r.namespaced && !converted(r)) {
-        for (key, _) in tx.list(r, &prefix) {
-            // The last deletion takes the namespace with it.
-            delete(tx, r, &key, &DeleteOptions::default())?;
-        }
-    }
+    // The content goes a moment later (see `api::reap`), as on a cluster: whoever deletes a namespace and then the
+    // objects in it, as `kubectl delete -f` does, still finds them.
     collect_namespace(tx, name);
     match tx.get(res, name) {
         Some(left) => Ok((left, false)),
         None => Ok((marked, true)),
     }
+}
+
+/// Deletes what is in a terminating namespace; the last object takes the namespace with it.
+pub(crate) fn empty_namespace(tx: &mut Tx<'_>, name: &str) -> Result<()> {
+    let home = tx.get(core("namespaces"), name).map(|h| h.value()).unwrap_or_default();
+    if at(&home, &["metadata", "deletionTimestamp"]).is_none() {
+        return Ok(());
+    }
+    let prefix = format!("{name}/");
+    for r in RESOURCES.iter().filter(|r| r.namespaced && !converted(r)) {
+        for (key, _) in tx.list(r, &prefix) {
+            delete(tx, r, &key, &DeleteOptions::default())?;
+        }
+    }
+    collect_namespace(tx, name);
+    Ok(())
 }
 
 /// Assigns a pod to a node.
@@ -473,7 +501,11 @@ pub(crate) fn bind(tx: &mut Tx<'_>, ns: &str, name: &str, binding: &Value, range
     }
     let mut v = old.value();
     if at(&v, &["metadata", "deletionTimestamp"]).is_some() {
-        return Err(Status::conflict(pods, name, &format!("pod {name} is being deleted, cannot be assigned to a host")));
+        return Err(Status::conflict(
+            pods,
+            name,
+            &format!("pod {name} is being deleted, cannot be assigned to a host"),
+        ));
     }
     let has = str_at(&v, &["spec", "nodeName"]);
     if !has.is_empty() {

@@ -52,7 +52,11 @@ impl Shown {
             "None" => Include::None,
             "" | "Metadata" => Include::Metadata,
             "Object" => Include::Object,
-            other => return Err(Status::bad_request(format!("includeObject: unknown value {other:?}: use None, Metadata or Object"))),
+            other => {
+                return Err(Status::bad_request(format!(
+                    "includeObject: unknown value {other:?}: use None, Metadata or Object"
+                )));
+            }
         };
         Ok(Self { res, view, include })
     }
@@ -97,10 +101,14 @@ impl Shown {
         }
         let v = match self.view {
             View::Full => json!({"kind": self.res.kind, "apiVersion": self.res.api_version(), "metadata": meta}),
-            View::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta}),
-            View::Table => json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": rev.to_string()},
+            View::Metadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta})
+            }
+            View::Table => {
+                json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": rev.to_string()},
                 "columnDefinitions": null, "rows": [{"cells": [], "object": {"kind": "PartialObjectMetadata",
-                "apiVersion": "meta.k8s.io/v1", "metadata": meta}}]}),
+                "apiVersion": "meta.k8s.io/v1", "metadata": meta}}]})
+            }
         };
         v.to_string().into()
     }
@@ -159,12 +167,21 @@ fn as_of(state: &State, res: &Resource, prefix: &str, after: Option<&str>, rev: 
 fn revision(text: &str) -> Result<Option<u64>> {
     match text {
         "" => Ok(None),
-        t => t.parse().map(Some).map_err(|_| Status::bad_request(format!("resourceVersion: Invalid value: {t:?}: it is no number"))),
+        t => t
+            .parse()
+            .map(Some)
+            .map_err(|_| Status::bad_request(format!("resourceVersion: Invalid value: {t:?}: it is no number"))),
     }
 }
 
 /// The objects of a resource that a request means, the revision they are of, where to continue, how many remain.
-fn select(store: &Store, res: &'static Resource, ns: &str, selector: &Selector, q: &Query) -> Result<(Vec<Entry>, Value)> {
+fn select(
+    store: &Store,
+    res: &'static Resource,
+    ns: &str,
+    selector: &Selector,
+    q: &Query,
+) -> Result<(Vec<Entry>, Value)> {
     let limit = q.number("limit")?.unwrap_or(0);
     let state = store.read();
     let prefix = res.prefix(ns);
@@ -192,7 +209,8 @@ fn select(store: &Store, res: &'static Resource, ns: &str, selector: &Selector, 
         after = Some(v["start"].as_str().ok_or_else(bad)?.to_owned());
     }
     // One name in one namespace is one look-up.
-    let single = selector.name().filter(|_| after.is_none() && rev == state.revision && (!res.namespaced || !ns.is_empty()));
+    let single =
+        selector.name().filter(|_| after.is_none() && rev == state.revision && (!res.namespaced || !ns.is_empty()));
     let all = match single {
         Some(name) => {
             let key = res.key(ns, name);
@@ -225,7 +243,13 @@ fn select(store: &Store, res: &'static Resource, ns: &str, selector: &Selector, 
 }
 
 /// The keys of the objects that a request means.
-pub(crate) fn keys(store: &Store, res: &'static Resource, ns: &str, selector: &Selector, q: &Query) -> Result<Vec<Box<str>>> {
+pub(crate) fn keys(
+    store: &Store,
+    res: &'static Resource,
+    ns: &str,
+    selector: &Selector,
+    q: &Query,
+) -> Result<Vec<Box<str>>> {
     Ok(select(store, res, ns, selector, q)?.0.into_iter().map(|(k, _)| k).collect())
 }
 
@@ -412,13 +436,21 @@ impl Watch {
 }
 
 /// A watch: the past from a revision on, then the present as it happens.
-pub(crate) fn watch(store: &Arc<Store>, shown: Shown, ns: &str, selector: Selector, q: &Query, settings: WatchSettings) -> Result<Response<Out>> {
+pub(crate) fn watch(
+    store: &Arc<Store>,
+    shown: Shown,
+    ns: &str,
+    selector: Selector,
+    q: &Query,
+    settings: WatchSettings,
+) -> Result<Response<Out>> {
     let changed = store.subscribe(shown.res);
     let from = revision(q.get("resourceVersion"))?.unwrap_or(0);
     let bookmarks = q.flag("allowWatchBookmarks");
     let send_initial = q.flag("sendInitialEvents");
     if send_initial && q.get("resourceVersionMatch") != "NotOlderThan" {
-        let why = "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        let why =
+            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
         return Err(Status::bad_request(why));
     }
     // Half an hour to an hour, so that clients do not all come back at once.

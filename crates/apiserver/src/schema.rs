@@ -51,19 +51,52 @@ fn parse_type(s: &'static str) -> Ty {
     }
 }
 
+/// A field of the protobuf form: its numbers from the outside in, whether zero values count, its name and type.
+pub(crate) struct Numbered {
+    pub(crate) path: Vec<u32>,
+    pub(crate) pointer: bool,
+    pub(crate) name: &'static str,
+    pub(crate) ty: Ty,
+}
+
+/// The words of the text with the type they belong to.
+fn words() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let mut current = "";
+    TEXT.lines().filter(|l| !l.starts_with('#')).flat_map(move |line| {
+        let mut words = line.split_whitespace();
+        if !line.starts_with(' ')
+            && let Some(name) = words.next()
+        {
+            current = name;
+        }
+        let ty = current;
+        words.map(move |w| (ty, w)).collect::<Vec<_>>()
+    })
+}
+
+/// The protobuf fields of a type.
+pub(crate) fn numbered(name: &str) -> &'static [Numbered] {
+    static ALL: OnceLock<BTreeMap<&'static str, Vec<Numbered>>> = OnceLock::new();
+    let all = ALL.get_or_init(|| {
+        let mut out: BTreeMap<&'static str, Vec<Numbered>> = BTreeMap::new();
+        for (ty, word) in words() {
+            let Some((field, rest)) = word.split_once(':') else { continue };
+            let Some(at) = rest.find(['#', '*']) else { continue };
+            let path = rest[at + 1..].split('.').filter_map(|n| n.parse().ok()).collect();
+            let pointer = rest.as_bytes()[at] == b'*';
+            out.entry(ty).or_default().push(Numbered { path, pointer, name: field, ty: parse_type(&rest[..at]) });
+        }
+        out
+    });
+    all.get(name).map_or(&[], Vec::as_slice)
+}
+
 fn parse() -> BTreeMap<&'static str, Fields> {
     let mut out: BTreeMap<&'static str, Fields> = BTreeMap::new();
-    let mut current = "";
-    for line in TEXT.lines().filter(|l| !l.starts_with('#')) {
-        for (n, word) in line.split_whitespace().enumerate() {
-            if n == 0 && !line.starts_with(' ') {
-                current = word;
-                out.insert(word, Vec::new());
-            } else if let Some((field, ty)) = word.split_once(':')
-                && let Some(fields) = out.get_mut(current)
-            {
-                fields.push((field, parse_type(ty)));
-            }
+    for (ty, word) in words() {
+        if let Some((field, rest)) = word.split_once(':') {
+            let plain = rest.split(['#', '*']).next().unwrap_or(rest);
+            out.entry(ty).or_default().push((field, parse_type(plain)));
         }
     }
     out
@@ -301,6 +334,18 @@ mod tests {
             ]
         );
         assert_eq!(v["spec"], json!({"ports": [{"port": "80"}]}), "unknown fields and nulls are dropped");
+    }
+
+    #[test]
+    fn protobuf_numbers_are_distinct() {
+        for name in types().keys() {
+            let mut seen = std::collections::BTreeSet::new();
+            for f in numbered(name) {
+                assert!(!f.path.is_empty() && seen.insert(f.path.clone()), "{name}.{}: {:?}", f.name, f.path);
+            }
+        }
+        let ports = numbered("ServiceSpec").iter().find(|f| f.name == "ports").unwrap();
+        assert_eq!((ports.path.as_slice(), ports.pointer), ([1].as_slice(), false));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admission::Ranges;
-use crate::api::{Api, bootstrap, handle};
+use crate::api::{Api, bootstrap, handle, reap};
 use crate::config::{Config, ServeError};
 use crate::pki::{self, Pki, kubeconfig};
 use crate::store::{Store, Writer};
@@ -86,7 +86,8 @@ fn listen_unix(path: &Path) -> Result<tokio::net::UnixListener, ServeError> {
     // Bound under a name nobody knows, closed to others, then moved into place: never open to all, not for a moment.
     let tmp = path.with_extension(format!("{:x}", crate::util::random_u64() & 0xff_ffff));
     let listener = tokio::net::UnixListener::bind(&tmp).map_err(error)?;
-    let placed = std::fs::set_permissions(&tmp, std::fs::Permissions::from_mode(0o600)).and_then(|()| std::fs::rename(&tmp, path));
+    let placed = std::fs::set_permissions(&tmp, std::fs::Permissions::from_mode(0o600))
+        .and_then(|()| std::fs::rename(&tmp, path));
     if let Err(e) = placed {
         let _ = std::fs::remove_file(&tmp);
         return Err(error(e));
@@ -126,7 +127,8 @@ impl Server {
         if let Some(t) = config.tls {
             let mut std_listeners = t.listeners;
             for a in t.addrs {
-                std_listeners.push(TcpListener::bind(a).map_err(|source| ServeError::Listen { on: a.to_string(), source })?);
+                std_listeners
+                    .push(TcpListener::bind(a).map_err(|source| ServeError::Listen { on: a.to_string(), source })?);
             }
             let mut sans = t.sans;
             for l in std_listeners {
@@ -143,8 +145,12 @@ impl Server {
         }
         let (stop, stopped) = watch::channel(false);
         let ranges = Ranges { services: config.service_cidrs, node_ports: config.node_ports };
-        let api =
-            Arc::new(Api { store: Arc::new(store), ranges, bookmark_interval: config.bookmark_interval, stop: stopped });
+        let api = Arc::new(Api {
+            store: Arc::new(store),
+            ranges,
+            bookmark_interval: config.bookmark_interval,
+            stop: stopped,
+        });
         let port = config.advertise.first().or(addrs.first()).map_or(6443, SocketAddr::port);
         bootstrap(&api, &config.advertise, port).await.map_err(|s| ServeError::Store {
             path: config.store.clone(),
@@ -176,6 +182,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let socket = self.unix.as_ref().map(|(p, _)| p.clone());
+        tasks.spawn(reap(self.api.clone()));
         if let Some((_, l)) = self.unix {
             tasks.spawn(accept_unix(l, self.api.clone(), self.stop.subscribe(), limit.clone()));
         }
@@ -213,7 +220,12 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()> + Send) ->
     Server::start(config).await?.run(shutdown).await
 }
 
-async fn accept_unix(l: tokio::net::UnixListener, api: Arc<Api>, mut stop: watch::Receiver<bool>, limit: Arc<Semaphore>) {
+async fn accept_unix(
+    l: tokio::net::UnixListener,
+    api: Arc<Api>,
+    mut stop: watch::Receiver<bool>,
+    limit: Arc<Semaphore>,
+) {
     let mut conns = JoinSet::new();
     loop {
         while conns.try_join_next().is_some() {}

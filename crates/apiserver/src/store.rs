@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
 use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
 use redb::{Database, DatabaseError, ReadableTable, TableDefinition};
@@ -113,7 +113,10 @@ impl Kind {
             Some(a) if a >= prefix => Bound::Excluded(a.into()),
             _ => Bound::Included(prefix.into()),
         };
-        self.objects.range((from, Bound::Unbounded)).map(|(k, v)| (&**k, v)).take_while(move |(k, _)| k.starts_with(prefix))
+        self.objects
+            .range((from, Bound::Unbounded))
+            .map(|(k, v)| (&**k, v))
+            .take_while(move |(k, _)| k.starts_with(prefix))
     }
 
     fn push(&mut self, e: Event, limit: usize) {
@@ -377,7 +380,29 @@ fn publish(state: &mut State, log: Vec<Change>, history: usize) {
     }
 }
 
-fn run(db: &Database, path: &PathBuf, state: &RwLock<State>, jobs: &mut mpsc::Receiver<Job>, history: usize) {
+/// Closes and opens the file after an error of the system below: redb wants it so. What is on disk then may be one commit
+/// ahead of memory, when the error came after the point of no return; memory follows, and watchers list again.
+fn reopen(path: &Path, state: &RwLock<State>) -> std::result::Result<Database, ServeError> {
+    let db = open_db(path)?;
+    let disk = load(&db).map_err(|e| store_error(path, &e))?;
+    let mut memory = state.write().unwrap_or_else(PoisonError::into_inner);
+    if disk.revision != memory.revision {
+        memory.revision = disk.revision;
+        memory.claims = disk.claims;
+        for (old, new) in memory.kinds.iter_mut().zip(disk.kinds) {
+            old.objects = new.objects;
+            old.history.clear();
+            old.history_bytes = 0;
+            old.since = disk.revision;
+            old.notify.send_replace(disk.revision);
+        }
+    }
+    Ok(db)
+}
+
+/// The writer: see the head of this file.
+fn run(db: Database, path: &Path, state: &RwLock<State>, jobs: &mut mpsc::Receiver<Job>, history: usize) {
+    let mut open = Some(db);
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH
@@ -385,20 +410,24 @@ fn run(db: &Database, path: &PathBuf, state: &RwLock<State>, jobs: &mut mpsc::Re
         {
             batch.push(job);
         }
+        let mut result = Ok(());
+        if open.is_none() {
+            open = reopen(path, state).map_err(|e| result = Err(Status::unavailable(e.to_string()))).ok();
+        }
         let (log, done) = {
             let guard = read(state);
             let mut tx = Tx { state: &guard, log: Vec::new(), overlay: HashMap::new() };
             let done: Vec<Done> = batch.into_iter().map(|job| job(&mut tx)).collect();
             (tx.log, done)
         };
-        let mut result = Ok(());
-        if let Some(last) = log.last() {
+        if let (Some(db), Some(last)) = (&open, log.last()) {
             match persist(db, last.object.rev, &log) {
-                Ok(()) => publish(&mut state.write().unwrap_or_else(|e| e.into_inner()), log, history),
+                Ok(()) => publish(&mut state.write().unwrap_or_else(PoisonError::into_inner), log, history),
                 Err(e) => {
                     let e = store_error(path, &e);
                     tracing::error!(error = %e, "a write could not be stored");
                     result = Err(Status::unavailable(e.to_string()));
+                    open = None;
                 }
             }
         }
@@ -410,7 +439,7 @@ fn run(db: &Database, path: &PathBuf, state: &RwLock<State>, jobs: &mut mpsc::Re
 
 fn read(state: &RwLock<State>) -> RwLockReadGuard<'_, State> {
     // A panic while publishing cannot leave the maps half-written in a way that reading makes worse.
-    state.read().unwrap_or_else(|e| e.into_inner())
+    state.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store {
@@ -422,7 +451,7 @@ impl Store {
         let (shared, file) = (state.clone(), path.to_path_buf());
         let thread = std::thread::Builder::new()
             .name("api-store".into())
-            .spawn(move || run(&db, &file, &shared, &mut queue, history.max(1)))
+            .spawn(move || run(db, &file, &shared, &mut queue, history.max(1)))
             .map_err(|e| store_error(path, &e))?;
         Ok((Self { state, jobs }, Writer(thread)))
     }

@@ -24,8 +24,13 @@ const fn num(name: &'static str, cell: fn(&Value) -> Value) -> Column {
     Column { name, ty: "integer", format: "", priority: 0, cell }
 }
 
-const NAME: Column =
-    Column { name: "Name", ty: "string", format: "name", priority: 0, cell: |v| str_at(v, &["metadata", "name"]).into() };
+const NAME: Column = Column {
+    name: "Name",
+    ty: "string",
+    format: "name",
+    priority: 0,
+    cell: |v| str_at(v, &["metadata", "name"]).into(),
+};
 const AGE: Column = col("Age", |v| age(str_at(v, &["metadata", "creationTimestamp"])).into());
 
 /// The `columnDefinitions` of a table.
@@ -460,8 +465,9 @@ pub(crate) static INGRESS: &[Column] = &[
     col("Hosts", hosts),
     col("Address", |v| {
         let all = list_at(v, &["status", "loadBalancer", "ingress"]).iter();
-        let all: Vec<&str> =
-            all.map(|i| Some(str_at(i, &["ip"])).filter(|s| !s.is_empty()).unwrap_or(str_at(i, &["hostname"]))).collect();
+        let all: Vec<&str> = all
+            .map(|i| Some(str_at(i, &["ip"])).filter(|s| !s.is_empty()).unwrap_or(str_at(i, &["hostname"])))
+            .collect();
         all.join(",").into()
     }),
     col("Ports", |v| if list_at(v, &["spec", "tls"]).is_empty() { "80".into() } else { "80, 443".into() }),
@@ -504,9 +510,11 @@ mod tests {
     fn pod_status_words() {
         let pod = |status: Value| json!({"metadata": {}, "spec": {"containers": [{}]}, "status": status});
         assert_eq!(pod_status(&pod(json!({"phase": "Pending"}))), "Pending");
-        let waiting = json!({"phase": "Running", "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
+        let waiting =
+            json!({"phase": "Running", "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
         assert_eq!(pod_status(&pod(waiting)), "CrashLoopBackOff");
-        let done = json!({"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"reason": "Completed"}}}]});
+        let done =
+            json!({"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"reason": "Completed"}}}]});
         assert_eq!(pod_status(&pod(done)), "Completed");
         let mut gone = pod(json!({"phase": "Running"}));
         gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();

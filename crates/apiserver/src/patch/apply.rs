@@ -129,7 +129,15 @@ struct Conflict {
 }
 
 /// The leaves that both trees have and whose values differ.
-fn conflicts(at: &Conflict, mine: &Value, theirs: &Value, config: Option<&Value>, live: Option<&Value>, ty: &Ty, out: &mut Vec<Conflict>) {
+fn conflicts(
+    at: &Conflict,
+    mine: &Value,
+    theirs: &Value,
+    config: Option<&Value>,
+    live: Option<&Value>,
+    ty: &Ty,
+    out: &mut Vec<Conflict>,
+) {
     let below = |name: &String, step: String| {
         let mut keys = at.keys.clone();
         keys.push(name.clone());
@@ -138,7 +146,9 @@ fn conflicts(at: &Conflict, mine: &Value, theirs: &Value, config: Option<&Value>
     for (name, sub) in mine.as_object().into_iter().flatten().filter(|(n, _)| *n != ".") {
         let Some(other) = theirs.get(name) else { continue };
         let (c, l, inner, step) = match name.split_once(':') {
-            Some(("f", f)) => (config.and_then(|v| v.get(f)), live.and_then(|v| v.get(f)), child(ty, f), format!(".{f}")),
+            Some(("f", f)) => {
+                (config.and_then(|v| v.get(f)), live.and_then(|v| v.get(f)), child(ty, f), format!(".{f}"))
+            }
             Some((_, id)) => {
                 let Ty::List(inner, Some(key)) = ty else { continue };
                 let find = |v: Option<&'_ Value>| -> Option<usize> {
@@ -257,7 +267,8 @@ mod tests {
         let one = json!({"metadata": {"name": "a", "labels": {"x": "1", "y": "1"}}, "spec": {"ports": [{"port": 80}, {"port": 81}]}});
         let a = apply(svc, &live, &one, "me", false).unwrap();
         assert_eq!(a["metadata"]["labels"], json!({"foreign": "1", "x": "1", "y": "1"}));
-        let two = json!({"metadata": {"name": "a", "labels": {"x": "2"}}, "spec": {"ports": [{"port": 81, "name": "b"}]}});
+        let two =
+            json!({"metadata": {"name": "a", "labels": {"x": "2"}}, "spec": {"ports": [{"port": 81, "name": "b"}]}});
         let b = apply(svc, &a, &two, "me", false).unwrap();
         assert_eq!(b["metadata"]["labels"], json!({"foreign": "1", "x": "2"}));
         assert_eq!(b["spec"], json!({"clusterIP": "10.0.0.1", "ports": [{"port": 81, "name": "b"}]}));
@@ -267,7 +278,14 @@ mod tests {
     #[test]
     fn two_appliers_conflict_until_forced() {
         let svc = core("services");
-        let a = apply(svc, &json!({"metadata": {}}), &json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "name": "x"}]}}), "one", false).unwrap();
+        let a = apply(
+            svc,
+            &json!({"metadata": {}}),
+            &json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "name": "x"}]}}),
+            "one",
+            false,
+        )
+        .unwrap();
         let other = json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80, "name": "y"}]}});
         let e = apply(svc, &a, &other, "two", false).unwrap_err();
         assert_eq!(e.code, 409);
@@ -278,6 +296,10 @@ mod tests {
         let c = apply(svc, &b, &json!({"spec": {"type": "ClusterIP"}}), "three", false).unwrap();
         let d = apply(svc, &c, &json!({"spec": {}}), "two", false).unwrap();
         assert_eq!(d["spec"]["type"], "ClusterIP");
-        assert_eq!(d["spec"]["ports"], json!([{"port": 80}]), "the entry is still the first one's, its name is nobody's");
+        assert_eq!(
+            d["spec"]["ports"],
+            json!([{"port": 80}]),
+            "the entry is still the first one's, its name is nobody's"
+        );
     }
 }

@@ -10,7 +10,12 @@ const MAX_OPS: usize = 10_000;
 const MAX_COPIED: usize = 3 << 20;
 
 fn bad(i: usize, why: impl std::fmt::Display) -> Status {
-    Status { code: 422, reason: "Invalid", message: format!("the server rejected our request due to an error in our request: operation {i}: {why}"), details: Value::Null }
+    Status {
+        code: 422,
+        reason: "Invalid",
+        message: format!("the server rejected our request due to an error in our request: operation {i}: {why}"),
+        details: Value::Null,
+    }
 }
 
 fn pointer(text: &str) -> std::result::Result<Vec<String>, String> {
@@ -132,7 +137,11 @@ pub(crate) fn json_patch(target: &mut Value, patch: &Value) -> Result<()> {
             "test" => {
                 let want = value()?;
                 get(&mut work, &path).and_then(|have| {
-                    if *have == want { Ok(()) } else { Err(format!("testing value {} failed", text("path").unwrap_or(""))) }
+                    if *have == want {
+                        Ok(())
+                    } else {
+                        Err(format!("testing value {} failed", text("path").unwrap_or("")))
+                    }
                 })
             }
             other => return Err(bad(i, format!("unexpected kind: {other:?}"))),
@@ -152,15 +161,35 @@ mod tests {
     #[test]
     fn the_operations_of_rfc_6902() {
         for (mut doc, patch, want) in [
-            (json!({"foo": "bar"}), json!([{"op": "add", "path": "/baz", "value": "q"}]), json!({"foo": "bar", "baz": "q"})),
-            (json!({"foo": ["bar", "baz"]}), json!([{"op": "add", "path": "/foo/1", "value": "q"}]), json!({"foo": ["bar", "q", "baz"]})),
-            (json!({"foo": ["bar"]}), json!([{"op": "add", "path": "/foo/-", "value": ["a"]}]), json!({"foo": ["bar", ["a"]]})),
+            (
+                json!({"foo": "bar"}),
+                json!([{"op": "add", "path": "/baz", "value": "q"}]),
+                json!({"foo": "bar", "baz": "q"}),
+            ),
+            (
+                json!({"foo": ["bar", "baz"]}),
+                json!([{"op": "add", "path": "/foo/1", "value": "q"}]),
+                json!({"foo": ["bar", "q", "baz"]}),
+            ),
+            (
+                json!({"foo": ["bar"]}),
+                json!([{"op": "add", "path": "/foo/-", "value": ["a"]}]),
+                json!({"foo": ["bar", ["a"]]}),
+            ),
             (json!({"a": 1, "b": 2}), json!([{"op": "remove", "path": "/b"}]), json!({"a": 1})),
             (json!({"a": [1, 2, 3]}), json!([{"op": "remove", "path": "/a/1"}]), json!({"a": [1, 3]})),
             (json!({"a": 1}), json!([{"op": "replace", "path": "/a", "value": 2}]), json!({"a": 2})),
-            (json!({"a": {"x": 1}, "b": {}}), json!([{"op": "move", "from": "/a/x", "path": "/b/y"}]), json!({"a": {}, "b": {"y": 1}})),
+            (
+                json!({"a": {"x": 1}, "b": {}}),
+                json!([{"op": "move", "from": "/a/x", "path": "/b/y"}]),
+                json!({"a": {}, "b": {"y": 1}}),
+            ),
             (json!({"a": 1}), json!([{"op": "copy", "from": "/a", "path": "/b"}]), json!({"a": 1, "b": 1})),
-            (json!({"a/b": 1, "m~n": 2}), json!([{"op": "test", "path": "/a~1b", "value": 1}, {"op": "test", "path": "/m~0n", "value": 2}]), json!({"a/b": 1, "m~n": 2})),
+            (
+                json!({"a/b": 1, "m~n": 2}),
+                json!([{"op": "test", "path": "/a~1b", "value": 1}, {"op": "test", "path": "/m~0n", "value": 2}]),
+                json!({"a/b": 1, "m~n": 2}),
+            ),
         ] {
             json_patch(&mut doc, &patch).unwrap();
             assert_eq!(doc, want);
@@ -187,9 +216,7 @@ mod tests {
 
     #[test]
     fn copies_cannot_nest_without_bound() {
-        let ops: Vec<Value> = (0..20)
-            .map(|i| json!({"op": "copy", "from": "", "path": "/a".repeat(1 << i)}))
-            .collect();
+        let ops: Vec<Value> = (0..20).map(|i| json!({"op": "copy", "from": "", "path": "/a".repeat(1 << i)})).collect();
         let mut d = json!({});
         assert!(json_patch(&mut d, &Value::from(ops)).is_err());
     }

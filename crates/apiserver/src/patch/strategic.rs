@@ -163,10 +163,8 @@ fn reorder(have: &mut Vec<Value>, order: &[Value], key: &str) {
         let mine = id(v);
         order.iter().position(|o| id(o) == mine)
     };
-    let (mut listed, mut others): (Vec<(usize, Value)>, Vec<(usize, Value)>) = (Vec::new(), Vec::new());
-    for (was, v) in have.drain(..).enumerate() {
-        if place(&v).is_some() { listed.push((was, v)) } else { others.push((was, v)) }
-    }
+    let all: Vec<(usize, Value)> = have.drain(..).enumerate().collect();
+    let (mut listed, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, v)| place(v).is_some());
     listed.sort_by_key(|(_, v)| place(v));
     let mut others = others.into_iter().peekable();
     for (was, v) in listed {
@@ -210,10 +208,14 @@ mod tests {
             t,
             json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}, "metadata": {"ownerReferences": [{"uid": "2", "name": "b"}]}}),
         );
-        assert_eq!(got["status"]["conditions"], json!([{"type": "Ready", "status": "True"}, {"type": "X", "status": "True"}]));
+        assert_eq!(
+            got["status"]["conditions"],
+            json!([{"type": "Ready", "status": "True"}, {"type": "X", "status": "True"}])
+        );
         assert_eq!(got["metadata"]["ownerReferences"], json!([{"uid": "1", "name": "a"}, {"uid": "2", "name": "b"}]));
         let mut svc = json!({"spec": {"ports": [{"port": 80, "nodePort": 30000}]}});
-        strategic_merge(&mut svc, &json!({"spec": {"ports": [{"port": 80, "name": "x"}, {"port": 81}]}}), "Service").unwrap();
+        strategic_merge(&mut svc, &json!({"spec": {"ports": [{"port": 80, "name": "x"}, {"port": 81}]}}), "Service")
+            .unwrap();
         assert_eq!(svc["spec"]["ports"], json!([{"port": 80, "nodePort": 30000, "name": "x"}, {"port": 81}]));
     }
 
@@ -225,7 +227,10 @@ mod tests {
             json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a/a"], "finalizers": ["c/c", "b/b"], "$setElementOrder/finalizers": ["c/c", "b/b"]},
                 "spec": {"tolerations": [3], "nodeSelector": {"$patch": "replace", "b": "2"}}}),
         );
-        assert_eq!(got, json!({"metadata": {"finalizers": ["c/c", "b/b"]}, "spec": {"tolerations": [3], "nodeSelector": {"b": "2"}}}));
+        assert_eq!(
+            got,
+            json!({"metadata": {"finalizers": ["c/c", "b/b"]}, "spec": {"tolerations": [3], "nodeSelector": {"b": "2"}}})
+        );
         let got = pod(
             json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}]}}),
             json!({"spec": {"containers": [{"$patch": "replace"}, {"name": "z"}]}}),
@@ -244,14 +249,20 @@ mod tests {
             json!({"spec": {"containers": [{"name": "a"}, {"name": "sidecar"}, {"name": "b"}]}}),
             json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}}),
         );
-        let names: Vec<&str> = got["spec"]["containers"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+        let names: Vec<&str> =
+            got["spec"]["containers"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
         assert_eq!(names.len(), 3);
         assert!(names.iter().position(|n| *n == "b") < names.iter().position(|n| *n == "a"), "{names:?}");
     }
 
     #[test]
     fn bad_patches_are_refused() {
-        for p in [json!([]), json!({"spec": {"containers": [{"image": "x"}]}}), json!({"spec": {"$patch": "explode"}}), json!({"spec": {"containers": [1]}})] {
+        for p in [
+            json!([]),
+            json!({"spec": {"containers": [{"image": "x"}]}}),
+            json!({"spec": {"$patch": "explode"}}),
+            json!({"spec": {"containers": [1]}}),
+        ] {
             let mut t = json!({"spec": {"containers": []}});
             assert_eq!(strategic_merge(&mut t, &p, "Pod").unwrap_err().code, 400, "{p}");
         }

@@ -39,10 +39,7 @@ const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumer
 pub(crate) fn is_label(s: &str) -> bool {
     let b = s.as_bytes();
     let alnum = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
-    (1..=63).contains(&b.len())
-        && b.iter().all(|c| alnum(*c) || *c == b'-')
-        && alnum(b[0])
-        && alnum(b[b.len() - 1])
+    (1..=63).contains(&b.len()) && b.iter().all(|c| alnum(*c) || *c == b'-') && alnum(b[0]) && alnum(b[b.len() - 1])
 }
 
 pub(crate) fn is_subdomain(s: &str) -> bool {
@@ -61,9 +58,7 @@ impl NameRule {
         let (ok, why, max) = match self {
             Self::Subdomain => (is_subdomain(name), SUBDOMAIN, 253),
             Self::Label => (is_label(name), LABEL, 63),
-            Self::Label1035 => {
-                (is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase()), LABEL_1035, 63)
-            }
+            Self::Label1035 => (is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase()), LABEL_1035, 63),
         };
         if ok {
             None
@@ -130,7 +125,10 @@ pub(crate) fn label_selector(v: &Value, path: &str, c: &mut Causes) {
                 c.required(&format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'");
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => {
-                c.forbidden(&format!("{at}.values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                c.forbidden(
+                    &format!("{at}.values"),
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                );
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             other => c.invalid(&format!("{at}.operator"), &other.into(), "not a valid selector operator"),
@@ -229,9 +227,7 @@ pub(crate) fn node(v: &Value, old: Option<&Value>, c: &mut Causes) {
             ),
         }
     }
-    if ranges.len() > 2 {
-        c.invalid("spec.podCIDRs", &spec["podCIDRs"], "may specify no more than one CIDR for each IP family");
-    } else if parsed.len() == 2 && parsed[0].family() == parsed[1].family() {
+    if ranges.len() > 2 || parsed.len() == 2 && parsed[0].family() == parsed[1].family() {
         c.invalid("spec.podCIDRs", &spec["podCIDRs"], "may specify no more than one CIDR for each IP family");
     }
     let single = str_at(spec, &["podCIDR"]);
@@ -242,10 +238,7 @@ pub(crate) fn node(v: &Value, old: Option<&Value>, c: &mut Causes) {
         // Set once: routes and addresses of the whole cluster hang on it.
         let had = list_at(old, &["spec", "podCIDRs"]);
         if !had.is_empty() && had != ranges {
-            c.forbidden(
-                "spec.podCIDRs",
-                "node updates may not change podCIDR except from \"\" to valid",
-            );
+            c.forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid");
         }
         let had = str_at(old, &["spec", "providerID"]);
         if !had.is_empty() && had != str_at(spec, &["providerID"]) {
@@ -340,7 +333,8 @@ pub(crate) fn event(v: &Value, _: Option<&Value>, c: &mut Causes) {
     if !about.is_empty() && about != ns {
         c.invalid("involvedObject.namespace", &about.into(), "does not match event.namespace");
     }
-    if about.is_empty() && ns != "default" && ns != "kube-system" && !str_at(v, &["involvedObject", "kind"]).is_empty() {
+    if about.is_empty() && ns != "default" && ns != "kube-system" && !str_at(v, &["involvedObject", "kind"]).is_empty()
+    {
         c.invalid("involvedObject.namespace", &about.into(), "does not match event.namespace");
     }
 }

@@ -325,7 +325,11 @@ pub(crate) fn network_policy(v: &Value, _: Option<&Value>, c: &mut Causes) {
                 if let Some(end) = int_at(p, &["endPort"]) {
                     match int_at(p, &["port"]) {
                         Some(start) if end < start => {
-                            c.invalid(&format!("{path}.endPort"), &end.into(), "must be greater than or equal to `port`");
+                            c.invalid(
+                                &format!("{path}.endPort"),
+                                &end.into(),
+                                "must be greater than or equal to `port`",
+                            );
                         }
                         Some(_) if !port_ok(end) => c.invalid(&format!("{path}.endPort"), &end.into(), PORT_RANGE),
                         Some(_) => {}
@@ -368,7 +372,9 @@ fn peer_rule(peer: &Value, path: &str, c: &mut Causes) {
         c.forbidden(path, "may not specify both ipBlock and another peer");
     }
     match str_at(block, &["cidr"]).parse::<Cidr>() {
-        Err(e) => c.invalid(&format!("{path}.ipBlock.cidr"), &block["cidr"], &format!("must be a valid CIDR value: {e}")),
+        Err(e) => {
+            c.invalid(&format!("{path}.ipBlock.cidr"), &block["cidr"], &format!("must be a valid CIDR value: {e}"))
+        }
         Ok(whole) => {
             for (k, x) in list_at(block, &["except"]).iter().enumerate() {
                 let at = format!("{path}.ipBlock.except[{k}]");
@@ -396,7 +402,9 @@ fn backend(v: &Value, path: &str, c: &mut Causes) {
             let (n, named) = (int_at(s, &["port", "number"]), str_at(s, &["port", "name"]));
             match n {
                 Some(n) if !port_ok(n) => c.invalid(&format!("{path}.service.port.number"), &n.into(), PORT_RANGE),
-                None if named.is_empty() => c.required(&format!("{path}.service.port"), "port name or number is required"),
+                None if named.is_empty() => {
+                    c.required(&format!("{path}.service.port"), "port name or number is required")
+                }
                 _ => {}
             }
         }

@@ -41,7 +41,11 @@ fn container(c: &Value, path: &str, names: &mut BTreeSet<String>, host_network: 
             Some(n) if !port_ok(n) => out.invalid(&format!("{path}.containerPort"), &n.into(), PORT_RANGE),
             Some(n) => {
                 if host_network && int_at(p, &["hostPort"]).is_some_and(|h| h != n) {
-                    out.invalid(&format!("{path}.hostPort"), &p["hostPort"], "must match `containerPort` when `hostNetwork` is true");
+                    out.invalid(
+                        &format!("{path}.hostPort"),
+                        &p["hostPort"],
+                        "must match `containerPort` when `hostNetwork` is true",
+                    );
                 }
             }
         }
@@ -110,7 +114,10 @@ fn pod_spec(s: &Value, path: &str, restart: &[&str], out: &mut Causes) {
     let dns = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
     match str_at(s, &["dnsPolicy"]) {
         "None" if list_at(s, &["dnsConfig", "nameservers"]).is_empty() => {
-            out.required(&format!("{path}.dnsConfig.nameservers"), "must provide at least one DNS nameserver when `dnsPolicy` is None");
+            out.required(
+                &format!("{path}.dnsConfig.nameservers"),
+                "must provide at least one DNS nameserver when `dnsPolicy` is None",
+            );
         }
         p if !dns.contains(&p) => out.unsupported(&format!("{path}.dnsPolicy"), &s["dnsPolicy"], &dns),
         _ => {}
@@ -201,8 +208,13 @@ pub(crate) fn pod(v: &Value, old: Option<&Value>, c: &mut Causes) {
     let fixed = |spec: &Value| {
         let mut s = spec.clone();
         if let Some(m) = s.as_object_mut() {
-            for key in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "ephemeralContainers", "schedulingGates"]
-            {
+            for key in [
+                "activeDeadlineSeconds",
+                "tolerations",
+                "terminationGracePeriodSeconds",
+                "ephemeralContainers",
+                "schedulingGates",
+            ] {
                 m.remove(key);
             }
             for key in ["containers", "initContainers"] {
@@ -320,7 +332,8 @@ pub(crate) fn deployment(v: &Value, old: Option<&Value>, c: &mut Causes) {
     if let Some(s) = spec.get("strategy") {
         strategy(s, "spec.strategy", &["Recreate", "RollingUpdate"], c);
     }
-    if let (Some(d), Some(m)) = (int_at(spec, &["progressDeadlineSeconds"]), Some(int_at(spec, &["minReadySeconds"]).unwrap_or(0)))
+    if let (Some(d), Some(m)) =
+        (int_at(spec, &["progressDeadlineSeconds"]), Some(int_at(spec, &["minReadySeconds"]).unwrap_or(0)))
         && d <= m
     {
         c.invalid("spec.progressDeadlineSeconds", &d.into(), "must be greater than minReadySeconds");

@@ -52,7 +52,8 @@ async fn many_services_at_once_never_share() {
     });
     let all = futures::future::join_all(all).await;
     let ips: std::collections::BTreeSet<_> = all.iter().map(|s| s["spec"]["clusterIP"].to_string()).collect();
-    let node_ports: std::collections::BTreeSet<_> = all.iter().map(|s| s["spec"]["ports"][0]["nodePort"].as_u64().unwrap()).collect();
+    let node_ports: std::collections::BTreeSet<_> =
+        all.iter().map(|s| s["spec"]["ports"][0]["nodePort"].as_u64().unwrap()).collect();
     assert_eq!((ips.len(), node_ports.len()), (60, 60));
     assert!(node_ports.iter().all(|p| (30000..=32767).contains(p)));
 }
@@ -71,9 +72,17 @@ async fn families_follow_the_rules_of_dual_stack() {
         (json!({}), json!(["IPv4"]), "SingleStack"),
         (json!({"ipFamilies": ["IPv6"]}), json!(["IPv6"]), "SingleStack"),
         (json!({"ipFamilyPolicy": "PreferDualStack"}), json!(["IPv4", "IPv6"]), "PreferDualStack"),
-        (json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}), json!(["IPv6", "IPv4"]), "RequireDualStack"),
+        (
+            json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}),
+            json!(["IPv6", "IPv4"]),
+            "RequireDualStack",
+        ),
         (json!({"clusterIP": "fd00:10:96::77"}), json!(["IPv6"]), "SingleStack"),
-        (json!({"clusterIPs": ["fd00:10:96::78", "10.96.0.78"], "clusterIP": "fd00:10:96::78", "ipFamilyPolicy": "RequireDualStack"}), json!(["IPv6", "IPv4"]), "RequireDualStack"),
+        (
+            json!({"clusterIPs": ["fd00:10:96::78", "10.96.0.78"], "clusterIP": "fd00:10:96::78", "ipFamilyPolicy": "RequireDualStack"}),
+            json!(["IPv6", "IPv4"]),
+            "RequireDualStack",
+        ),
         (json!({"clusterIP": "None", "selector": {"a": "b"}}), json!(["IPv4"]), "SingleStack"),
         (json!({"clusterIP": "None"}), json!(["IPv4", "IPv6"]), "RequireDualStack"),
     ] {
@@ -116,7 +125,11 @@ async fn a_service_may_change_its_mind() {
     let ip = made["spec"]["clusterIP"].clone();
     let merge = "application/merge-patch+json";
     let (code, np) = h.patch(&s, merge, json!({"spec": {"type": "NodePort"}})).await;
-    assert_eq!((code, &np["spec"]["clusterIP"], &np["spec"]["externalTrafficPolicy"]), (200, &ip, &json!("Cluster")), "{np}");
+    assert_eq!(
+        (code, &np["spec"]["clusterIP"], &np["spec"]["externalTrafficPolicy"]),
+        (200, &ip, &json!("Cluster")),
+        "{np}"
+    );
     let port = |v: &Value, i: usize| v["spec"]["ports"][i]["nodePort"].clone();
     assert!(port(&np, 0).is_u64() && port(&np, 1) == port(&np, 2), "one port number, two protocols: one node port");
     // Written again as a client would that knows nothing of what was given.
@@ -124,25 +137,40 @@ async fn a_service_may_change_its_mind() {
     bare["metadata"]["resourceVersion"] = np["metadata"]["resourceVersion"].clone();
     let kept = h.put(&s, &bare).await;
     assert_eq!((&kept["spec"]["clusterIP"], port(&kept, 0), port(&kept, 1)), (&ip, port(&np, 0), port(&np, 1)));
-    let (_, why) = refused(&h, service("t", json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": port(&np, 0)}]}))).await;
+    let (_, why) =
+        refused(&h, service("t", json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": port(&np, 0)}]}))).await;
     assert!(why.contains("provided port is already allocated"), "{why}");
-    let (field, why) = refused(&h, service("t", json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]}))).await;
+    let (field, why) =
+        refused(&h, service("t", json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]}))).await;
     assert_eq!(field, "spec.ports[0].nodePort");
     assert!(why.contains("30000-32767"), "{why}");
 
-    let (code, v) = h.patch(&s, merge, json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}})).await;
+    let (code, v) =
+        h.patch(&s, merge, json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}})).await;
     assert_eq!(code, 200, "{v}");
     assert!(v["spec"]["healthCheckNodePort"].is_u64() && v["spec"]["allocateLoadBalancerNodePorts"] == true);
     let (code, v) = h.patch(&s, merge, json!({"spec": {"type": "ClusterIP"}})).await;
-    assert_eq!((code, port(&v, 0), v["spec"].get("healthCheckNodePort"), v["spec"].get("externalTrafficPolicy")), (200, Value::Null, None, None), "{v}");
+    assert_eq!(
+        (code, port(&v, 0), v["spec"].get("healthCheckNodePort"), v["spec"].get("externalTrafficPolicy")),
+        (200, Value::Null, None, None),
+        "{v}"
+    );
     h.create(SVCS, service("t", json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": port(&np, 0)}]}))).await;
 
     let (code, e) = h.patch(&s, merge, json!({"spec": {"clusterIP": "10.96.9.9"}})).await;
     assert_eq!((code, &e["details"]["causes"][0]["field"]), (422, &json!("spec.clusterIPs[0]")));
     let (code, v) = h.patch(&s, merge, json!({"spec": {"ipFamilyPolicy": "PreferDualStack"}})).await;
-    assert_eq!((code, v["spec"]["clusterIPs"].as_array().unwrap().len(), &v["spec"]["clusterIPs"][0]), (200, 2, &ip), "{v}");
+    assert_eq!(
+        (code, v["spec"]["clusterIPs"].as_array().unwrap().len(), &v["spec"]["clusterIPs"][0]),
+        (200, 2, &ip),
+        "{v}"
+    );
     let (code, v) = h.patch(&s, merge, json!({"spec": {"ipFamilyPolicy": "SingleStack"}})).await;
-    assert_eq!((code, &v["spec"]["clusterIPs"], &v["spec"]["ipFamilies"]), (200, &json!([ip]), &json!(["IPv4"])), "{v}");
+    assert_eq!(
+        (code, &v["spec"]["clusterIPs"], &v["spec"]["ipFamilies"]),
+        (200, &json!([ip]), &json!(["IPv4"])),
+        "{v}"
+    );
     let (code, v) = h.patch(&s, merge, json!({"spec": {"type": "ExternalName", "externalName": "example.com"}})).await;
     assert_eq!((code, v["spec"].get("clusterIP"), v["spec"].get("ipFamilies")), (200, None, None), "{v}");
     h.create(SVCS, service("u", json!({"clusterIP": ip, "ports": ports()}))).await;
@@ -161,16 +189,37 @@ async fn defaults_are_the_apis() {
     assert_eq!(spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"], 10800);
     let p = h.create(PODS, pod("p")).await;
     let spec = &p["spec"];
-    for (k, want) in [("restartPolicy", "Always"), ("dnsPolicy", "ClusterFirst"), ("schedulerName", "default-scheduler"), ("serviceAccountName", "default")] {
+    for (k, want) in [
+        ("restartPolicy", "Always"),
+        ("dnsPolicy", "ClusterFirst"),
+        ("schedulerName", "default-scheduler"),
+        ("serviceAccountName", "default"),
+    ] {
         assert_eq!(spec[k], want);
     }
-    assert_eq!((&spec["terminationGracePeriodSeconds"], &spec["containers"][0]["imagePullPolicy"]), (&json!(30), &json!("IfNotPresent")));
+    assert_eq!(
+        (&spec["terminationGracePeriodSeconds"], &spec["containers"][0]["imagePullPolicy"]),
+        (&json!(30), &json!("IfNotPresent"))
+    );
     assert_eq!((&p["status"]["phase"], &p["status"]["qosClass"]), (&json!("Pending"), &json!("BestEffort")));
     let d = h.create(DEPLOYS, deployment("d")).await;
-    assert_eq!(d["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}}));
+    assert_eq!(
+        d["spec"]["strategy"],
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}})
+    );
     assert_eq!(d["spec"]["template"]["spec"]["restartPolicy"], "Always");
-    let n = h.create("/api/v1/nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": {"podCIDR": "10.1.0.0/24"}})).await;
+    let n = h
+        .create(
+            "/api/v1/nodes",
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": {"podCIDR": "10.1.0.0/24"}}),
+        )
+        .await;
     assert_eq!(n["spec"]["podCIDRs"], json!(["10.1.0.0/24"]));
-    let s = h.create("/api/v1/namespaces/default/secrets", json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"a": "b"}})).await;
+    let s = h
+        .create(
+            "/api/v1/namespaces/default/secrets",
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"a": "b"}}),
+        )
+        .await;
     assert_eq!((&s["type"], &s["data"]["a"], s.get("stringData")), (&json!("Opaque"), &json!("Yg=="), None));
 }

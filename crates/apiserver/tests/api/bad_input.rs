@@ -40,20 +40,55 @@ async fn invalid_objects_name_their_field() {
         (SVCS, with(svc(), "/spec/ports", json!([])), "spec.ports", "Required value"),
         (SVCS, with(svc(), "/spec/ports", json!([{"port": 70000}])), "spec.ports[0].port", "between 1 and 65535"),
         (SVCS, with(svc(), "/spec/ports", json!([{"port": 0}])), "spec.ports[0].port", "between 1 and 65535"),
-        (SVCS, with(svc(), "/spec/ports", json!([{"port": 1, "protocol": "ICMP"}])), "spec.ports[0].protocol", "\"TCP\""),
-        (SVCS, with(svc(), "/spec/ports", json!([{"port": 1, "name": "a"}, {"port": 2}])), "spec.ports[1].name", "Required"),
-        (SVCS, with(svc(), "/spec/ports", json!([{"port": 1, "name": "a"}, {"port": 1, "name": "b"}])), "spec.ports[1]", "Duplicate"),
-        (SVCS, with(svc(), "/spec/ports", json!([{"port": 1, "targetPort": "Not A Port"}])), "spec.ports[0].targetPort", "must contain"),
-        (SVCS, with(svc(), "/spec/ports", json!([{"port": 1, "nodePort": 30000}])), "spec.ports[0].nodePort", "may not be used"),
+        (
+            SVCS,
+            with(svc(), "/spec/ports", json!([{"port": 1, "protocol": "ICMP"}])),
+            "spec.ports[0].protocol",
+            "\"TCP\"",
+        ),
+        (
+            SVCS,
+            with(svc(), "/spec/ports", json!([{"port": 1, "name": "a"}, {"port": 2}])),
+            "spec.ports[1].name",
+            "Required",
+        ),
+        (
+            SVCS,
+            with(svc(), "/spec/ports", json!([{"port": 1, "name": "a"}, {"port": 1, "name": "b"}])),
+            "spec.ports[1]",
+            "Duplicate",
+        ),
+        (
+            SVCS,
+            with(svc(), "/spec/ports", json!([{"port": 1, "targetPort": "Not A Port"}])),
+            "spec.ports[0].targetPort",
+            "must contain",
+        ),
+        (
+            SVCS,
+            with(svc(), "/spec/ports", json!([{"port": 1, "nodePort": 30000}])),
+            "spec.ports[0].nodePort",
+            "may not be used",
+        ),
         (SVCS, with(svc(), "/spec/externalIPs", json!(["127.0.0.1"])), "spec.externalIPs[0]", "loopback"),
         (SVCS, with(svc(), "/spec/sessionAffinity", json!("Maybe")), "spec.sessionAffinity", "supported"),
-        (SVCS, with(svc(), "/spec/loadBalancerSourceRanges", json!(["10.0.0.0/8"])), "spec.loadBalancerSourceRanges", "LoadBalancer"),
+        (
+            SVCS,
+            with(svc(), "/spec/loadBalancerSourceRanges", json!(["10.0.0.0/8"])),
+            "spec.loadBalancerSourceRanges",
+            "LoadBalancer",
+        ),
         (SVCS, service("s", json!({"type": "ExternalName"})), "spec.externalName", "Required"),
         (SVCS, with(svc(), "/spec/selector", json!({"a b": "c"})), "spec.selector", "name part"),
         (NODES, cidrs(json!(["10.0.0.0/33"])), "spec.podCIDRs[0]", "must be a valid CIDR"),
         (NODES, cidrs(json!(["10.0.0.1/24"])), "spec.podCIDRs[0]", "host bits"),
         (NODES, cidrs(json!(["10.0.0.0/24", "10.1.0.0/24"])), "spec.podCIDRs", "one CIDR for each IP family"),
-        (NODES, cidrs(json!(["10.0.0.0/24", "fd00::/64", "fd01::/64"])), "spec.podCIDRs", "one CIDR for each IP family"),
+        (
+            NODES,
+            cidrs(json!(["10.0.0.0/24", "fd00::/64", "fd01::/64"])),
+            "spec.podCIDRs",
+            "one CIDR for each IP family",
+        ),
         (SLICES, slice("IPv4", "127.0.0.1"), "endpoints[0].addresses[0]", "loopback"),
         (SLICES, slice("IPv4", "169.254.1.1"), "endpoints[0].addresses[0]", "link-local"),
         (SLICES, slice("IPv4", "224.0.0.5"), "endpoints[0].addresses[0]", "multicast"),
@@ -61,27 +96,92 @@ async fn invalid_objects_name_their_field() {
         (SLICES, slice("IPv6", "::1"), "endpoints[0].addresses[0]", "loopback"),
         (SLICES, slice("IPv6", "10.0.0.1"), "endpoints[0].addresses[0]", "must be an IPv6 address"),
         (SLICES, slice("IPv5", "10.0.0.1"), "addressType", "supported values"),
-        (SLICES, with(slice("IPv4", "10.0.0.1"), "/endpoints", json!([{"addresses": []}])), "endpoints[0].addresses", "at least 1"),
-        (SLICES, with(slice("IPv4", "10.0.0.1"), "/ports", json!([{"port": 1}, {"port": 2}])), "ports[1].name", "Duplicate"),
+        (
+            SLICES,
+            with(slice("IPv4", "10.0.0.1"), "/endpoints", json!([{"addresses": []}])),
+            "endpoints[0].addresses",
+            "at least 1",
+        ),
+        (
+            SLICES,
+            with(slice("IPv4", "10.0.0.1"), "/ports", json!([{"port": 1}, {"port": 2}])),
+            "ports[1].name",
+            "Duplicate",
+        ),
         (PODS, with(pod("p"), "/spec/containers", json!([])), "spec.containers", "Required"),
         (PODS, with(pod("p"), "/spec/containers/0/image", json!("")), "spec.containers[0].image", "Required"),
         (PODS, with(pod("p"), "/spec/restartPolicy", json!("Sometimes")), "spec.restartPolicy", "supported"),
-        (PODS, with(pod("p"), "/spec/containers/0/ports", json!([{"containerPort": 0}])), "spec.containers[0].ports[0].containerPort", "65535"),
-        (PODS, with(pod("p"), "/spec/containers/0/volumeMounts", json!([{"name": "v", "mountPath": "/x"}])), "spec.containers[0].volumeMounts[0].name", "Not found"),
-        (PODS, with(pod("p"), "/spec/containers/0/readinessProbe", json!({"periodSeconds": 1})), "spec.containers[0].readinessProbe", "handler"),
+        (
+            PODS,
+            with(pod("p"), "/spec/containers/0/ports", json!([{"containerPort": 0}])),
+            "spec.containers[0].ports[0].containerPort",
+            "65535",
+        ),
+        (
+            PODS,
+            with(pod("p"), "/spec/containers/0/volumeMounts", json!([{"name": "v", "mountPath": "/x"}])),
+            "spec.containers[0].volumeMounts[0].name",
+            "Not found",
+        ),
+        (
+            PODS,
+            with(pod("p"), "/spec/containers/0/readinessProbe", json!({"periodSeconds": 1})),
+            "spec.containers[0].readinessProbe",
+            "handler",
+        ),
         (DEPLOYS, with(deployment("d"), "/spec/selector", json!({})), "spec.selector", "empty selector"),
-        (DEPLOYS, with(deployment("d"), "/spec/template/metadata/labels", json!({"app": "other"})), "spec.template.metadata.labels", "does not match"),
+        (
+            DEPLOYS,
+            with(deployment("d"), "/spec/template/metadata/labels", json!({"app": "other"})),
+            "spec.template.metadata.labels",
+            "does not match",
+        ),
         (DEPLOYS, with(deployment("d"), "/spec/strategy", json!({"type": "Wild"})), "spec.strategy.type", "supported"),
-        (DEPLOYS, with(deployment("d"), "/spec/strategy", json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}})), "spec.strategy.rollingUpdate.maxUnavailable", "may not be 0"),
-        (POLICIES, policy(json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"]}}]}]})), "spec.ingress[0].from[0].ipBlock.except[0]", "strict subset"),
-        (POLICIES, policy(json!({"podSelector": {}, "egress": [{"ports": [{"port": 5, "endPort": 4}]}]})), "spec.egress[0].ports[0].endPort", "greater"),
-        (POLICIES, policy(json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}})), "spec.podSelector.matchExpressions[0].operator", "not a valid"),
+        (
+            DEPLOYS,
+            with(deployment("d"), "/spec/strategy", json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}})),
+            "spec.strategy.rollingUpdate.maxUnavailable",
+            "may not be 0",
+        ),
+        (
+            POLICIES,
+            policy(
+                json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"]}}]}]}),
+            ),
+            "spec.ingress[0].from[0].ipBlock.except[0]",
+            "strict subset",
+        ),
+        (
+            POLICIES,
+            policy(json!({"podSelector": {}, "egress": [{"ports": [{"port": 5, "endPort": 4}]}]})),
+            "spec.egress[0].ports[0].endPort",
+            "greater",
+        ),
+        (
+            POLICIES,
+            policy(json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}})),
+            "spec.podSelector.matchExpressions[0].operator",
+            "not a valid",
+        ),
         (INGRESSES, ing.clone(), "spec", "either"),
-        (INGRESSES, with(ing, "/spec/rules", json!([{"host": "*bad", "http": {"paths": [{"path": "/", "pathType": "Exact", "backend": {"service": {"name": "s", "port": {"number": 1}}}}]}}])), "spec.rules[0].host", "RFC 1123"),
+        (
+            INGRESSES,
+            with(
+                ing,
+                "/spec/rules",
+                json!([{"host": "*bad", "http": {"paths": [{"path": "/", "pathType": "Exact", "backend": {"service": {"name": "s", "port": {"number": 1}}}}]}}]),
+            ),
+            "spec.rules[0].host",
+            "RFC 1123",
+        ),
     ];
     for (path, body, field, says) in cases {
         let (code, e) = h.call("POST", path, body.clone()).await;
-        assert_eq!((code, &e["reason"], &e["kind"], &e["status"]), (422, &json!("Invalid"), &json!("Status"), &json!("Failure")), "{body}\n{e}");
+        assert_eq!(
+            (code, &e["reason"], &e["kind"], &e["status"]),
+            (422, &json!("Invalid"), &json!("Status"), &json!("Failure")),
+            "{body}\n{e}"
+        );
         let causes = e["details"]["causes"].as_array().unwrap();
         let hit = causes.iter().find(|c| c["field"] == field);
         let message = hit.unwrap_or_else(|| panic!("no cause at {field}: {e}"))["message"].as_str().unwrap();
@@ -95,9 +195,12 @@ async fn what_was_set_once_stays() {
     let h = Host::new().await;
     let merge = "application/merge-patch+json";
     h.create(NODES, node("n")).await;
-    let (code, v) = h.patch("/api/v1/nodes/n", merge, json!({"spec": {"podCIDRs": ["10.1.0.0/24", "fd00::/64"]}})).await;
+    let (code, v) =
+        h.patch("/api/v1/nodes/n", merge, json!({"spec": {"podCIDRs": ["10.1.0.0/24", "fd00::/64"]}})).await;
     assert_eq!((code, &v["spec"]["podCIDR"]), (200, &json!("10.1.0.0/24")));
-    let (code, e) = h.patch("/api/v1/nodes/n", merge, json!({"spec": {"podCIDR": "10.2.0.0/24", "podCIDRs": ["10.2.0.0/24"]}})).await;
+    let (code, e) = h
+        .patch("/api/v1/nodes/n", merge, json!({"spec": {"podCIDR": "10.2.0.0/24", "podCIDRs": ["10.2.0.0/24"]}}))
+        .await;
     assert_eq!((code, &e["details"]["causes"][0]["field"]), (422, &json!("spec.podCIDRs")));
     h.create(DEPLOYS, deployment("d")).await;
     let (code, e) = h
@@ -105,7 +208,9 @@ async fn what_was_set_once_stays() {
         .await;
     assert_eq!((code, &e["details"]["causes"][0]["field"]), (422, &json!("spec.selector")));
     h.create(SLICES, slice("IPv4", "10.0.0.1")).await;
-    let (code, e) = h.patch(&format!("{SLICES}/s"), merge, json!({"addressType": "IPv6", "endpoints": [{"addresses": ["fd00::1"]}]})).await;
+    let (code, e) = h
+        .patch(&format!("{SLICES}/s"), merge, json!({"addressType": "IPv6", "endpoints": [{"addresses": ["fd00::1"]}]}))
+        .await;
     assert_eq!((code, &e["details"]["causes"][0]["field"]), (422, &json!("addressType")));
     h.create(PODS, pod("p")).await;
     let (code, e) = h.patch(&format!("{PODS}/p"), merge, json!({"spec": {"hostNetwork": true}})).await;
@@ -132,10 +237,20 @@ async fn unknown_fields_are_warned_of_or_refused() {
     assert_eq!(warnings.len(), 3);
     assert!(warnings[0].starts_with("299 - \"unknown field"), "{warnings:?}");
     let v = h.get(&format!("{SVCS}/s")).await;
-    assert_eq!((v.get("extra"), v["spec"].get("selectr"), v["spec"]["ports"][0].get("prto")), (None, None, None), "they are not kept");
+    assert_eq!(
+        (v.get("extra"), v["spec"].get("selectr"), v["spec"]["ports"][0].get("prto")),
+        (None, None, None),
+        "they are not kept"
+    );
     h.create(&format!("{SVCS}?fieldValidation=Ignore"), with(s.clone(), "/metadata/name", json!("t"))).await;
     assert_eq!(h.call("POST", &format!("{SVCS}?fieldValidation=Hm"), s).await.0, 400);
-    let (code, e) = h.patch(&format!("{SVCS}/s?fieldValidation=Strict"), "application/merge-patch+json", json!({"spec": {"typ": "NodePort"}})).await;
+    let (code, e) = h
+        .patch(
+            &format!("{SVCS}/s?fieldValidation=Strict"),
+            "application/merge-patch+json",
+            json!({"spec": {"typ": "NodePort"}}),
+        )
+        .await;
     assert_eq!(code, 400, "{e}");
 }
 
@@ -143,15 +258,31 @@ async fn unknown_fields_are_warned_of_or_refused() {
 async fn wrong_requests() {
     let h = Host::new().await;
     let ct = |s: &'static str| [("content-type", s)];
-    let cases: Vec<(&str, String, Vec<(&str, &str)>, String, u16, &str)> = vec![
+    type Case = (&'static str, String, Vec<(&'static str, &'static str)>, String, u16, &'static str);
+    let cases: Vec<Case> = vec![
         ("POST", CMS.into(), ct("application/json").into(), "{".into(), 400, "BadRequest"),
         ("POST", CMS.into(), ct("application/json").into(), "[]".into(), 400, "BadRequest"),
         ("POST", CMS.into(), ct("application/json").into(), "{\"kind\":\"ConfigMap\"}".into(), 400, "BadRequest"),
         ("POST", CMS.into(), ct("application/json").into(), pod("p").to_string(), 400, "BadRequest"),
         ("POST", CMS.into(), ct("application/yaml").into(), ":\n - a: [".into(), 400, "BadRequest"),
-        ("POST", CMS.into(), ct("application/vnd.kubernetes.protobuf").into(), "k8s\0".into(), 415, "UnsupportedMediaType"),
-        ("GET", CMS.into(), vec![("accept", "application/vnd.kubernetes.protobuf")], String::new(), 406, "NotAcceptable"),
-        ("POST", "/api/v1/configmaps".into(), ct("application/json").into(), config_map("a").to_string(), 405, "MethodNotAllowed"),
+        ("POST", CMS.into(), ct("application/vnd.kubernetes.protobuf").into(), "k8s\0\u{7f}".into(), 400, "BadRequest"),
+        ("POST", CMS.into(), ct("text/plain").into(), "hello".into(), 415, "UnsupportedMediaType"),
+        (
+            "GET",
+            CMS.into(),
+            vec![("accept", "application/vnd.kubernetes.protobuf")],
+            String::new(),
+            406,
+            "NotAcceptable",
+        ),
+        (
+            "POST",
+            "/api/v1/configmaps".into(),
+            ct("application/json").into(),
+            config_map("a").to_string(),
+            405,
+            "MethodNotAllowed",
+        ),
         ("PUT", CMS.into(), ct("application/json").into(), config_map("a").to_string(), 405, "MethodNotAllowed"),
         ("PUT", format!("{CMS}/a"), ct("application/json").into(), config_map("a").to_string(), 404, "NotFound"),
         ("PUT", format!("{CMS}/a"), ct("application/json").into(), config_map("b").to_string(), 404, "NotFound"),
@@ -165,18 +296,52 @@ async fn wrong_requests() {
         ("GET", format!("{CMS}?fieldSelector=data.x%3D1"), vec![], String::new(), 400, "BadRequest"),
         ("GET", format!("{CMS}?limit=x"), vec![], String::new(), 400, "BadRequest"),
         ("GET", format!("{CMS}?watch=1&resourceVersion=x"), vec![], String::new(), 400, "BadRequest"),
-        ("POST", format!("{CMS}?dryRun=No"), ct("application/json").into(), config_map("a").to_string(), 400, "BadRequest"),
-        ("POST", "/api/v1/namespaces/default/pods".into(), ct("application/json").into(), with(pod("p"), "/metadata/namespace", json!("other")).to_string(), 400, "BadRequest"),
-        ("POST", SVCS.into(), ct("application/json").into(), service("s", json!({"ports": [{"port": "80"}]})).to_string(), 400, "BadRequest"),
-        ("POST", CMS.into(), ct("application/json").into(), format!("\"{}\"", "x".repeat(4 << 20)), 413, "RequestEntityTooLarge"),
+        (
+            "POST",
+            format!("{CMS}?dryRun=No"),
+            ct("application/json").into(),
+            config_map("a").to_string(),
+            400,
+            "BadRequest",
+        ),
+        (
+            "POST",
+            "/api/v1/namespaces/default/pods".into(),
+            ct("application/json").into(),
+            with(pod("p"), "/metadata/namespace", json!("other")).to_string(),
+            400,
+            "BadRequest",
+        ),
+        (
+            "POST",
+            SVCS.into(),
+            ct("application/json").into(),
+            service("s", json!({"ports": [{"port": "80"}]})).to_string(),
+            400,
+            "BadRequest",
+        ),
+        (
+            "POST",
+            CMS.into(),
+            ct("application/json").into(),
+            format!("\"{}\"", "x".repeat(4 << 20)),
+            413,
+            "RequestEntityTooLarge",
+        ),
     ];
     for (method, path, headers, body, code, reason) in cases {
         let (got, e) = h.raw(method, &path, &headers, body.clone()).await;
         let shown: String = body.chars().take(80).collect();
-        assert_eq!((got, &e["reason"], &e["kind"]), (code, &json!(reason), &json!("Status")), "{method} {path} {shown}: {e}");
+        assert_eq!(
+            (got, &e["reason"], &e["kind"]),
+            (code, &json!(reason), &json!("Status")),
+            "{method} {path} {shown}: {e}"
+        );
         assert_eq!(e["code"], code);
     }
-    let (_, e) = h.raw("POST", SVCS, &ct("application/json"), service("s", json!({"ports": [{"port": "80"}]})).to_string()).await;
+    let (_, e) = h
+        .raw("POST", SVCS, &ct("application/json"), service("s", json!({"ports": [{"port": "80"}]})).to_string())
+        .await;
     assert!(e["message"].as_str().unwrap().contains("spec.ports[0].port of type integer"), "{e}");
 }
 

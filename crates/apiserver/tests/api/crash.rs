@@ -14,13 +14,19 @@ use tokio::sync::Mutex;
 use crate::harness::*;
 
 const CHILD: &str = "SEAWAY_TEST_API_DIR";
+/// Where the store is when it is not in that folder.
+const STORE: &str = "SEAWAY_TEST_API_STORE";
 
 /// Not a test of its own: the server process of the test below, which is this program again.
 #[test]
 fn child_server() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
     let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    rt.block_on(apiserver::serve(config(Path::new(&dir)), std::future::pending())).unwrap();
+    let mut config = config(Path::new(&dir));
+    if let Some(store) = std::env::var_os(STORE) {
+        config.store = store.into();
+    }
+    rt.block_on(apiserver::serve(config, std::future::pending())).unwrap();
 }
 
 struct Killed(Child);
@@ -32,15 +38,17 @@ impl Drop for Killed {
     }
 }
 
+const CHILD_ARGS: [&str; 4] = ["crash::child_server", "--exact", "--nocapture", "--test-threads=1"];
+
 async fn spawn(dir: &Path) -> Killed {
-    let exe = std::env::current_exe().unwrap();
-    let child = Command::new(exe)
-        .args(["crash::child_server", "--exact", "--nocapture", "--test-threads=1"])
-        .env(CHILD, dir)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let child = Killed(child);
+    let mut c = Command::new(std::env::current_exe().unwrap());
+    c.args(CHILD_ARGS).env(CHILD, dir);
+    up(c, dir).await
+}
+
+/// Starts the process and waits until it answers.
+async fn up(mut c: Command, dir: &Path) -> Killed {
+    let child = Killed(c.stdout(Stdio::null()).spawn().unwrap());
     let end = Instant::now() + PATIENCE;
     while send(&dir.join("api.sock"), "GET", "/readyz", &[], "".into()).await.is_err() {
         assert!(Instant::now() < end, "the server does not come up");
@@ -51,7 +59,8 @@ async fn spawn(dir: &Path) -> Killed {
 
 async fn call(dir: &Path, method: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
     let text = if body.is_null() { String::new() } else { body.to_string() };
-    let r = send(&dir.join("api.sock"), method, path, &[("content-type", "application/json")], text.into()).await.ok()?;
+    let r =
+        send(&dir.join("api.sock"), method, path, &[("content-type", "application/json")], text.into()).await.ok()?;
     let code = r.status().as_u16();
     let bytes = r.into_body().collect().await.ok()?.to_bytes();
     Some((code, serde_json::from_slice(&bytes).ok()?))
@@ -79,22 +88,30 @@ async fn acknowledged_writes_survive_kill_9() {
         let child = spawn(dir.path()).await;
         let list = call(dir.path(), "GET", CMS, &Value::Null).await.unwrap().1;
         assert!(rv(&list) >= top, "round {round}: the revision went back from {top} to {}", rv(&list));
-        let have: BTreeMap<String, Value> =
-            list["items"].as_array().unwrap().iter().map(|o| (o["metadata"]["name"].as_str().unwrap().to_owned(), o.clone())).collect();
+        let have: BTreeMap<String, Value> = list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|o| (o["metadata"]["name"].as_str().unwrap().to_owned(), o.clone()))
+            .collect();
         for (name, k) in known.lock().await.iter_mut() {
             let stored = have.get(name).map(|o| {
                 let n: u64 = o["data"]["n"].as_str().unwrap().parse().unwrap();
                 assert!(o["data"]["again"].as_str().unwrap().starts_with(&format!("{n}-")), "half of a write: {o}");
                 n
             });
-            assert!(stored == k.acked || k.maybe == Some(stored), "round {round}: {name} is {stored:?}, known is {k:?}");
+            assert!(
+                stored == k.acked || k.maybe == Some(stored),
+                "round {round}: {name} is {stored:?}, known is {k:?}"
+            );
             *k = Known { acked: stored, maybe: None };
         }
         let stop = Arc::new(AtomicBool::new(false));
         let highest = Arc::new(Mutex::new(rv(&list)));
         let writers: Vec<_> = (0..4)
             .map(|w| {
-                let (known, stop, dir, highest) = (known.clone(), stop.clone(), dir.path().to_path_buf(), highest.clone());
+                let (known, stop, dir, highest) =
+                    (known.clone(), stop.clone(), dir.path().to_path_buf(), highest.clone());
                 tokio::spawn(async move {
                     let mut done = 0u32;
                     for i in 0u64.. {
@@ -135,4 +152,60 @@ async fn acknowledged_writes_survive_kill_9() {
         top = *highest.lock().await;
     }
     assert!(writes > rounds, "only {writes} writes were made");
+}
+
+/// The store is on a small file system of its own, in a mount namespace that ends with the process.
+#[tokio::test]
+async fn a_full_disk_is_said_and_survived() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let mut c = Command::new("unshare");
+    c.args(["--mount", "sh", "-ec"])
+        .arg(r#"mount -t tmpfs -o size=6m tmpfs "$0"; head -c 2000000 /dev/zero > "$0/filler"; exec "$@""#)
+        .arg(&disk)
+        .arg(std::env::current_exe().unwrap())
+        .args(CHILD_ARGS)
+        .env(CHILD, dir.path())
+        .env(STORE, disk.join("api.redb"));
+    // Debian package util-linux; mounting wants root.
+    let child = up(c, dir.path()).await;
+    let big = |i: u64| object(&format!("c{i}"), i);
+    let mut acked = Vec::new();
+    let mut refused = None;
+    for i in 0..4000 {
+        let mut o = big(i);
+        o["data"]["fill"] = "x".repeat(20_000).into();
+        let (code, v) = call(dir.path(), "POST", CMS, &o).await.unwrap();
+        if code == 201 {
+            acked.push(format!("c{i}"));
+        } else {
+            refused = Some((code, v));
+            break;
+        }
+    }
+    let (code, e) = refused.expect("6 MB took 80 MB");
+    let message = e["message"].as_str().unwrap();
+    assert_eq!((code, &e["reason"]), (503, &json!("ServiceUnavailable")));
+    assert!(message.contains("api.redb") && message.contains("free some space"), "{message}");
+    acked.sort();
+    assert_eq!(
+        names(&call(dir.path(), "GET", CMS, &Value::Null).await.unwrap().1),
+        acked,
+        "what was acknowledged is still served"
+    );
+    // Space comes back: the same server goes on.
+    std::fs::remove_file(
+        Path::new("/proc")
+            .join(child.0.id().to_string())
+            .join("root")
+            .join(disk.strip_prefix("/").unwrap())
+            .join("filler"),
+    )
+    .unwrap();
+    let (code, v) = call(dir.path(), "POST", CMS, &big(9999)).await.unwrap();
+    assert_eq!(code, 201, "{v}");
+    acked.push("c9999".into());
+    acked.sort();
+    assert_eq!(names(&call(dir.path(), "GET", CMS, &Value::Null).await.unwrap().1), acked);
 }

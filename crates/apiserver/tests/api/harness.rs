@@ -71,7 +71,13 @@ impl Host {
         self.dir
     }
 
-    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> http::Response<Incoming> {
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> http::Response<Incoming> {
         send(&self.sock, method, path, headers, body.into()).await.unwrap()
     }
 
@@ -81,7 +87,13 @@ impl Host {
         self.raw(method, path, &[("content-type", kind)], bytes).await
     }
 
-    pub async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> (u16, Value) {
+    pub async fn raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> (u16, Value) {
         let r = self.send(method, path, headers, body).await;
         let code = r.status().as_u16();
         let bytes = r.into_body().collect().await.unwrap().to_bytes();

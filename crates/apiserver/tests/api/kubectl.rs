@@ -12,7 +12,11 @@ impl Kubectl<'_> {
     fn command(&self, args: &[&str]) -> Command {
         let mut c = Command::new("kubectl");
         // Its caches stay in the test's own folder.
-        c.args(args).env("KUBECONFIG", self.0.dir.path().join("kubeconfig")).env("HOME", self.0.dir.path()).env_remove("KUBECACHEDIR").current_dir(self.0.dir.path());
+        c.args(args)
+            .env("KUBECONFIG", self.0.dir.path().join("kubeconfig"))
+            .env("HOME", self.0.dir.path())
+            .env_remove("KUBECACHEDIR")
+            .current_dir(self.0.dir.path());
         c
     }
 
@@ -93,24 +97,41 @@ async fn apply_get_change_and_delete() {
     assert!(rows(&k.ok(&["apply", "-f", "shop.yaml"]).await).iter().all(|r| r[1] == "unchanged"));
     k.file("shop.yaml", &SHOP.replace("web:1", "web:2").replace(", b: '2'", ""));
     let out = k.ok(&["apply", "-f", "shop.yaml"]).await;
-    assert_eq!(rows(&out).iter().map(|r| r[1].as_str()).collect::<Vec<_>>(), ["unchanged", "configured", "unchanged", "configured"]);
+    assert_eq!(
+        rows(&out).iter().map(|r| r[1].as_str()).collect::<Vec<_>>(),
+        ["unchanged", "configured", "unchanged", "configured"]
+    );
     assert_eq!(k.ok(&["get", "cm", "settings", "-n", "shop", "-o", "jsonpath={.data}"]).await, r#"{"a":"1"}"#);
     assert!(k.ok(&["diff", "-f", "shop.yaml"]).await.is_empty());
 
     assert_eq!(k.ok(&["-n", "shop", "scale", "deploy/web", "--replicas=5"]).await.trim(), "deployment.apps/web scaled");
-    assert_eq!(k.ok(&["-n", "shop", "set", "image", "deploy/web", "c=web:3"]).await.trim(), "deployment.apps/web image updated");
+    assert_eq!(
+        k.ok(&["-n", "shop", "set", "image", "deploy/web", "c=web:3"]).await.trim(),
+        "deployment.apps/web image updated"
+    );
     assert_eq!(k.ok(&["-n", "shop", "label", "svc", "web", "tier=front"]).await.trim(), "service/web labeled");
     assert_eq!(k.ok(&["-n", "shop", "annotate", "svc", "web", "note=x"]).await.trim(), "service/web annotated");
     assert_eq!(k.ok(&["get", "svc", "-A", "-l", "tier=front", "-o", "name"]).await.trim(), "service/web");
     k.ok(&["-n", "shop", "patch", "svc", "web", "-p", r#"{"spec":{"ports":[{"port":81,"name":"alt"}]}}"#]).await;
     assert_eq!(k.ok(&["-n", "shop", "get", "svc", "web", "-o", "jsonpath={.spec.ports[*].port}"]).await, "80 81");
-    k.ok(&["-n", "shop", "patch", "svc", "web", "--type=json", "-p", r#"[{"op":"remove","path":"/spec/ports/1"}]"#]).await;
-    k.ok(&["-n", "shop", "patch", "svc", "web", "--type=merge", "-p", r#"{"spec":{"sessionAffinity":"ClientIP"}}"#]).await;
-    assert_eq!(k.ok(&["-n", "shop", "get", "svc", "web", "-o", "jsonpath={.spec.ports[*].port} {.spec.sessionAffinity}"]).await, "80 ClientIP");
-    assert!(k.ok(&["-n", "shop", "describe", "svc", "web"]).await.contains("NodePort:                 http  30080/TCP"));
+    k.ok(&["-n", "shop", "patch", "svc", "web", "--type=json", "-p", r#"[{"op":"remove","path":"/spec/ports/1"}]"#])
+        .await;
+    k.ok(&["-n", "shop", "patch", "svc", "web", "--type=merge", "-p", r#"{"spec":{"sessionAffinity":"ClientIP"}}"#])
+        .await;
+    assert_eq!(
+        k.ok(&["-n", "shop", "get", "svc", "web", "-o", "jsonpath={.spec.ports[*].port} {.spec.sessionAffinity}"])
+            .await,
+        "80 ClientIP"
+    );
+    assert!(
+        k.ok(&["-n", "shop", "describe", "svc", "web"]).await.contains("NodePort:                 http  30080/TCP")
+    );
     assert!(k.ok(&["-n", "shop", "describe", "deploy", "web"]).await.contains("web:3"));
     k.ok(&["-n", "shop", "apply", "--server-side", "--force-conflicts", "-f", "shop.yaml"]).await;
-    assert_eq!(k.ok(&["-n", "shop", "get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[0].image}"]).await, "web:2");
+    assert_eq!(
+        k.ok(&["-n", "shop", "get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[0].image}"]).await,
+        "web:2"
+    );
     k.ok(&["-n", "shop", "create", "configmap", "more", "--from-literal=x=y"]).await;
     k.ok(&["-n", "shop", "run", "one", "--image=x"]).await;
     k.ok(&["-n", "shop", "expose", "deploy", "web", "--name=web2", "--port=8080"]).await;
@@ -135,13 +156,22 @@ async fn columns_are_kubectls_own() {
         "containerStatuses": [{"name": "c", "ready": true, "restartCount": 2, "image": "i", "imageID": "", "state": {"running": {}}}]}});
     assert_eq!(h.patch(&format!("{PODS}/p/status"), "application/merge-patch+json", s).await.0, 200);
     let out = k.ok(&["get", "nodes", "-o", "wide"]).await;
-    assert_eq!(header(&out), "NAME|STATUS|ROLES|AGE|VERSION|INTERNAL-IP|EXTERNAL-IP|OS-IMAGE|KERNEL-VERSION|CONTAINER-RUNTIME");
+    assert_eq!(
+        header(&out),
+        "NAME|STATUS|ROLES|AGE|VERSION|INTERNAL-IP|EXTERNAL-IP|OS-IMAGE|KERNEL-VERSION|CONTAINER-RUNTIME"
+    );
     let r = &rows(&out)[1];
-    assert_eq!((r[1].as_str(), r[2].as_str(), r[4].as_str(), r[5].as_str(), r[6].as_str()), ("Ready", "worker", "v1.2", "192.0.2.1", "<none>"));
+    assert_eq!(
+        (r[1].as_str(), r[2].as_str(), r[4].as_str(), r[5].as_str(), r[6].as_str()),
+        ("Ready", "worker", "v1.2", "192.0.2.1", "<none>")
+    );
     let out = k.ok(&["get", "pods", "-o", "wide"]).await;
     assert_eq!(header(&out), "NAME|READY|STATUS|RESTARTS|AGE|IP|NODE|NOMINATED NODE|READINESS GATES");
     let r = &rows(&out)[1];
-    assert_eq!((r[0].as_str(), r[1].as_str(), r[2].as_str(), r[3].as_str(), r[5].as_str(), r[6].as_str()), ("p", "1/1", "Running", "2", "10.1.0.5", "n1"));
+    assert_eq!(
+        (r[0].as_str(), r[1].as_str(), r[2].as_str(), r[3].as_str(), r[5].as_str(), r[6].as_str()),
+        ("p", "1/1", "Running", "2", "10.1.0.5", "n1")
+    );
     assert_eq!(header(&k.ok(&["get", "pods"]).await), "NAME|READY|STATUS|RESTARTS|AGE");
     assert_eq!(header(&k.ok(&["get", "pods", "-A"]).await), "NAMESPACE|NAME|READY|STATUS|RESTARTS|AGE");
     let out = k.ok(&["get", "svc", "-o", "wide"]).await;
@@ -178,9 +208,15 @@ async fn columns_are_kubectls_own() {
 async fn errors_read_as_they_do_on_a_cluster() {
     let h = Host::tls().await;
     let k = Kubectl(&h);
-    k.file("bad.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 70000}], type: Bogus}\n");
+    k.file(
+        "bad.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 70000}], type: Bogus}\n",
+    );
     let e = k.fails(&["apply", "-f", "bad.yaml"]).await;
-    assert!(e.contains("The Service \"s\" is invalid") && e.contains("spec.ports[0].port: Invalid value: 70000"), "{e}");
+    assert!(
+        e.contains("The Service \"s\" is invalid") && e.contains("spec.ports[0].port: Invalid value: 70000"),
+        "{e}"
+    );
     k.file("bad.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {prots: [{port: 70}]}\n");
     let e = k.fails(&["apply", "-f", "bad.yaml"]).await;
     assert!(e.contains("strict decoding error: unknown field \"spec.prots\""), "{e}");
@@ -210,7 +246,8 @@ async fn wait_watch_and_rollout() {
     .await
     .unwrap();
     assert!(first.contains("Pending"), "{first}");
-    let mut wait = k.command(&["wait", "--for=condition=Ready", "pod/p", "--timeout=15s"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut wait =
+        k.command(&["wait", "--for=condition=Ready", "pod/p", "--timeout=15s"]).stdout(Stdio::piped()).spawn().unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let s = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
         "containerStatuses": [{"name": "c", "ready": true, "restartCount": 0, "image": "i", "imageID": "", "state": {"running": {}}}]}});
@@ -229,7 +266,8 @@ async fn wait_watch_and_rollout() {
     assert!(waited.success());
 
     h.create(DEPLOYS, deployment("d")).await;
-    let mut rollout = k.command(&["rollout", "status", "deploy/d", "--timeout=15s"]).stdout(Stdio::null()).spawn().unwrap();
+    let mut rollout =
+        k.command(&["rollout", "status", "deploy/d", "--timeout=15s"]).stdout(Stdio::null()).spawn().unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let s = json!({"status": {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2, "availableReplicas": 2}});
     assert_eq!(h.patch(&format!("{DEPLOYS}/d/status"), "application/merge-patch+json", s).await.0, 200);

@@ -1,4 +1,6 @@
 //! The server from outside: HTTP over real sockets, the real kubectl, and processes that are killed.
+// The whole program is a test: what is not as expected ends it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod admission;
 mod bad_input;

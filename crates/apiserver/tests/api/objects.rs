@@ -62,7 +62,13 @@ async fn what_a_client_may_not_set_is_not_set() {
     let s = h.put(&format!("{DEPLOYS}/a/status"), &s).await;
     assert_eq!((&s["spec"]["replicas"], &s["status"]["readyReplicas"]), (&json!(5), &json!(7)));
     assert_eq!(s["metadata"]["generation"], 2, "a status is no new generation");
-    let (code, s) = h.patch(&format!("{DEPLOYS}/a/status"), "application/merge-patch+json", json!({"spec": {"replicas": 1}, "status": {"readyReplicas": 8}})).await;
+    let (code, s) = h
+        .patch(
+            &format!("{DEPLOYS}/a/status"),
+            "application/merge-patch+json",
+            json!({"spec": {"replicas": 1}, "status": {"readyReplicas": 8}}),
+        )
+        .await;
     assert_eq!((code, &s["spec"]["replicas"], &s["status"]["readyReplicas"]), (200, &json!(5), &json!(8)));
     // A wrong uid means another object.
     let mut other = s.clone();
@@ -78,7 +84,8 @@ async fn generated_names_and_yaml_bodies() {
     let h = Host::new().await;
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..5 {
-        let v = h.create(CMS, json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "x-"}})).await;
+        let v =
+            h.create(CMS, json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "x-"}})).await;
         let name = v["metadata"]["name"].as_str().unwrap().to_owned();
         assert!(name.starts_with("x-") && name.len() == 7, "{name}");
         assert!(seen.insert(name));
@@ -147,7 +154,9 @@ async fn namespaces_hold_their_objects_and_take_them_along() {
     }
     let (code, e) = h.call("POST", "/api/v1/namespaces/none/configmaps", config_map("a")).await;
     assert_eq!((code, &e["message"]), (404, &json!("namespaces \"none\" not found")));
-    let made = h.create("/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "t"}})).await;
+    let made = h
+        .create("/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "t"}}))
+        .await;
     assert_eq!(made["metadata"]["labels"]["kubernetes.io/metadata.name"], "t");
     assert_eq!(made["status"]["phase"], "Active");
     h.create("/api/v1/namespaces/t/configmaps", config_map("a")).await;
@@ -159,9 +168,17 @@ async fn namespaces_hold_their_objects_and_take_them_along() {
     h.delete("/api/v1/namespaces/t").await;
     // The pod may be running: the namespace waits for it, and takes nothing new.
     assert_eq!(h.get("/api/v1/namespaces/t").await["status"]["phase"], "Terminating");
-    assert_eq!(h.call("GET", "/api/v1/namespaces/t/configmaps/a", Value::Null).await.0, 404);
     let (code, e) = h.call("POST", "/api/v1/namespaces/t/configmaps", config_map("b")).await;
     assert_eq!((code, &e["details"]["causes"][0]["reason"]), (403, &json!("NamespaceTerminating")));
+    // What is in it goes a moment later, also when the server is started again in between.
+    let h = Host::within(h.stop().await, |_| {}).await;
+    let mut w = h.watch("/api/v1/namespaces/t/configmaps?watch=1").await;
+    loop {
+        if w.brief().await == ("DELETED".to_owned(), "a".to_owned()) {
+            break;
+        }
+    }
+    assert_eq!(h.get("/api/v1/namespaces/t/pods/p").await["metadata"]["deletionGracePeriodSeconds"], 30);
     h.delete("/api/v1/namespaces/t/pods/p?gracePeriodSeconds=0").await;
     assert_eq!(h.call("GET", "/api/v1/namespaces/t", Value::Null).await.0, 404);
     assert_eq!(h.call("DELETE", "/api/v1/namespaces/default", Value::Null).await.0, 403);
@@ -190,10 +207,13 @@ async fn pods_end_gracefully_and_finalizers_are_waited_for() {
     let mut s = again.clone();
     s["status"]["phase"] = "Succeeded".into();
     h.put(&format!("{PODS}/p/status"), &s).await;
-    let (code, _) = h.call("DELETE", &format!("{PODS}/p"), json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "other"}})).await;
+    let (code, _) = h
+        .call("DELETE", &format!("{PODS}/p"), json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "other"}}))
+        .await;
     assert_eq!(code, 409);
     let uid = p["metadata"]["uid"].clone();
-    let (code, _) = h.call("DELETE", &format!("{PODS}/p"), json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}})).await;
+    let (code, _) =
+        h.call("DELETE", &format!("{PODS}/p"), json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}})).await;
     assert_eq!(code, 200);
     assert_eq!(h.call("GET", &format!("{PODS}/p"), Value::Null).await.0, 404);
 
@@ -202,13 +222,23 @@ async fn pods_end_gracefully_and_finalizers_are_waited_for() {
     h.create(CMS, f).await;
     let held = h.delete(&format!("{CMS}/f")).await;
     assert!(held["metadata"]["deletionTimestamp"].is_string());
-    let (code, e) = h.patch(&format!("{CMS}/f"), "application/merge-patch+json", json!({"metadata": {"finalizers": ["example.com/hold", "example.com/new"]}})).await;
+    let (code, e) = h
+        .patch(
+            &format!("{CMS}/f"),
+            "application/merge-patch+json",
+            json!({"metadata": {"finalizers": ["example.com/hold", "example.com/new"]}}),
+        )
+        .await;
     assert_eq!(code, 422, "{e}");
     h.patch(&format!("{CMS}/f"), "application/merge-patch+json", json!({"metadata": {"finalizers": null}})).await;
     assert_eq!(h.call("GET", &format!("{CMS}/f"), Value::Null).await.0, 404);
 
     h.create(PODS, pod("e")).await;
-    h.create(&format!("{PODS}/e/eviction"), json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "e"}})).await;
+    h.create(
+        &format!("{PODS}/e/eviction"),
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "e"}}),
+    )
+    .await;
     assert_eq!(h.call("GET", &format!("{PODS}/e"), Value::Null).await.0, 404);
 }
 
@@ -226,7 +256,8 @@ async fn collections_are_deleted_by_selector_and_owners_can_be_forgotten() {
 
     let owner = h.create(CMS, config_map("owner")).await;
     let mut child = config_map("child");
-    child["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}]);
+    child["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}]);
     h.create(CMS, child).await;
     h.delete(&format!("{CMS}/owner?propagationPolicy=Orphan")).await;
     assert_eq!(h.get(&format!("{CMS}/child")).await["metadata"]["ownerReferences"], json!([]));
@@ -238,7 +269,13 @@ async fn a_dry_run_stores_nothing() {
     let before = rv(&h.get(CMS).await);
     h.create(&format!("{CMS}?dryRun=All"), config_map("a")).await;
     assert_eq!(h.call("GET", &format!("{CMS}/a"), Value::Null).await.0, 404);
-    let (code, s) = h.call("POST", &format!("{SVCS}?dryRun=All"), service("s", json!({"clusterIP": "10.96.0.77", "ports": [{"port": 1}]}))).await;
+    let (code, s) = h
+        .call(
+            "POST",
+            &format!("{SVCS}?dryRun=All"),
+            service("s", json!({"clusterIP": "10.96.0.77", "ports": [{"port": 1}]})),
+        )
+        .await;
     assert_eq!((code, &s["spec"]["clusterIP"]), (201, &json!("10.96.0.77")));
     h.create(CMS, config_map("b")).await;
     h.delete(&format!("{CMS}/b?dryRun=All")).await;
@@ -251,7 +288,9 @@ async fn a_dry_run_stores_nothing() {
 
 #[tokio::test]
 async fn the_first_objects_are_there() {
-    let h = Host::with(|c| c.advertise = vec!["192.0.2.1:6443".parse().unwrap(), "[2001:db8::1]:6443".parse().unwrap()]).await;
+    let h =
+        Host::with(|c| c.advertise = vec!["192.0.2.1:6443".parse().unwrap(), "[2001:db8::1]:6443".parse().unwrap()])
+            .await;
     let s = h.get(&format!("{SVCS}/kubernetes")).await;
     assert_eq!((&s["spec"]["clusterIP"], &s["spec"]["ports"][0]["port"]), (&json!("10.96.0.1"), &json!(443)));
     assert_eq!(s["spec"]["ports"][0]["targetPort"], 6443);
@@ -273,10 +312,17 @@ async fn events_have_two_views() {
         "reportingController": "x/y", "reportingInstance": "i", "action": "Start"});
     h.create("/apis/events.k8s.io/v1/namespaces/default/events", e).await;
     let old = h.get("/api/v1/namespaces/default/events/e").await;
-    assert_eq!((&old["message"], &old["involvedObject"]["name"], &old["apiVersion"]), (&json!("hello"), &json!("p"), &json!("v1")));
+    assert_eq!(
+        (&old["message"], &old["involvedObject"]["name"], &old["apiVersion"]),
+        (&json!("hello"), &json!("p"), &json!("v1"))
+    );
     let new = h.get("/apis/events.k8s.io/v1/namespaces/default/events?fieldSelector=regarding.name%3Dp").await;
-    assert_eq!((&new["items"][0]["note"], &new["items"][0]["apiVersion"]), (&json!("hello"), &json!("events.k8s.io/v1")));
-    let by = h.get("/api/v1/events?fieldSelector=involvedObject.name%3Dp,involvedObject.kind%3DPod,reason%3DStarted").await;
+    assert_eq!(
+        (&new["items"][0]["note"], &new["items"][0]["apiVersion"]),
+        (&json!("hello"), &json!("events.k8s.io/v1"))
+    );
+    let by =
+        h.get("/api/v1/events?fieldSelector=involvedObject.name%3Dp,involvedObject.kind%3DPod,reason%3DStarted").await;
     assert_eq!(names(&by), ["e"]);
 }
 
@@ -285,12 +331,16 @@ async fn scale_is_a_part_of_a_deployment() {
     let h = Host::new().await;
     h.create(DEPLOYS, deployment("a")).await;
     let s = h.get(&format!("{DEPLOYS}/a/scale")).await;
-    assert_eq!((&s["kind"], &s["spec"]["replicas"], &s["status"]["selector"]), (&json!("Scale"), &json!(2), &json!("app=a")));
+    assert_eq!(
+        (&s["kind"], &s["spec"]["replicas"], &s["status"]["selector"]),
+        (&json!("Scale"), &json!(2), &json!("app=a"))
+    );
     let mut s2 = s.clone();
     s2["spec"]["replicas"] = 4.into();
     h.put(&format!("{DEPLOYS}/a/scale"), &s2).await;
     assert_eq!(h.get(&format!("{DEPLOYS}/a")).await["spec"]["replicas"], 4);
     assert_eq!(h.call("PUT", &format!("{DEPLOYS}/a/scale"), s2).await.0, 409, "the revision is old");
-    let (code, _) = h.patch(&format!("{DEPLOYS}/a/scale"), "application/merge-patch+json", json!({"spec": {"replicas": -1}})).await;
+    let (code, _) =
+        h.patch(&format!("{DEPLOYS}/a/scale"), "application/merge-patch+json", json!({"spec": {"replicas": -1}})).await;
     assert_eq!(code, 422);
 }

@@ -9,7 +9,9 @@ async fn each_kind_of_patch_changes_what_it_says() {
     let h = Host::new().await;
     let made = h.create(DEPLOYS, deployment("a")).await;
     let d = format!("{DEPLOYS}/a");
-    let (code, v) = h.patch(&d, "application/merge-patch+json", json!({"metadata": {"labels": {"x": "1"}}, "spec": {"replicas": 3}})).await;
+    let (code, v) = h
+        .patch(&d, "application/merge-patch+json", json!({"metadata": {"labels": {"x": "1"}}, "spec": {"replicas": 3}}))
+        .await;
     assert_eq!((code, &v["spec"]["replicas"], &v["metadata"]["labels"]["x"]), (200, &json!(3), &json!("1")));
     let (code, v) = h
         .patch(
@@ -24,7 +26,8 @@ async fn each_kind_of_patch_changes_what_it_says() {
         .patch(&d, "application/json-patch+json", json!([{"op": "test", "path": "/spec/replicas", "value": 3}, {"op": "replace", "path": "/spec/replicas", "value": 4}]))
         .await;
     assert_eq!((code, &v["spec"]["replicas"]), (200, &json!(4)));
-    let (code, e) = h.patch(&d, "application/json-patch+json", json!([{"op": "test", "path": "/spec/replicas", "value": 3}])).await;
+    let (code, e) =
+        h.patch(&d, "application/json-patch+json", json!([{"op": "test", "path": "/spec/replicas", "value": 3}])).await;
     assert_eq!(code, 422, "{e}");
     assert_eq!(v["metadata"]["generation"], 4);
     // A patch may carry the revision it was made for.
@@ -48,8 +51,17 @@ async fn a_node_status_patch_keeps_other_conditions() {
         assert_eq!(code, 200, "{v}");
     }
     let v = h.get("/api/v1/nodes/n").await;
-    assert_eq!(v["status"]["conditions"], json!([{"type": "Ready", "status": "False"}, {"type": "NetworkUnavailable", "status": "False"}]));
-    let (_, v) = h.patch("/api/v1/nodes/n/status", "application/merge-patch+json", json!({"metadata": {"annotations": {"a": "b"}}})).await;
+    assert_eq!(
+        v["status"]["conditions"],
+        json!([{"type": "Ready", "status": "False"}, {"type": "NetworkUnavailable", "status": "False"}])
+    );
+    let (_, v) = h
+        .patch(
+            "/api/v1/nodes/n/status",
+            "application/merge-patch+json",
+            json!({"metadata": {"annotations": {"a": "b"}}}),
+        )
+        .await;
     assert_eq!(v["metadata"]["annotations"]["a"], "b", "nodes publish annotations beside their status");
 }
 

@@ -15,7 +15,12 @@ use crate::harness::*;
 async fn discovery_names_every_resource_in_both_forms() {
     let h = Host::new().await;
     assert_eq!(h.get("/api").await["versions"], json!(["v1"]));
-    let groups: Vec<String> = h.get("/apis").await["groups"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap().to_owned()).collect();
+    let groups: Vec<String> = h.get("/apis").await["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|g| g["name"].as_str().unwrap().to_owned())
+        .collect();
     for g in ["apps", "discovery.k8s.io", "networking.k8s.io", "coordination.k8s.io", "events.k8s.io"] {
         assert!(groups.iter().any(|x| x == g), "{g}");
         assert_eq!(h.get(&format!("/apis/{g}")).await["preferredVersion"]["version"], "v1");
@@ -25,14 +30,17 @@ async fn discovery_names_every_resource_in_both_forms() {
     let find = |n: &str| rows.iter().find(|r| r["name"] == n).unwrap_or_else(|| panic!("{n} is missing"));
     assert_eq!((&find("pods")["shortNames"], &find("nodes")["namespaced"]), (&json!(["po"]), &json!(false)));
     assert_eq!(find("pods/binding")["kind"], "Binding");
-    for n in ["namespaces", "services", "services/status", "endpoints", "configmaps", "secrets", "serviceaccounts", "events"] {
+    for n in
+        ["namespaces", "services", "services/status", "endpoints", "configmaps", "secrets", "serviceaccounts", "events"]
+    {
         find(n);
     }
     let agg = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
     let (_, v) = h.raw("GET", "/apis", &[("accept", agg)], "").await;
     assert_eq!(v["kind"], "APIGroupDiscoveryList");
     let apps = v["items"].as_array().unwrap().iter().find(|g| g["metadata"]["name"] == "apps").unwrap();
-    let deploy = apps["versions"][0]["resources"].as_array().unwrap().iter().find(|r| r["resource"] == "deployments").unwrap();
+    let deploy =
+        apps["versions"][0]["resources"].as_array().unwrap().iter().find(|r| r["resource"] == "deployments").unwrap();
     assert_eq!((&deploy["scope"], &deploy["responseKind"]["kind"]), (&json!("Namespaced"), &json!("Deployment")));
     assert_eq!(h.get("/version").await["major"], "1");
     for p in ["/healthz", "/livez", "/readyz"] {
@@ -64,7 +72,10 @@ fn tls_client(dir: &std::path::Path, with_cert: bool) -> rustls::ClientConfig {
     for c in rustls_pemfile::certs(&mut read("ca.crt").as_slice()) {
         roots.add(c.unwrap()).unwrap();
     }
-    let b = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    let b = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
     if with_cert {
         let certs = rustls_pemfile::certs(&mut read("admin.crt").as_slice()).map(Result::unwrap).collect();
         let key = rustls_pemfile::private_key(&mut read("admin.key").as_slice()).unwrap().unwrap();
@@ -80,10 +91,14 @@ async fn over_tls(h: &Host, name: &str, with_cert: bool, h2: bool) -> Result<Val
         c.alpn_protocols = vec![b"h2".to_vec()];
     }
     let tcp = tokio::net::TcpStream::connect(h.url.strip_prefix("https://").unwrap()).await?;
-    let tls = tokio_rustls::TlsConnector::from(Arc::new(c)).connect(ServerName::try_from(name.to_owned())?, tcp).await?;
-    let req = http::Request::get(if h2 { "https://localhost/api" } else { "/api" }).header("host", "x").body(Empty::<bytes::Bytes>::new())?;
+    let tls =
+        tokio_rustls::TlsConnector::from(Arc::new(c)).connect(ServerName::try_from(name.to_owned())?, tcp).await?;
+    let req = http::Request::get(if h2 { "https://localhost/api" } else { "/api" })
+        .header("host", "x")
+        .body(Empty::<bytes::Bytes>::new())?;
     let body = if h2 {
-        let (mut s, conn) = hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), TokioIo::new(tls)).await?;
+        let (mut s, conn) =
+            hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), TokioIo::new(tls)).await?;
         tokio::spawn(conn);
         s.send_request(req).await?.into_body().collect().await?
     } else {
@@ -105,7 +120,10 @@ async fn tls_wants_a_certificate_of_our_own() {
     assert!(over_tls(&h, "example.com", true, false).await.is_err(), "not a name of this server");
     // The keys outlive the server: old kubeconfigs go on working.
     let before = std::fs::read(h.dir.path().join("api.pki/admin.key")).unwrap();
-    let h = Host::within(h.stop().await, |c| c.tls = Some(TlsConfig { addrs: vec!["127.0.0.1:0".parse().unwrap()], ..TlsConfig::default() })).await;
+    let h = Host::within(h.stop().await, |c| {
+        c.tls = Some(TlsConfig { addrs: vec!["127.0.0.1:0".parse().unwrap()], ..TlsConfig::default() })
+    })
+    .await;
     assert_eq!(std::fs::read(h.dir.path().join("api.pki/admin.key")).unwrap(), before);
     assert!(over_tls(&h, "localhost", true, false).await.is_ok());
 }
@@ -120,7 +138,7 @@ async fn a_given_listener_is_used() {
 }
 
 async fn start_error(c: Config) -> ServeError {
-    Server::start(c).await.err().expect("it started")
+    Server::start(c).await.expect_err("it started")
 }
 
 #[tokio::test]
@@ -130,7 +148,10 @@ async fn a_start_that_cannot_be_says_why() {
     let e = start_error(Config { unix: Some(h.dir.path().join("two.sock")), ..Config::new(&path) }).await;
     assert!(matches!(&e, ServeError::StoreBusy(p) if *p == path), "{e:?}");
     let text = e.to_string();
-    assert!(text.contains("api.redb") && text.contains("another API server") && text.contains("a store of its own"), "{text}");
+    assert!(
+        text.contains("api.redb") && text.contains("another API server") && text.contains("a store of its own"),
+        "{text}"
+    );
 
     let dir = tempfile::tempdir().unwrap();
     let bad = dir.path().join("bad.redb");
@@ -142,10 +163,26 @@ async fn a_start_that_cannot_be_says_why() {
     for (c, says) in [
         (fresh(), "nothing to listen on"),
         (Config { unix: Some("s".into()), service_cidrs: vec![], ..fresh() }, "service_cidrs"),
-        (Config { unix: Some("s".into()), service_cidrs: vec!["10.0.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()], ..fresh() }, "one of each family"),
-        (Config { unix: Some("s".into()), service_cidrs: vec!["10.0.0.0/31".parse().unwrap()], ..fresh() }, "larger range"),
+        (
+            Config {
+                unix: Some("s".into()),
+                service_cidrs: vec!["10.0.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],
+                ..fresh()
+            },
+            "one of each family",
+        ),
+        (
+            Config { unix: Some("s".into()), service_cidrs: vec!["10.0.0.0/31".parse().unwrap()], ..fresh() },
+            "larger range",
+        ),
         (Config { unix: Some(h.sock.clone()), ..fresh() }, "cannot listen on"),
-        (Config { tls: Some(TlsConfig { addrs: vec!["192.0.2.1:1".parse().unwrap()], ..TlsConfig::default() }), ..fresh() }, "192.0.2.1:1"),
+        (
+            Config {
+                tls: Some(TlsConfig { addrs: vec!["192.0.2.1:1".parse().unwrap()], ..TlsConfig::default() }),
+                ..fresh()
+            },
+            "192.0.2.1:1",
+        ),
     ] {
         let text = start_error(c).await.to_string();
         assert!(text.contains(says), "{text:?} does not say {says:?}");

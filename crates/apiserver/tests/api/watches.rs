@@ -68,7 +68,10 @@ async fn bookmarks_and_timeouts() {
     let now = rv(&h.get(CMS).await);
     let mut last = 0;
     while let Some(e) = w.next().await {
-        assert_eq!((&e["type"], &e["object"]["kind"], &e["object"]["apiVersion"]), (&json!("BOOKMARK"), &json!("ConfigMap"), &json!("v1")));
+        assert_eq!(
+            (&e["type"], &e["object"]["kind"], &e["object"]["apiVersion"]),
+            (&json!("BOOKMARK"), &json!("ConfigMap"), &json!("v1"))
+        );
         last = rv(&e["object"]);
     }
     assert_eq!(last, now, "bookmarks carry the revision of the whole store; then the time was up");
@@ -105,10 +108,15 @@ async fn a_revision_that_is_forgotten_or_unknown_is_gone() {
     };
     let mut slow = h.watch(&format!("{CMS}?watch=1&resourceVersion={}", rv(&first))).await;
     churn(0).await;
-    for path in [format!("{CMS}?watch=1&resourceVersion={}", rv(&first)), format!("{CMS}?watch=1&resourceVersion=99999")] {
+    for path in
+        [format!("{CMS}?watch=1&resourceVersion={}", rv(&first)), format!("{CMS}?watch=1&resourceVersion=99999")]
+    {
         let mut w = h.watch(&path).await;
         let e = w.next().await.unwrap();
-        assert_eq!((&e["type"], &e["object"]["code"], &e["object"]["reason"]), (&json!("ERROR"), &json!(410), &json!("Expired")));
+        assert_eq!(
+            (&e["type"], &e["object"]["code"], &e["object"]["reason"]),
+            (&json!("ERROR"), &json!(410), &json!("Expired"))
+        );
         assert_eq!(w.next().await, None);
     }
     // Other kinds have a history of their own.
@@ -169,8 +177,12 @@ async fn metadata_and_tables_can_be_watched_and_listed() {
     let h = Host::new().await;
     let meta = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
     h.create(CMS, config_map("a")).await;
-    let (_, l) = h.raw("GET", CMS, &[("accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")], "").await;
-    assert_eq!((&l["kind"], &l["items"][0]["kind"]), (&json!("PartialObjectMetadataList"), &json!("PartialObjectMetadata")));
+    let (_, l) =
+        h.raw("GET", CMS, &[("accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")], "").await;
+    assert_eq!(
+        (&l["kind"], &l["items"][0]["kind"]),
+        (&json!("PartialObjectMetadataList"), &json!("PartialObjectMetadata"))
+    );
     assert_eq!((l["items"][0].get("data"), names(&l)), (None, vec!["a".into()]));
     let mut w = h.watch_as(&format!("{CMS}?watch=1"), meta).await;
     let e = w.next().await.unwrap();
