@@ -263,3 +263,61 @@ pub(crate) fn parse_error(m: &Message<'_>) -> Option<Refusal> {
     }
     Some(Refusal { errno: code.saturating_neg(), message })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::{DUMP, REQUEST};
+
+    /// `RTM_GETLINK` and `RTM_NEWLINK`
+    const LINKS: (u16, u16) = (18, 16);
+
+    #[test]
+    fn a_buffer_too_small_grows_and_the_dump_is_tried_again() {
+        let ns = crate::Netns::new().unwrap();
+        let mut s = ns.run(|| Socket::open(libc::NETLINK_ROUTE).unwrap()).unwrap();
+        s.buf = vec![0; 32];
+        let mut tries = 0;
+        let found = s
+            .dump(
+                &mut |b, seq| {
+                    tries += 1;
+                    b.begin(LINKS.0, REQUEST | DUMP, seq);
+                    b.bytes(&[0; 16]);
+                    b.end();
+                },
+                &mut |m| (m.kind == LINKS.1).then_some(()),
+            )
+            .unwrap();
+        assert_eq!(found.len(), 1, "the loopback");
+        assert!(tries > 1 && s.buf.len() > 32);
+    }
+
+    #[test]
+    fn numbers_are_never_zero_and_wrap_as_a_range() {
+        let ns = crate::Netns::new().unwrap();
+        let mut s = ns.run(|| Socket::open(libc::NETLINK_ROUTE).unwrap()).unwrap();
+        assert_eq!((s.sequence(3), s.sequence(1)), (1, 4));
+        s.seq = u32::MAX - 5;
+        assert_eq!(s.sequence(10), 1);
+    }
+
+    #[test]
+    fn refusals_read_with_and_without_the_refused_message() {
+        let mut attr = Builder::new();
+        attr.attr_str(ERR_ATTR_MSG, "Nexthop has invalid gateway");
+        let header = [20u8, 0, 0, 0, 24, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+        let code = (-101i32).to_ne_bytes();
+        let capped = [&code[..], &header, attr.as_bytes()].concat();
+        let whole = [&code[..], &header, &[9, 9, 9, 9], attr.as_bytes()].concat();
+        for (payload, flags) in [(&capped, ACK_TLVS | CAPPED), (&whole, ACK_TLVS)] {
+            let m = Message { kind: NLMSG_ERROR, flags, seq: 1, port: 0, payload };
+            let message = Some("Nexthop has invalid gateway".into());
+            assert_eq!(parse_error(&m), Some(Refusal { errno: 101, message }));
+        }
+        let m = Message { kind: NLMSG_ERROR, flags: 0, seq: 1, port: 0, payload: &code };
+        assert_eq!(parse_error(&m), Some(Refusal::errno(101)));
+        let m = Message { kind: NLMSG_ERROR, flags: 0, seq: 1, port: 0, payload: &[0; 20] };
+        assert_eq!(parse_error(&m), None);
+    }
+}
