@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kernel::Rt;
+use kernel_api::Rtnetlink;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -76,21 +78,16 @@ fn canonical(a: SocketAddr) -> SocketAddr {
     SocketAddr::new(a.ip().to_canonical(), a.port())
 }
 
-fn open(kind: SocketType, port: u16) -> rustix::io::Result<std::os::fd::OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+fn listen_tcp(port: u16) -> rustix::io::Result<std::os::fd::OwnedFd> {
     let make = |family, addr: IpAddr| -> rustix::io::Result<_> {
-        let proto = if kind == SocketType::STREAM { ipproto::TCP } else { ipproto::UDP };
-        let fd = socket_with(family, kind, flags, Some(proto))?;
-        if kind == SocketType::STREAM {
-            sockopt::set_socket_reuseaddr(&fd, true)?;
-        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+        sockopt::set_socket_reuseaddr(&fd, true)?;
         if family == AddressFamily::INET6 {
             sockopt::set_ipv6_v6only(&fd, false)?;
         }
         bind(&fd, &SocketAddr::new(addr, port))?;
-        if kind == SocketType::STREAM {
-            listen(&fd, 1024)?;
-        }
+        listen(&fd, 1024)?;
         Ok(fd)
     };
     match make(AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()) {
@@ -102,6 +99,13 @@ fn open(kind: SocketType, port: u16) -> rustix::io::Result<std::os::fd::OwnedFd>
     }
 }
 
+/// The addresses that a client may ask at.
+fn own_addresses() -> Vec<IpAddr> {
+    let all = Rt::open().ok().and_then(|mut rt| rt.addresses().ok()).unwrap_or_default();
+    let local = |a: &IpAddr| matches!(a, IpAddr::V6(x) if x.is_unicast_link_local());
+    all.into_iter().map(|a| a.addr).filter(|a| !local(a)).collect()
+}
+
 /// Serves on all `ports`, TCP and UDP, both families, until dropped.
 ///
 /// # Errors
@@ -110,15 +114,41 @@ pub async fn serve(id: Identity, ports: &[u16]) -> Result<(), LabError> {
     let id = Arc::new(id);
     let mut tasks = tokio::task::JoinSet::new();
     for &port in ports {
-        let tcp = open(SocketType::STREAM, port).doing(|| format!("listen on TCP port {port}"))?;
+        let tcp = listen_tcp(port).doing(|| format!("listen on TCP port {port}"))?;
         let tcp = TcpListener::from_std(tcp.into()).doing(|| format!("TCP port {port}"))?;
-        let udp = open(SocketType::DGRAM, port).doing(|| format!("listen on UDP port {port}"))?;
-        let udp = UdpSocket::from_std(udp.into()).doing(|| format!("UDP port {port}"))?;
         tasks.spawn(serve_tcp(id.clone(), tcp));
-        tasks.spawn(serve_udp(id.clone(), udp));
+        tasks.spawn(serve_udp(id.clone(), port));
     }
     while tasks.join_next().await.is_some() {}
     Ok(())
+}
+
+/// One socket per address, so that an answer comes from where it was asked: a socket of all addresses would answer
+/// from the one that the route back prefers. Addresses that come later are found.
+async fn serve_udp(id: Arc<Identity>, port: u16) {
+    let mut open: BTreeMap<IpAddr, tokio::task::JoinHandle<()>> = BTreeMap::new();
+    loop {
+        let have = own_addresses();
+        open.retain(|a, task| {
+            let stays = have.contains(a) && !task.is_finished();
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for a in have {
+            if open.contains_key(&a) {
+                continue;
+            }
+            match UdpSocket::bind((a, port)).await {
+                Ok(s) => {
+                    open.insert(a, tokio::spawn(answer_udp(id.clone(), s)));
+                }
+                Err(e) => eprintln!("UDP {a} port {port}: {e}"),
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
 }
 
 async fn serve_tcp(id: Arc<Identity>, listener: TcpListener) {
@@ -137,7 +167,7 @@ async fn serve_tcp(id: Arc<Identity>, listener: TcpListener) {
     }
 }
 
-async fn serve_udp(id: Arc<Identity>, socket: UdpSocket) {
+async fn answer_udp(id: Arc<Identity>, socket: UdpSocket) {
     let mut buf = vec![0u8; 65536];
     let local = socket.local_addr().unwrap_or_else(|_| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0));
     loop {
