@@ -301,10 +301,11 @@ impl World {
     }
 }
 
-/// The first address of a range that a pod can have: neither the first (the gateway's) nor an IPv4 range's last.
+/// The first address of a range that a pod can have, as `ipam` gives them: neither of the first two (the range's own and
+/// the gateway's) nor an IPv4 range's last.
 fn first_pod(range: &Cidr, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     let last = if range.family() == Family::V4 { 1 } else { 0 };
-    (1..range.size().saturating_sub(last)).filter_map(|n| range.nth(n)).find(|ip| !taken.contains(ip))
+    (2..range.size().saturating_sub(last)).filter_map(|n| range.nth(n)).find(|ip| !taken.contains(ip))
 }
 
 /// A free cluster IP, as the allocator gives it, but always the same.

@@ -22,7 +22,7 @@ use crate::api::Api;
 use crate::error::chain;
 
 /// Objects a page of a list: while a page is read its objects are held in full, so this bounds the peak.
-const PAGE: u32 = 100;
+const PAGE: u32 = 50;
 /// First and longest pause after a failed list or watch.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -87,6 +87,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn in_sync(&self, kind: Kind) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).sync.kinds.get(&kind) == Some(&true)
+    }
+
     fn change(&self, f: impl FnOnce(&mut State)) {
         f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         self.version.send_modify(|v| *v += 1);
@@ -169,8 +173,17 @@ impl Reader {
     }
 }
 
-/// One kind, for ever. kube's watcher lists in pages, watches, resumes from the last resource version, and lists anew
-/// when the server no longer has it (410).
+/// How a kind's objects are first read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum First {
+    /// As the beginning of a watch (KEP-3157): one object in full at a time.
+    Streamed,
+    /// In pages, from servers that do not stream.
+    Paged,
+}
+
+/// One kind, for ever. kube's watcher lists, watches, resumes from the last resource version, and lists anew when the
+/// server no longer has it (410).
 async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, shared: Arc<Shared>) {
     let (api, fields) = match kind {
         Kind::ConfigMap => {
@@ -179,29 +192,59 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
         }
         _ => (kube::Api::all_with(client, &kind), pods_of.map(|n| format!("spec.nodeName={n}"))),
     };
-    let config = watcher::Config { page_size: Some(PAGE), field_selector: fields, ..watcher::Config::default() };
-    let mut stream = pin!(watcher(api, config));
-    let mut listed: Option<BTreeSet<Key>> = None;
+    let mut first = First::Streamed;
     let mut pause = BACKOFF.0;
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(event) => {
-                pause = BACKOFF.0;
-                shared.change(|s| take(s, kind, &mut listed, event));
-            }
-            Err(e) => {
-                let why = chain(&e);
-                // A watch that ends because the server no longer has our version is the protocol's normal course.
-                if why.contains("410") || why.contains("Expired") {
-                    tracing::debug!(%kind, %why, "listing anew");
-                } else {
+    loop {
+        let config = watcher::Config {
+            page_size: Some(PAGE),
+            field_selector: fields.clone(),
+            initial_list_strategy: match first {
+                First::Streamed => watcher::InitialListStrategy::StreamingList,
+                First::Paged => watcher::InitialListStrategy::ListWatch,
+            },
+            ..watcher::Config::default()
+        };
+        let mut stream = pin!(watcher(api.clone(), config));
+        let mut listed: Option<BTreeSet<Key>> = None;
+        while let Some(event) = stream.next().await {
+            let e = match event {
+                Ok(event) => {
+                    pause = BACKOFF.0;
+                    shared.change(|s| take(s, kind, &mut listed, event));
+                    continue;
+                }
+                Err(e) => e,
+            };
+            let refused = match &e {
+                watcher::Error::WatchStartFailed(kube::Error::Api(s)) => s.code,
+                watcher::Error::WatchError(s) => s.code,
+                _ => 0,
+            };
+            match refused {
+                // The server no longer has our version, the protocol's normal course. The watcher lists anew by
+                // itself when a watch says so, but not when the request for one does.
+                410 => {
+                    tracing::debug!(%kind, "listing anew");
+                    tokio::time::sleep(BACKOFF.0).await;
+                    if matches!(e, watcher::Error::WatchStartFailed(_)) {
+                        break;
+                    }
+                }
+                // A server older than 1.32, or with the feature gate WatchList off.
+                400 | 422 if first == First::Streamed && !shared.in_sync(kind) => {
+                    tracing::debug!(%kind, "the server does not stream lists: reading pages");
+                    first = First::Paged;
+                    break;
+                }
+                _ => {
+                    let why = chain(&e);
                     tracing::warn!(%kind, %why, "cannot watch: trying again");
                     shared.change(|s| {
                         s.sync.failing.insert(kind, why);
                     });
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BACKOFF.1);
                 }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(BACKOFF.1);
             }
         }
     }
