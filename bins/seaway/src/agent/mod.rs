@@ -9,6 +9,7 @@ mod conflist;
 mod datapath;
 mod facts;
 mod http;
+#[path = "../../../seaway-cni/src/linux.rs"]
 mod linux;
 mod lock;
 mod mend;

@@ -1,12 +1,13 @@
 //! Which packet a person means.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use intent::{AttachmentKey, L4, Origin, Packet};
 use lab::LabName;
-use resolve::ClusterSnapshot;
+use resolve::{ClusterSnapshot, Pod};
 use types::{Family, NodeName, ObjectName, Proto};
 
 use super::observe::Seen;
@@ -87,13 +88,13 @@ fn target(s: &ClusterSnapshot, host: &str, port: Option<&(String, Proto)>) -> an
     if let Some((_, n)) = s.nodes.iter().find(|(n, _)| n.as_str() == host) {
         return Ok((n.addresses().collect(), plain(port)?));
     }
+    // A name in full beats the beginning of one; where both are in full, `svc/` says which is meant.
     let bare = host.strip_prefix("svc/").unwrap_or(host);
-    if bare == host {
-        if let Some((_, p)) = pick(&s.pods, host, |p| !p.ips.is_empty() && !p.phase.ended())? {
-            return Ok((p.ips.to_vec(), plain(port)?));
-        }
+    let exact = if bare == host { pod(s, host, false)? } else { None };
+    if let Some((_, p)) = exact {
+        return Ok((p.ips.to_vec(), plain(port)?));
     }
-    if let Some((name, svc)) = pick(&s.services, bare, |_| true)? {
+    if let Some((name, svc)) = pick(&s.services, bare, None)? {
         if svc.cluster_ips.is_empty() {
             bail!("Service {name} is headless: it has no address of its own; name one of its pods");
         }
@@ -110,14 +111,31 @@ fn target(s: &ClusterSnapshot, host: &str, port: Option<&(String, Proto)>) -> an
         };
         return Ok((svc.cluster_ips.to_vec(), l4));
     }
+    if let Some((_, p)) = pod(s, bare, true)? {
+        return Ok((p.ips.to_vec(), plain(port)?));
+    }
     bail!("no pod, Service or node of that name, and no address; `seaway lab get pods -A` lists pods")
 }
 
-/// The object that `text` names: `namespace/name`, or a name (or its beginning) that only one namespace has.
+/// Whether a pod can be an end of a packet.
+type Usable<'a, V> = Option<&'a dyn Fn(&V) -> bool>;
+
+fn usable(p: &Pod) -> bool {
+    !p.ips.is_empty() && !p.phase.ended()
+}
+
+/// The pod that `text` names; with `prefix` a Deployment's name stands for any of its pods.
+fn pod<'a>(s: &'a ClusterSnapshot, text: &str, prefix: bool) -> anyhow::Result<Option<(&'a ObjectName, &'a Pod)>> {
+    let found = pick(&s.pods, text, if prefix { Some(&usable) } else { None })?;
+    Ok(found.filter(|(_, p)| usable(p)))
+}
+
+/// The object that `text` names: `namespace/name`, or a name that only one namespace has. Where there is none, the
+/// first whose name begins so and that `prefix` accepts.
 fn pick<'a, V>(
-    map: &'a std::collections::BTreeMap<ObjectName, V>,
+    map: &'a BTreeMap<ObjectName, V>,
     text: &str,
-    usable: impl Fn(&V) -> bool,
+    prefix: Usable<'_, V>,
 ) -> anyhow::Result<Option<(&'a ObjectName, &'a V)>> {
     let (ns, name) = match text.split_once('/') {
         Some((ns, name)) => (Some(ns), name),
@@ -133,9 +151,8 @@ fn pick<'a, V>(
             bail!("{text:?} is in several namespaces: say {}", list.join(" or "));
         }
     }
-    // A Deployment's name stands for any of its pods: the first that can be used.
-    let prefix = format!("{name}-");
-    Ok(map.iter().find(|(n, v)| here(n) && n.name.starts_with(&prefix) && usable(v)))
+    let begin = format!("{name}-");
+    Ok(prefix.and_then(|ok| map.iter().find(|(n, v)| here(n) && n.name.starts_with(&begin) && ok(v))))
 }
 
 fn from(seen: &Seen, lab: &LabName, src: &str, targets: &[IpAddr]) -> anyhow::Result<From> {
@@ -162,7 +179,7 @@ fn from(seen: &Seen, lab: &LabName, src: &str, targets: &[IpAddr]) -> anyhow::Re
     let by_addr = src.parse::<IpAddr>().ok().and_then(|a| s.pods.iter().find(|(_, p)| p.ips.contains(&a)));
     let found = match by_addr {
         Some(p) => Some(p),
-        None => pick(&s.pods, src, |p| !p.ips.is_empty() && !p.phase.ended())?,
+        None => pod(s, src, true)?,
     };
     let Some((name, pod)) = found else {
         bail!(

@@ -49,6 +49,9 @@ pub fn send(ends: &Ends, report: &Report) -> anyhow::Result<Outcome> {
         Heard::Answer => ("answered".to_owned(), report.arrives()),
         // A closed port of a reached host says the same as a reject on the way.
         Heard::Refused => ("refused at once".to_owned(), rejected || report.arrives()),
+        Heard::Silence if report.leaves() => {
+            (format!("no answer in {} s from beyond the cluster, where nothing is known", WAIT.as_secs()), true)
+        }
         Heard::Silence => (format!("no answer in {} s", WAIT.as_secs()), !report.arrives() && !rejected),
     };
     Ok(Outcome { result, agrees })

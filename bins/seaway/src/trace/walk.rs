@@ -91,7 +91,15 @@ pub struct Report {
     pub ways: Vec<Way>,
 }
 
+/// How the last step of a packet that leaves the cluster begins: what is beyond, nobody here knows.
+const LEAVES: &str = "leaves the cluster";
+
 impl Report {
+    /// Whether some way ends beyond the cluster.
+    pub fn leaves(&self) -> bool {
+        self.ways.iter().filter_map(|w| w.hops.last()).any(|h| h.text.starts_with(LEAVES))
+    }
+
     /// Whether the packet arrives whichever endpoint is chosen.
     pub fn arrives(&self) -> bool {
         !self.ways.is_empty() && self.ways.iter().all(|w| w.arrives)
@@ -260,7 +268,12 @@ impl Walk<'_> {
             Path::Outside => match self.missing(view, p.dst) {
                 Some(why) => stop(hops, why),
                 None => {
-                    hops.push(hop(node, Stage::Deliver, format!("leaves the cluster by {node}'s own routes")));
+                    let peer = view.intent.peers.iter().find(|(_, q)| q.addresses.contains(&p.dst));
+                    let text = match peer {
+                        Some((n, _)) => format!("to {n} itself, by {node}'s own routes"),
+                        None => format!("{LEAVES} by {node}'s own routes"),
+                    };
+                    hops.push(hop(node, Stage::Deliver, text));
                     true
                 }
             },
