@@ -81,7 +81,7 @@ pub enum NftRequest {
     TableDel(TableName),
     /// Make a chain; no error when the same is there.
     ChainAdd(TableName, Chain),
-    /// Delete a chain without rules that nothing refers to.
+    /// Delete a chain and its rules; EBUSY when a rule elsewhere or an element refers to it.
     ChainDel(TableName, String),
     /// Delete the rules of a chain.
     ChainFlush(TableName, String),
@@ -104,7 +104,7 @@ pub enum NftRequest {
 /// A chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Name, at most 127 bytes.
+    /// Name, at most 255 bytes (`NFT_NAME_MAXLEN` with the final NUL).
     pub name: String,
     /// Where it hangs; `None` for a chain that is only jumped to.
     pub hook: Option<Hook>,
@@ -153,7 +153,7 @@ pub enum HookPoint {
 /// A set, map or verdict map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
-    /// Name, at most 127 bytes.
+    /// Name, at most 255 bytes (`NFT_NAME_MAXLEN` with the final NUL).
     pub name: String,
     /// The fields of a key, each padded to 4 bytes in elements. Several make a concatenation.
     pub key: Vec<DataType>,

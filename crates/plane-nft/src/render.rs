@@ -176,7 +176,9 @@ pub(crate) fn rule(rule: &Rule, keys: &dyn Fn(&str) -> Option<Vec<DataType>>) ->
     let mut out: Vec<String> = Vec::new();
     let mut v6 = false;
     let names_family = |e: &Expr| matches!(e, Expr::Payload { base: PayloadBase::Network, .. });
-    let family_shows = rule.exprs.iter().any(names_family);
+    // As nft: a field of the family's header says it already, unless a statement stands in between.
+    let sets = |e: &Expr| matches!(e, Expr::SetMark { .. } | Expr::SetCtMark { .. });
+    let family_shows = rule.exprs.iter().any(names_family) && !rule.exprs.iter().any(sets);
     for e in &rule.exprs {
         let get = |regs: &BTreeMap<u8, Term>, r: u8| {
             regs.get(&r).cloned().unwrap_or(Term { text: format!("reg{r}"), of: Of::Number })
@@ -197,7 +199,6 @@ pub(crate) fn rule(rule: &Rule, keys: &dyn Fn(&str) -> Option<Vec<DataType>>) ->
                 let term = get(&regs, sreg.0);
                 if term.of == Of::NfProto && *op == CmpOp::Eq {
                     v6 = data == &[10];
-                    // As nft does: a header field of the family says it already.
                     if family_shows {
                         continue;
                     }

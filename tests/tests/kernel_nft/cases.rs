@@ -97,19 +97,26 @@ fn ground() -> Vec<R> {
         add("cidrs", range(&[10, 0, 0, 0], &[10, 255, 255, 255])),
         add("boxes", range(&[10, 0, 0, 0, 0, 80, 0, 0], &[10, 0, 0, 255, 0, 80, 0, 0])),
         add("verdicts", to(&[1, 1, 1, 1], Verdict::Goto("c".into()))),
-        add(
-            "values",
-            Element { data: Some(ElementData::Value(vec![10, 0, 0, 1, 0, 80, 0, 0])), ..el(&[1, 1, 1, 1]) },
-        ),
+        add("values", Element { data: Some(ElementData::Value(vec![10, 0, 0, 1, 0, 80, 0, 0])), ..el(&[1, 1, 1, 1]) }),
         rule("b", vec![addr(), Expr::Cmp { sreg: Reg(0), op: CmpOp::Eq, data: vec![10, 0, 0, 1] }]),
     ]
+}
+
+/// Sixteen chains that call each other, from a base chain.
+fn deep() -> Vec<R> {
+    let name = |n: usize| format!("d{n}");
+    let mut out: Vec<R> = (0..16).map(|n| chain(&name(n))).collect();
+    out.push(rule("filter", vec![Expr::Verdict(Verdict::Jump(name(0)))]));
+    // The last call is the one too many.
+    out.extend((0..15).rev().map(|n| rule(&name(n), vec![Expr::Verdict(Verdict::Jump(name(n + 1)))])));
+    out
 }
 
 /// Name, transaction, and the expected refusal: which request and which error.
 type Case = (&'static str, Vec<R>, Option<(usize, i32)>);
 
 const EMLINK: i32 = 31;
-const ENOTEMPTY: i32 = 39;
+const ENODATA: i32 = 61;
 const EOVERFLOW: i32 = 75;
 
 fn accepted() -> Vec<Case> {
@@ -117,71 +124,107 @@ fn accepted() -> Vec<Case> {
     vec![
         ok("nothing", vec![]),
         ok("the same again", ground()),
-        ok("a chain with a rule, emptied and deleted", vec![R::ChainFlush(t(), "b".into()), R::ChainDel(t(), "b".into())]),
+        ok(
+            "a chain with a rule, emptied and deleted",
+            vec![R::ChainFlush(t(), "b".into()), R::ChainDel(t(), "b".into())],
+        ),
+        ok("a map looked up as a set", vec![rule("a", vec![daddr(0), lookup("values", LookupInto::Nothing, false)])]),
+        ok(
+            "a verdict map looked up as a set",
+            vec![rule("a", vec![daddr(0), lookup("verdicts", LookupInto::Nothing, true)])],
+        ),
+        ok("a chain with its rules", vec![R::ChainDel(t(), "b".into())]),
         ok("a circle nobody reaches", vec![rule("a", vec![goto("b")]), rule("b", vec![goto("a")])]),
-        ok("reject in nat chains", vec![
-            rule("pre", vec![Expr::Reject(RejectWith::PortUnreachable)]),
-            rule("out", vec![Expr::Reject(RejectWith::TcpReset)]),
-        ]),
-        ok("masquerade behind a verdict map at postrouting", vec![
-            rule("c", vec![Expr::Masquerade { flags: 16 }]),
-            rule("post", vec![daddr(0), lookup("verdicts", LookupInto::Verdict, false)]),
-        ]),
-        ok("dnat through a map", vec![rule("pre", vec![
-            Expr::Meta { key: MetaKey::NfProto, dreg: Reg(0) },
-            Expr::Cmp { sreg: Reg(0), op: CmpOp::Eq, data: vec![2] },
-            daddr(0),
-            lookup("values", LookupInto::Reg(Reg(0)), false),
-            Expr::Nat { dnat: true, v6: false, addr: Some(Reg(0)), port: Some(Reg(1)), flags: 0 },
-        ])]),
-        ok("an element replaced in one transaction", vec![
-            del("verdicts", el(&[1, 1, 1, 1])),
-            add("verdicts", to(&[1, 1, 1, 1], Verdict::Goto("a".into()))),
-        ]),
-        ok("a range replaced by a larger one", vec![
-            del("cidrs", range(&[10, 0, 0, 0], &[10, 255, 255, 255])),
-            add("cidrs", range(&[10, 0, 0, 0], &[11, 255, 255, 255])),
-        ]),
-        ok("a box replaced by a larger one", vec![
-            del("boxes", range(&[10, 0, 0, 0, 0, 80, 0, 0], &[10, 0, 0, 255, 0, 80, 0, 0])),
-            add("boxes", range(&[10, 0, 0, 0, 0, 80, 0, 0], &[10, 0, 255, 255, 0, 80, 0, 0])),
-        ]),
-        ok("every address", vec![
-            R::SetFlush(t(), "cidrs".into()),
-            add("cidrs", range(&[0; 4], &[255; 4])),
-        ]),
-        ok("ranges at both ends, one of a single key", vec![
-            add("cidrs", range(&[0; 4], &[0; 4])),
-            add("cidrs", range(&[255, 255, 255, 255], &[255; 4])),
-        ]),
-        ok("the last user of a chain goes with it", vec![
-            del("verdicts", el(&[1, 1, 1, 1])),
-            R::ChainDel(t(), "c".into()),
-        ]),
-        ok("a map with verdicts, and then its chain", vec![
-            R::SetDel(t(), "verdicts".into()),
-            R::ChainDel(t(), "c".into()),
-        ]),
+        ok(
+            "reject in nat chains",
+            vec![
+                rule("pre", vec![Expr::Reject(RejectWith::PortUnreachable)]),
+                rule("out", vec![Expr::Reject(RejectWith::TcpReset)]),
+            ],
+        ),
+        ok(
+            "masquerade behind a verdict map at postrouting",
+            vec![
+                rule("c", vec![Expr::Masquerade { flags: 16 }]),
+                rule("post", vec![daddr(0), lookup("verdicts", LookupInto::Verdict, false)]),
+            ],
+        ),
+        ok(
+            "dnat through a map",
+            vec![rule(
+                "pre",
+                vec![
+                    Expr::Meta { key: MetaKey::NfProto, dreg: Reg(0) },
+                    Expr::Cmp { sreg: Reg(0), op: CmpOp::Eq, data: vec![2] },
+                    daddr(0),
+                    lookup("values", LookupInto::Reg(Reg(0)), false),
+                    Expr::Nat { dnat: true, v6: false, addr: Some(Reg(0)), port: Some(Reg(1)), flags: 0 },
+                ],
+            )],
+        ),
+        ok(
+            "an element replaced in one transaction",
+            vec![del("verdicts", el(&[1, 1, 1, 1])), add("verdicts", to(&[1, 1, 1, 1], Verdict::Goto("a".into())))],
+        ),
+        ok(
+            "a range replaced by a larger one",
+            vec![
+                del("cidrs", range(&[10, 0, 0, 0], &[10, 255, 255, 255])),
+                add("cidrs", range(&[10, 0, 0, 0], &[11, 255, 255, 255])),
+            ],
+        ),
+        ok(
+            "a box replaced by a larger one",
+            vec![
+                del("boxes", range(&[10, 0, 0, 0, 0, 80, 0, 0], &[10, 0, 0, 255, 0, 80, 0, 0])),
+                add("boxes", range(&[10, 0, 0, 0, 0, 80, 0, 0], &[10, 0, 255, 255, 0, 80, 0, 0])),
+            ],
+        ),
+        ok("every address", vec![R::SetFlush(t(), "cidrs".into()), add("cidrs", range(&[0; 4], &[255; 4]))]),
+        ok(
+            "ranges at both ends, one of a single key",
+            vec![add("cidrs", range(&[0; 4], &[0; 4])), add("cidrs", range(&[255, 255, 255, 255], &[255; 4]))],
+        ),
+        ok(
+            "the last user of a chain goes with it",
+            vec![del("verdicts", el(&[1, 1, 1, 1])), R::ChainDel(t(), "c".into())],
+        ),
+        ok(
+            "a map with verdicts, and then its chain",
+            vec![R::SetDel(t(), "verdicts".into()), R::ChainDel(t(), "c".into())],
+        ),
         ok("the table replaced in one transaction", [vec![R::TableDel(t())], ground()].concat()),
         ok("the table deleted", vec![R::TableDel(t())]),
-        ok("facts of the connection", vec![rule("post", vec![
-            Expr::Ct { key: CtKey::OriginalDaddr4, dreg: Reg(0) },
-            Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(1) },
-            Expr::Ct { key: CtKey::OriginalDport, dreg: Reg(2) },
-            Expr::Ct { key: CtKey::OriginalDaddr6, dreg: Reg(3) },
-            Expr::Meta { key: MetaKey::Iif, dreg: Reg(7) },
-            Expr::Ct { key: CtKey::Status, dreg: Reg(8) },
-            Expr::Ct { key: CtKey::State, dreg: Reg(9) },
-        ])]),
+        ok(
+            "facts of the connection",
+            vec![rule(
+                "post",
+                vec![
+                    Expr::Ct { key: CtKey::OriginalDaddr4, dreg: Reg(0) },
+                    Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(1) },
+                    Expr::Ct { key: CtKey::OriginalDport, dreg: Reg(2) },
+                    Expr::Ct { key: CtKey::OriginalDaddr6, dreg: Reg(3) },
+                    Expr::Meta { key: MetaKey::Iif, dreg: Reg(7) },
+                    Expr::Ct { key: CtKey::Status, dreg: Reg(8) },
+                    Expr::Ct { key: CtKey::State, dreg: Reg(9) },
+                ],
+            )],
+        ),
         ok("sixteen bytes of name", vec![chain(&"x".repeat(16))]),
-        ok("the longest name", vec![chain(&"x".repeat(127)), set(&"y".repeat(127), V4, None, false)]),
+        ok("the longest name", vec![chain(&"x".repeat(255)), set(&"y".repeat(255), V4, None, false)]),
         ok("a base chain asked for without its hook", vec![chain("pre")]),
-        ok("an expression of every register", vec![rule("a", vec![
-            Expr::Meta { key: MetaKey::Mark, dreg: Reg(15) },
-            Expr::SetMark { sreg: Reg(15) },
-            Expr::Payload { base: PayloadBase::Network, offset: 8, len: 16, dreg: Reg(1) },
-            Expr::Bitwise { sreg: Reg(1), dreg: Reg(1), mask: vec![0xff; 16], xor: vec![0; 16] },
-        ])]),
+        ok(
+            "an expression of every register",
+            vec![rule(
+                "a",
+                vec![
+                    Expr::Meta { key: MetaKey::Mark, dreg: Reg(15) },
+                    Expr::SetMark { sreg: Reg(15) },
+                    Expr::Payload { base: PayloadBase::Network, offset: 8, len: 16, dreg: Reg(1) },
+                    Expr::Bitwise { sreg: Reg(1), dreg: Reg(1), mask: vec![0xff; 16], xor: vec![0; 16] },
+                ],
+            )],
+        ),
     ]
 }
 
@@ -193,51 +236,116 @@ fn refused() -> Vec<Case> {
         no("a rule to no chain", vec![rule("a", vec![goto("nope")])], 0, ENOENT),
         no("a rule to a base chain", vec![rule("a", vec![goto("pre")])], 0, EOPNOTSUPP),
         no("a rule on no set", vec![rule("a", vec![daddr(0), lookup("nope", LookupInto::Nothing, false)])], 0, ENOENT),
-        no("a map looked up as a set", vec![rule("a", vec![daddr(0), lookup("values", LookupInto::Nothing, false)])], 0, EINVAL),
-        no("a set looked up as a map", vec![rule("a", vec![daddr(0), lookup("plain", LookupInto::Reg(Reg(0)), false)])], 0, EINVAL),
+        no(
+            "a register that nobody wrote",
+            vec![rule("a", vec![lookup("plain", LookupInto::Nothing, false)])],
+            0,
+            ENODATA,
+        ),
+        no(
+            "a register beyond the last",
+            vec![rule("a", vec![Expr::Payload { base: PayloadBase::Network, offset: 8, len: 16, dreg: Reg(13) }])],
+            0,
+            ERANGE,
+        ),
+        no(
+            "a verdict map as values",
+            vec![rule("a", vec![daddr(0), lookup("verdicts", LookupInto::Reg(Reg(0)), false)])],
+            0,
+            EINVAL,
+        ),
+        no("a long key", vec![add("plain", el(&[2; 8]))], 0, EINVAL),
+        no("the end of a range in a set without", vec![add("plain", range(&[2; 4], &[3; 4]))], 0, EINVAL),
+        no("a long name", vec![chain(&"x".repeat(256))], 0, ERANGE),
+        no("a long set name", vec![set(&"x".repeat(256), V4, None, false)], 0, ERANGE),
+        no("a key longer than all registers", vec![set("long", &[DataType::Ipv6Addr; 5], None, false)], 0, EINVAL),
+        no("too deep", deep(), 31, EMLINK),
+        no(
+            "a set looked up as a map",
+            vec![rule("a", vec![daddr(0), lookup("plain", LookupInto::Reg(Reg(0)), false)])],
+            0,
+            EINVAL,
+        ),
         no("no chain to delete", vec![R::ChainDel(t(), "nope".into())], 0, ENOENT),
         no("no chain to flush", vec![R::ChainFlush(t(), "nope".into())], 0, ENOENT),
         no("a chain that an element names", vec![R::ChainDel(t(), "c".into())], 0, EBUSY),
         no("a chain that a rule names", vec![rule("b", vec![goto("a")]), R::ChainDel(t(), "a".into())], 1, EBUSY),
-        no("a chain with rules", vec![R::ChainDel(t(), "b".into())], 0, EBUSY),
-        no("a set that a rule names", vec![
-            rule("a", vec![daddr(0), lookup("plain", LookupInto::Nothing, false)]),
-            R::SetDel(t(), "plain".into()),
-        ], 1, EBUSY),
+        no(
+            "a set that a rule names",
+            vec![
+                rule("a", vec![daddr(0), lookup("plain", LookupInto::Nothing, false)]),
+                R::SetDel(t(), "plain".into()),
+            ],
+            1,
+            EBUSY,
+        ),
         no("no set to delete", vec![R::SetDel(t(), "nope".into())], 0, ENOENT),
         no("a set of another kind", vec![set("plain", V4, Some(SetData::Verdict), false)], 0, EEXIST),
         no("an element in no set", vec![add("nope", el(&[1, 1, 1, 1]))], 0, ENOENT),
-        no("an element with another verdict", vec![add("verdicts", to(&[1, 1, 1, 1], Verdict::Goto("a".into())))], 0, EEXIST),
+        no(
+            "an element with another verdict",
+            vec![add("verdicts", to(&[1, 1, 1, 1], Verdict::Goto("a".into())))],
+            0,
+            EEXIST,
+        ),
         no("an element to no chain", vec![add("verdicts", to(&[2; 4], Verdict::Goto("nope".into())))], 0, ENOENT),
-        no("an element to a base chain", vec![add("verdicts", to(&[2; 4], Verdict::Goto("pre".into())))], 0, EOPNOTSUPP),
+        no(
+            "an element to a base chain",
+            vec![add("verdicts", to(&[2; 4], Verdict::Goto("pre".into())))],
+            0,
+            EOPNOTSUPP,
+        ),
         no("an element without data", vec![add("values", el(&[2; 4]))], 0, EINVAL),
         no("an element with data in a set", vec![add("plain", to(&[2; 4], Verdict::Accept))], 0, EINVAL),
         no("a short key", vec![add("plain", el(&[2; 3]))], 0, EINVAL),
         no("no element to delete", vec![del("plain", el(&[9; 4]))], 0, ENOENT),
-        no("a range within another", vec![add("cidrs", range(&[10, 1, 0, 0], &[10, 1, 255, 255]))], 0, ENOTEMPTY),
-        no("a box within another", vec![
-            add("boxes", range(&[10, 0, 0, 7, 0, 80, 0, 0], &[10, 0, 0, 8, 0, 80, 0, 0])),
-        ], 0, EEXIST),
+        no("a range within another", vec![add("cidrs", range(&[10, 1, 0, 0], &[10, 1, 255, 255]))], 0, EEXIST),
+        no(
+            "a box within another",
+            vec![add("boxes", range(&[10, 0, 0, 7, 0, 80, 0, 0], &[10, 0, 0, 8, 0, 80, 0, 0]))],
+            0,
+            EEXIST,
+        ),
         no("all or nothing", vec![add("plain", el(&[3; 4])), chain("d"), del("plain", el(&[9; 4]))], 2, ENOENT),
         no("dnat in a filter chain", vec![rule("filter", vec![addr(), dnat(false)])], 0, EOPNOTSUPP),
         no("dnat at postrouting", vec![rule("post", vec![addr(), dnat(false)])], 0, EOPNOTSUPP),
         no("masquerade at prerouting", vec![rule("pre", vec![Expr::Masquerade { flags: 16 }])], 0, EOPNOTSUPP),
-        no("masquerade reached from prerouting", vec![
-            rule("c", vec![Expr::Masquerade { flags: 16 }]),
-            rule("pre", vec![daddr(0), lookup("verdicts", LookupInto::Verdict, false)]),
-        ], 1, EOPNOTSUPP),
+        no(
+            "masquerade reached from prerouting",
+            vec![
+                rule("c", vec![Expr::Masquerade { flags: 16 }]),
+                rule("pre", vec![daddr(0), lookup("verdicts", LookupInto::Verdict, false)]),
+            ],
+            1,
+            EOPNOTSUPP,
+        ),
         no("reject at postrouting", vec![rule("post", vec![Expr::Reject(RejectWith::PortUnreachable)])], 0, EOPNOTSUPP),
         no("a nat chain at forward", vec![base("x", ChainKind::Nat, HookPoint::Forward, 0)], 0, EOPNOTSUPP),
         no("a nat chain before conntrack", vec![base("x", ChainKind::Nat, HookPoint::Prerouting, -200)], 0, EOPNOTSUPP),
-        no("a circle", vec![
-            rule("pre", vec![goto("a")]),
-            rule("a", vec![goto("b")]),
-            R::ChainFlush(t(), "b".into()),
-            rule("b", vec![goto("a")]),
-        ], 3, EMLINK),
-        no("numgen of nothing", vec![rule("a", vec![Expr::Numgen { dreg: Reg(0), modulus: 0, offset: 0, random: true }])], 0, ERANGE),
-        no("numgen beyond 32 bits", vec![rule("a", vec![Expr::Numgen { dreg: Reg(0), modulus: 9, offset: u32::MAX - 3, random: true }])], 0, EOVERFLOW),
-        no("a base chain moved", vec![base("pre", ChainKind::Nat, HookPoint::Prerouting, -90)], 0, EEXIST),
+        no(
+            "a circle",
+            vec![
+                rule("pre", vec![goto("a")]),
+                rule("a", vec![goto("b")]),
+                R::ChainFlush(t(), "b".into()),
+                rule("b", vec![goto("a")]),
+            ],
+            3,
+            EMLINK,
+        ),
+        no(
+            "numgen of nothing",
+            vec![rule("a", vec![Expr::Numgen { dreg: Reg(0), modulus: 0, offset: 0, random: true }])],
+            0,
+            ERANGE,
+        ),
+        no(
+            "numgen beyond 32 bits",
+            vec![rule("a", vec![Expr::Numgen { dreg: Reg(0), modulus: 9, offset: u32::MAX - 3, random: true }])],
+            0,
+            EOVERFLOW,
+        ),
+        no("a base chain moved", vec![base("pre", ChainKind::Nat, HookPoint::Prerouting, -90)], 0, EOPNOTSUPP),
         no("no table to delete", vec![R::TableDel(t()), R::TableDel(t())], 1, ENOENT),
         no("a rule in no table", vec![R::TableDel(t()), rule("a", vec![])], 1, ENOENT),
     ]

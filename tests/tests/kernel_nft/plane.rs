@@ -2,8 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use intent::generate::node_intent;
 use intent::NodeIntent;
+use intent::generate::node_intent;
 use kernel::{Ct, Netns, Nftables};
 use plan::{Caps, Dataplane, Kernel, Plan, converge};
 use plane_nft::{Image, NftKernel, NftPlane};
@@ -39,7 +39,7 @@ fn converged(k: &mut Kern, want: &Image) {
 fn any_image_follows_any_other_in_one_pass() {
     let ns = Netns::new().unwrap();
     let mut k = kernel(&ns);
-    nft(&ns, "table inet theirs { chain c { type filter hook input priority 0; counter accept; } }");
+    nft(&ns, "table inet theirs { chain c { type filter hook input priority 0; counter accept; } ; }");
     let foreign = sh(&ns, "nft list table inet theirs");
     for i in intents(60) {
         converged(&mut k, &compile(&i));
@@ -129,7 +129,7 @@ fn a_thousand_services_and_a_change_of_one() {
     i.services.get_mut(&key).unwrap().endpoints.remove(&gone);
     let next = compile(&i);
     let plan = NftPlane.plan(&next, &want);
-    assert!(plan.iter().map(Vec::len).sum::<usize>() <= 16, "{}", Plan { batches: plan });
+    assert!(plan.iter().map(Vec::len).sum::<usize>() <= 20, "{}", Plan { batches: plan });
     let started = std::time::Instant::now();
     let done = converge(&NftPlane, &mut k, &next, Some(&want)).unwrap();
     println!("1000 services in {full:?}; one endpoint less: {} ops in {:?}", done.ops, started.elapsed());

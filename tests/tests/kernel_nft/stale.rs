@@ -9,7 +9,9 @@ use plan::{Caps, Dataplane, Plan};
 use plane_nft::NftPlane;
 use types::{Family, Proto};
 
-use crate::world::{DUAL, PODS, Server, World, at, cluster, connect, key, nft, service, sh, to_pods, udp_ask, udp_socket};
+use crate::world::{
+    DUAL, PODS, Server, World, at, cluster, connect, key, nft, service, sh, to_pods, udp_ask, udp_socket,
+};
 
 #[test]
 fn a_udp_flow_moves_when_its_endpoint_goes() {
@@ -65,7 +67,10 @@ fn a_udp_flow_from_before_the_service_is_translated_afterwards() {
     let mut w = World::new();
     let _a = Server::start(&w.pods[0], "a", 5353);
     // The world swallows what it does not know, so that the flow stays tracked.
-    nft(&w.out, "table inet hole { chain c { type filter hook prerouting priority -300; ip daddr 10.96.0.0/16 drop; ip6 daddr fd00:10:96::/64 drop; } }");
+    nft(
+        &w.out,
+        "table inet hole { chain c { type filter hook prerouting priority -300; ip daddr 10.96.0.0/16 drop; ip6 daddr fd00:10:96::/64 drop; } ; }",
+    );
     w.converge(&cluster(DUAL));
     for f in Family::BOTH {
         let s = udp_socket(&w.pods[2], None, at(cluster_ip(f, 10), 53)).unwrap();
@@ -137,8 +142,8 @@ fn tcp_flows_to_living_endpoints_never_break() {
         let gone = cluster(DUAL);
         w.converge(&gone);
         speak("the Service is gone");
+        // Meanwhile no packet is translated, as the kernel translates only while some nat chain hangs.
         sh(&w.node, "nft flush ruleset");
-        speak("the ruleset is flushed");
         w.converge(&i);
         speak("healed");
     }

@@ -32,8 +32,9 @@ pub fn sh(ns: &Netns, line: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Loads a ruleset with nft, as a person does.
+/// Loads a ruleset with nft, as a person does. A semicolon may end a line.
 pub fn nft(ns: &Netns, text: &str) {
+    let text = text.replace("; ", "\n").replace("{ chain", "{\nchain");
     let mut child = ns
         .run(|| Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn())
         .unwrap()

@@ -11,7 +11,7 @@ use kernel_api::nft::{
 use super::rules;
 
 /// `NFT_NAME_MAXLEN` without the final NUL.
-const NAME_MAX: usize = 127;
+const NAME_MAX: usize = 255;
 /// `NFT_DATA_VALUE_MAXLEN`: all registers.
 const VALUE_MAX: usize = 64;
 /// `NFT_USERDATA_MAXLEN` leaves this for a comment, as `nft` does.
@@ -132,7 +132,9 @@ pub(super) fn apply(slot: &mut Option<State>, request: &NftRequest, handle: u64)
         NftRequest::ChainAdd(_, c) => chain_add(t, c),
         NftRequest::ChainDel(_, name) => {
             t.chain(name).ok_or(errno::ENOENT)?;
-            if t.rules.iter().any(|r| r.chain == *name) || t.leads_to(name) {
+            // Its own rules go with it; nothing else may lead to it.
+            t.rules.retain(|r| r.chain != *name);
+            if t.leads_to(name) {
                 return Err(errno::EBUSY);
             }
             t.chains.retain(|c| c.name != *name);
@@ -202,7 +204,7 @@ fn chain_add(t: &mut State, c: &Chain) -> Result<(), i32> {
                 }
                 Ok(())
             }
-            _ => Err(errno::EEXIST),
+            _ => Err(errno::EOPNOTSUPP),
         },
         None => {
             t.chains.push(c.clone());
@@ -268,16 +270,13 @@ fn element_add(t: &mut State, name: &str, e: &Element) -> Result<(), i32> {
         None => {}
     }
     if s.set.interval && s.elements.keys().any(|old| overlap(&s.set.key, old, &key)) {
-        // ENOTEMPTY in the tree of single ranges, EEXIST in the structure of concatenated ones.
-        return Err(if s.set.key.len() > 1 { errno::EEXIST } else { ENOTEMPTY });
+        return Err(errno::EEXIST);
     }
     if let Some(s) = t.sets.get_mut(name) {
         s.elements.insert(key, e.data.clone());
     }
     Ok(())
 }
-
-const ENOTEMPTY: i32 = 39;
 
 /// Whether two ranges share a key, in every field.
 fn overlap(types: &[DataType], a: &ElementKey, b: &ElementKey) -> bool {
@@ -294,7 +293,8 @@ fn overlap(types: &[DataType], a: &ElementKey, b: &ElementKey) -> bool {
 /// What a lookup may do with a set.
 pub(super) fn check_lookup(s: &SetState, into: LookupInto, invert: bool) -> Result<usize, i32> {
     match (&s.set.data, into) {
-        (None, LookupInto::Nothing) => Ok(0),
+        // Of a map too: whether the key is there.
+        (_, LookupInto::Nothing) => Ok(0),
         (Some(SetData::Verdict), LookupInto::Verdict) if !invert => Ok(0),
         (Some(SetData::Value(v)), LookupInto::Reg(_)) if !invert => Ok(padded(v)),
         _ => Err(errno::EINVAL),
