@@ -369,7 +369,10 @@ mod tests {
         let p = d.path().join("s");
         let list = |rv: u32, names: &[&str]| {
             let items: Vec<_> = names.iter().map(|n| serde_json::json!({"metadata": {"name": n}})).collect();
-            ok("200 OK", &serde_json::json!({"metadata": {"resourceVersion": rv.to_string()}, "items": items}).to_string())
+            ok(
+                "200 OK",
+                &serde_json::json!({"metadata": {"resourceVersion": rv.to_string()}, "items": items}).to_string(),
+            )
         };
         let ev = |t: &str, n: &str, rv: u32| {
             let object = serde_json::json!({"metadata": {"name": n, "resourceVersion": rv.to_string()}});

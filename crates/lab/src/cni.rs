@@ -51,7 +51,8 @@ impl ConfList {
     /// A sentence that names the field.
     pub fn parse(text: &str) -> Result<Self, LabError> {
         let v: Value = serde_json::from_str(text).doing(|| "not JSON")?;
-        let need = |k: &str| v[k].as_str().map(str::to_owned).ok_or_else(|| LabError::new(format!("field {k:?}: missing")));
+        let need =
+            |k: &str| v[k].as_str().map(str::to_owned).ok_or_else(|| LabError::new(format!("field {k:?}: missing")));
         let plugins = match &v["plugins"] {
             Value::Array(a) => a
                 .iter()
@@ -144,8 +145,7 @@ impl Runtime {
                 .env("CNI_IFNAME", IFNAME)
                 .env("CNI_ARGS", a.cni_args());
         }
-        let mut child =
-            c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().doing(what)?;
+        let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().doing(what)?;
         if let Some(mut stdin) = child.stdin.take() {
             // A plugin that does not read is told off by its exit status.
             let _ = stdin.write_all(config.to_string().as_bytes()).await;

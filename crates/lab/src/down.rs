@@ -74,7 +74,9 @@ pub fn down(name: &LabName) -> Result<Removed, LabError> {
         }
         if Instant::now() > until {
             let pids = left.iter().map(|p| p.pid.to_string()).collect::<Vec<_>>().join(", ");
-            return Err(LabError::new(format!("lab {name}: processes {pids} survive SIGKILL: what keeps them (ps -o stat)?")));
+            return Err(LabError::new(format!(
+                "lab {name}: processes {pids} survive SIGKILL: what keeps them (ps -o stat)?"
+            )));
         }
         for p in left {
             p.signal(Signal::KILL);

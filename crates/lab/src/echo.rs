@@ -333,10 +333,7 @@ mod tests {
         let u = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         u.send_to(b"x", ("127.0.0.1", port)).await.unwrap();
         let n = u.recv(&mut buf).await.unwrap();
-        assert_eq!(
-            Answer::parse(&String::from_utf8_lossy(&buf[..n])).unwrap().client,
-            u.local_addr().unwrap()
-        );
+        assert_eq!(Answer::parse(&String::from_utf8_lossy(&buf[..n])).unwrap().client, u.local_addr().unwrap());
         server.abort();
     }
 }

@@ -167,7 +167,12 @@ impl Discovery {
                     name,
                     singular: singular.unwrap_or_else(|| kind.to_ascii_lowercase()),
                     kind,
-                    short: r["shortNames"].as_array().into_iter().flatten().filter_map(|s| Some(s.as_str()?.into())).collect(),
+                    short: r["shortNames"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|s| Some(s.as_str()?.into()))
+                        .collect(),
                     namespaced: r["namespaced"] == true,
                 });
             }
@@ -180,7 +185,8 @@ impl Discovery {
     /// # Errors
     /// When the server does not know its kind.
     pub fn of(&self, m: &Manifest) -> Result<&Resource, LabError> {
-        let (gv, kind) = (m.object["apiVersion"].as_str().unwrap_or_default(), m.object["kind"].as_str().unwrap_or_default());
+        let (gv, kind) =
+            (m.object["apiVersion"].as_str().unwrap_or_default(), m.object["kind"].as_str().unwrap_or_default());
         self.0.iter().find(|r| r.group_version == gv && r.kind == kind).ok_or_else(|| {
             LabError::new(format!("{}: field kind: the API server of a lab has no {kind} of {gv}", m.at))
         })
@@ -266,7 +272,10 @@ mod tests {
     fn documents_lists_and_order() {
         let d = tempfile::tempdir().unwrap();
         let w = |n: &str, t: &str| std::fs::write(d.path().join(n), t).unwrap();
-        w("1.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s}\n");
+        w(
+            "1.yaml",
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s}\n",
+        );
         w("2.yml", "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: n}}\n");
         w("notes.txt", "not read");
         let kinds: Vec<_> =
@@ -293,7 +302,10 @@ mod tests {
             short: vec![short.into()],
             namespaced,
         };
-        let d = Discovery(vec![r("v1", "nodes", "Node", "no", false), r("apps/v1", "deployments", "Deployment", "deploy", true)]);
+        let d = Discovery(vec![
+            r("v1", "nodes", "Node", "no", false),
+            r("apps/v1", "deployments", "Deployment", "deploy", true),
+        ]);
         for w in ["deploy", "Deployment", "deployments"] {
             assert_eq!(d.named(w).unwrap().collection(Some("x")), "/apis/apps/v1/namespaces/x/deployments");
         }

@@ -132,8 +132,7 @@ impl Enter {
                 .doing(|| "make mounts private")?;
             for (from, to) in [(&self.hosts, "/etc/hosts"), (&self.resolv, "/etc/resolv.conf")] {
                 if let Some(from) = from {
-                    mount_bind(from, to)
-                        .doing(|| format!("mount {} over {to} (does {to} exist?)", from.display()))?;
+                    mount_bind(from, to).doing(|| format!("mount {} over {to} (does {to} exist?)", from.display()))?;
                 }
             }
         }

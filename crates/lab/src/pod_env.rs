@@ -94,7 +94,8 @@ fn field(pod: &Pod, path: &str) -> Option<String> {
         "status.podIP" => st?.pod_ip.clone(),
         "status.hostIPs" => Some(st?.host_ips.iter().flatten().map(|i| i.ip.clone()).collect::<Vec<_>>().join(",")),
         "status.podIPs" => Some(st?.pod_ips.iter().flatten().map(|i| i.ip.clone()).collect::<Vec<_>>().join(",")),
-        _ => keyed("metadata.labels", m.labels.as_ref()).or_else(|| keyed("metadata.annotations", m.annotations.as_ref())),
+        _ => keyed("metadata.labels", m.labels.as_ref())
+            .or_else(|| keyed("metadata.annotations", m.annotations.as_ref())),
     }
 }
 
@@ -196,7 +197,8 @@ mod tests {
     fn services_as_a_kubelet_says_them() {
         let redis = service(json!({"metadata": {"name": "redis-master"}, "spec": {"clusterIP": "10.0.0.11",
             "ports": [{"port": 6379}, {"name": "m-x", "port": 9, "protocol": "UDP"}]}}));
-        let headless = service(json!({"metadata": {"name": "h"}, "spec": {"clusterIP": "None", "ports": [{"port": 1}]}}));
+        let headless =
+            service(json!({"metadata": {"name": "h"}, "spec": {"clusterIP": "None", "ports": [{"port": 1}]}}));
         let v6 = service(json!({"metadata": {"name": "s"}, "spec": {"clusterIP": "fd00::1", "ports": [{"port": 80}]}}));
         let env = service_env([&redis, &headless, &v6]);
         for (k, v) in [
@@ -233,13 +235,14 @@ mod tests {
             "spec": {"nodeName": "node1", "containers": []},
             "status": {"podIP": "10.0.0.2", "podIPs": [{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]}}))
         .unwrap();
-        let c: Container = serde_json::from_value(json!({"name": "c", "command": ["echo", "$(B)"], "args": ["$(NONE)"],
+        let c: Container =
+            serde_json::from_value(json!({"name": "c", "command": ["echo", "$(B)"], "args": ["$(NONE)"],
             "envFrom": [{"prefix": "P_", "configMapRef": {"name": "m"}}],
             "env": [{"name": "A", "value": "$(P_K)!"}, {"name": "B", "value": "$(A)$(A)"},
                 {"name": "IPS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}},
                 {"name": "L", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
                 {"name": "O", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": true}}}]}))
-        .unwrap();
+            .unwrap();
         let sources = Sources::from([("configmap/m".into(), BTreeMap::from([("K".into(), "v".into())]))]);
         let env = container_env(&pod, &c, Env::new(), &sources).unwrap();
         assert_eq!(env["B"], "v!v!");

@@ -189,13 +189,18 @@ mod tests {
             node: "node1".into(),
             netns: None,
             dir: PodDir::new(Path::new("/nowhere"), "u").unwrap(),
-            record: Record { pod: k8s_openapi::api::core::v1::Pod::default(), network: Network::Released, admitted: String::new() },
+            record: Record {
+                pod: k8s_openapi::api::core::v1::Pod::default(),
+                network: Network::Released,
+                admitted: String::new(),
+            },
         }
     }
 
     #[test]
     fn names_are_found_as_people_say_them() {
-        let all = || vec![pod("a", "web-1-x"), pod("a", "web-1-y"), pod("b", "web-1-z"), pod("b", "db"), pod("b", "webby")];
+        let all =
+            || vec![pod("a", "web-1-x"), pod("a", "web-1-y"), pod("b", "web-1-z"), pod("b", "db"), pod("b", "webby")];
         let name = |t: &str| choose(all(), t).map(|p| format!("{}/{}", p.namespace, p.name)).map_err(|e| e.to_string());
         assert_eq!(name("a/web").unwrap(), "a/web-1-x");
         assert_eq!(name("web-1-z").unwrap(), "b/web-1-z");

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, ipproto, recv, send, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, ipproto, recv, send, socket_with,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::echo::Answer;
@@ -223,7 +225,9 @@ mod tests {
             Ask { kind: Kind::Ping, to: "[::1]:0".parse().unwrap(), until: None },
         ]);
         assert_eq!((said[0].tries, said[0].lost, said[0].answered()), (3, 3, false));
-        assert!(said[0].error.as_ref().unwrap().contains("refused") && said[1].error.as_ref().unwrap().contains("refused"));
+        assert!(
+            said[0].error.as_ref().unwrap().contains("refused") && said[1].error.as_ref().unwrap().contains("refused")
+        );
         assert!(said[2].answered() && said[2].lost == 0, "{:?}", said[2]);
         assert!(said[3].answered(), "{:?}", said[3]);
     }

@@ -118,9 +118,9 @@ pub fn scan() -> Vec<Seen> {
 pub fn self_and_ancestors() -> Vec<i32> {
     let mut v = vec![rustix::process::getpid().as_raw_nonzero().get()];
     while let Some(pid) = v.last().copied() {
-        let parent = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|t| {
-            t[t.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse::<i32>().ok()
-        });
+        let parent = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .ok()
+            .and_then(|t| t[t.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse::<i32>().ok());
         match parent {
             Some(p) if p > 1 && !v.contains(&p) => v.push(p),
             _ => break,

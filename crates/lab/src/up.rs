@@ -71,9 +71,13 @@ fn prepare(o: &Options) -> Result<Lab, LabError> {
     if dir.root().exists() {
         let alive = recorded(&dir.pids()).iter().any(|(_, p)| p.alive());
         return Err(LabError::new(if alive {
-            format!("lab {name}: is up already: use it, choose another --name, or `seaway lab down --name {name}` first")
+            format!(
+                "lab {name}: is up already: use it, choose another --name, or `seaway lab down --name {name}` first"
+            )
         } else {
-            format!("lab {name}: an earlier one was not taken down: `seaway lab down --name {name}` removes what is left")
+            format!(
+                "lab {name}: an earlier one was not taken down: `seaway lab down --name {name}` removes what is left"
+            )
         }));
     }
     if let Some(n) = ns::list().into_iter().find(|n| name.owns_netns(n)) {
@@ -198,11 +202,8 @@ pub fn spawn_controller(lab: &Lab, exe: &Path) -> Result<(), LabError> {
 /// What could not be started.
 pub fn heal(lab: &Lab) -> Result<Vec<String>, LabError> {
     let exe = own_program()?;
-    let alive: Vec<String> = recorded(&lab.spec.name.dir().pids())
-        .into_iter()
-        .filter(|(_, p)| p.alive())
-        .map(|(n, _)| n)
-        .collect();
+    let alive: Vec<String> =
+        recorded(&lab.spec.name.dir().pids()).into_iter().filter(|(_, p)| p.alive()).map(|(n, _)| n).collect();
     let mut started = Vec::new();
     let missing = |n: &str| !alive.iter().any(|a| a == n);
     if missing("apiserver") {
@@ -227,13 +228,7 @@ pub fn heal(lab: &Lab) -> Result<Vec<String>, LabError> {
     Ok(started)
 }
 
-async fn start(
-    lab: &Lab,
-    exe: &Path,
-    manifests: &[Manifest],
-    wait: bool,
-    progress: &Progress,
-) -> Result<(), LabError> {
+async fn start(lab: &Lab, exe: &Path, manifests: &[Manifest], wait: bool, progress: &Progress) -> Result<(), LabError> {
     let dir = lab.spec.name.dir();
     let api = Api::new(&dir.api_sock());
     progress.doing("API server");
@@ -292,11 +287,7 @@ async fn settings(lab: &Lab, api: &Api) -> Result<(), LabError> {
 }
 
 /// Asks until the answer is yes; a process of the lab that ended ends the wait.
-async fn poll<T>(
-    lab: &Lab,
-    what: &str,
-    mut ask: impl AsyncFnMut() -> Result<T, String>,
-) -> Result<T, LabError> {
+async fn poll<T>(lab: &Lab, what: &str, mut ask: impl AsyncFnMut() -> Result<T, String>) -> Result<T, LabError> {
     let until = Instant::now() + PATIENCE;
     loop {
         let no = match ask().await {

@@ -75,7 +75,10 @@ pub async fn get(api: &Api, g: &Get) -> Result<String, LabError> {
         Format::Name => {
             let one = [v.clone()];
             let items = v["items"].as_array().map_or(&one[..], Vec::as_slice);
-            items.iter().map(|o| format!("{}/{}\n", r.singular, o["metadata"]["name"].as_str().unwrap_or_default())).collect()
+            items
+                .iter()
+                .map(|o| format!("{}/{}\n", r.singular, o["metadata"]["name"].as_str().unwrap_or_default()))
+                .collect()
         }
         Format::Table | Format::Wide => {
             table(&v, g.format == Format::Wide, r.namespaced && namespace.is_none() && name.is_none())
@@ -271,6 +274,9 @@ mod tests {
             table(&v, true, true),
             "NAMESPACE   NAME    READY   IP\nshop        web-1   1/1     10.0.0.1\nb           a       3       <none>\n"
         );
-        assert_eq!(table(&json!({"columnDefinitions": [{"name": "x"}], "rows": []}), false, false), "No resources found\n");
+        assert_eq!(
+            table(&json!({"columnDefinitions": [{"name": "x"}], "rows": []}), false, false),
+            "No resources found\n"
+        );
     }
 }

@@ -144,7 +144,10 @@ pub fn services(services: &[Value], slices: &[Value], pods: &[EchoPod]) -> Vec<S
                 let mut endpoints = Vec::new();
                 for slice in &mine {
                     let Some(target) = array(&slice["ports"])
-                        .find(|x| text(&x["name"]) == text(&p["name"]) && x["protocol"].as_str().unwrap_or("TCP") == proto.to_string())
+                        .find(|x| {
+                            text(&x["name"]) == text(&p["name"])
+                                && x["protocol"].as_str().unwrap_or("TCP") == proto.to_string()
+                        })
                         .and_then(|x| port(&x["port"]))
                     else {
                         continue;
@@ -159,7 +162,13 @@ pub fn services(services: &[Value], slices: &[Value], pods: &[EchoPod]) -> Vec<S
                 }
                 if !endpoints.is_empty() {
                     let node_port = port(&p["nodePort"]);
-                    ports.push(ServicePort { name: text(&p["name"]), proto, port: port(&p["port"])?, node_port, endpoints });
+                    ports.push(ServicePort {
+                        name: text(&p["name"]),
+                        proto,
+                        port: port(&p["port"])?,
+                        node_port,
+                        endpoints,
+                    });
                 }
             }
             (!ports.is_empty()).then(|| Service {

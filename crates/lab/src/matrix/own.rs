@@ -51,7 +51,10 @@ fn objects(lab: &Lab) -> Vec<Value> {
 pub async fn make(api: &Api, lab: &Lab) -> Result<(), LabError> {
     let manifests: Vec<Manifest> = objects(lab)
         .into_iter()
-        .map(|object| Manifest { at: format!("the test's own {}", object["kind"].as_str().unwrap_or_default()), object })
+        .map(|object| Manifest {
+            at: format!("the test's own {}", object["kind"].as_str().unwrap_or_default()),
+            object,
+        })
         .collect();
     apply(api, &manifests).await?;
     let want = lab.nodes.len() * 2;
@@ -84,11 +87,8 @@ pub async fn make(api: &Api, lab: &Lab) -> Result<(), LabError> {
 /// # Errors
 /// When they do not go.
 pub async fn remove(api: &Api, lab: &Lab) -> Result<(), LabError> {
-    let manifests: Vec<Manifest> = objects(lab)
-        .into_iter()
-        .skip(1)
-        .map(|object| Manifest { at: "the test's own".into(), object })
-        .collect();
+    let manifests: Vec<Manifest> =
+        objects(lab).into_iter().skip(1).map(|object| Manifest { at: "the test's own".into(), object }).collect();
     crate::manifest::delete(api, &manifests).await?;
     let until = Instant::now() + PATIENCE;
     while !api.list(&format!("/api/v1/namespaces/{NAMESPACE}/pods")).await?.is_empty() {

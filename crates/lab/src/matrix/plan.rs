@@ -467,7 +467,9 @@ mod tests {
         };
         assert_eq!(e.judge(&said("s/a", "10.0.0.1")), Ok(()));
         assert!(e.judge(&said("s/c", "10.0.0.1")).unwrap_err().contains("none of s/a, s/b"));
-        assert!(e.judge(&said("s/a", "10.0.0.2")).unwrap_err().contains("saw 10.0.0.2 as the client instead of 10.0.0.1"));
+        assert!(
+            e.judge(&said("s/a", "10.0.0.2")).unwrap_err().contains("saw 10.0.0.2 as the client instead of 10.0.0.1")
+        );
         let lost = Said { tries: 3, lost: 3, error: Some("timed out".into()), ..Said::default() };
         assert!(e.judge(&lost).unwrap_err().contains("3 of 3 tries lost"));
         let must = Expect { must: Some("s/b".into()), ..e };

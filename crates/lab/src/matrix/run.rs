@@ -11,9 +11,9 @@ use tokio::io::AsyncWriteExt;
 use types::Family;
 
 use super::facts::{Facts, Host, echo_pods, services};
+use super::own;
 use super::plan::{HOST_PORT, Probe, Source, host, missing, plan};
 use super::table::{Failure, Report};
-use super::own;
 use crate::api::Api;
 use crate::name::LAB_MARKER;
 use crate::ns::{self, Enter};
@@ -77,7 +77,9 @@ impl Servers {
             let local = SocketAddr::from(([127, 0, 0, 1], HOST_PORT));
             while ns::within(&ns::path(netns), || TcpStream::connect(local).map(drop).doing(|| "connect")).is_err() {
                 if Instant::now() > until {
-                    return Err(LabError::new(format!("{host}: the test's server on port {HOST_PORT} does not answer")));
+                    return Err(LabError::new(format!(
+                        "{host}: the test's server on port {HOST_PORT} does not answer"
+                    )));
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }

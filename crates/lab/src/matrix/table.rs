@@ -89,7 +89,11 @@ impl Report {
                                 family,
                                 from: p.source.to_string(),
                                 to: p.label.clone(),
-                                address: if p.ask.to.port() == 0 { p.ask.to.ip().to_string() } else { p.ask.to.to_string() },
+                                address: if p.ask.to.port() == 0 {
+                                    p.ask.to.ip().to_string()
+                                } else {
+                                    p.ask.to.to_string()
+                                },
                                 problem,
                                 stops: None,
                             }),
@@ -208,7 +212,9 @@ mod tests {
         assert!(text.contains("pod to pod, same node         ok   1/1                ok   1/1, 2 lost\n"), "{text}");
         assert!(text.contains("outside to NodePort           FAIL 1/2, 3 lost        -\n"), "{text}");
         assert!(text.contains("3 of 4 paths work; 8 packets or connections, 5 lost"), "{text}");
-        assert!(text.contains("s/a -> s/b:80 at 10.0.0.1:80\n     no answer (3 of 3 tries lost)\n     it stops on node2"));
+        assert!(
+            text.contains("s/a -> s/b:80 at 10.0.0.1:80\n     no answer (3 of 3 tries lost)\n     it stops on node2")
+        );
         let v4 = render(&Report::new(&results[..1], FamilySet { v4: true, v6: false }), true);
         assert!(!v4.contains("IPv6") && v4.contains("\x1b[32mok   1/1"));
     }

@@ -187,9 +187,8 @@ impl Life {
                 let marker = format!("{}/{}/{attempt}", self.uid, c.name);
                 let all = tokio::task::spawn_blocking(scan).await.unwrap_or_default();
                 let run = all.iter().filter(|s| s.pod.as_deref() == Some(&self.uid)).find(|s| {
-                    std::fs::read(format!("/proc/{}/environ", s.id.pid)).is_ok_and(|e| {
-                        e.split(|b| *b == 0).any(|v| v == format!("{RUN_MARKER}={marker}").as_bytes())
-                    })
+                    std::fs::read(format!("/proc/{}/environ", s.id.pid))
+                        .is_ok_and(|e| e.split(|b| *b == 0).any(|v| v == format!("{RUN_MARKER}={marker}").as_bytes()))
                 })?;
                 Some(run.id)
             }
@@ -228,13 +227,9 @@ impl Life {
         let ips = self.ips();
         let host = self.context.host_ips.borrow().clone();
         status.pod_ip = ips.first().map(ToString::to_string);
-        status.pod_ips = Some(
-            ips.iter().map(|i| k8s_openapi::api::core::v1::PodIP { ip: i.to_string() }).collect(),
-        );
+        status.pod_ips = Some(ips.iter().map(|i| k8s_openapi::api::core::v1::PodIP { ip: i.to_string() }).collect());
         status.host_ip = host.first().map(ToString::to_string);
-        status.host_ips = Some(
-            host.iter().map(|i| k8s_openapi::api::core::v1::HostIP { ip: i.to_string() }).collect(),
-        );
+        status.host_ips = Some(host.iter().map(|i| k8s_openapi::api::core::v1::HostIP { ip: i.to_string() }).collect());
         let links = pod.spec.as_ref().and_then(|s| s.enable_service_links) != Some(false);
         let services = if links { self.context.service_env(&self.namespace) } else { pod_env::Env::new() };
         let mut env = pod_env::container_env(&pod, c, services, &sources)?;
@@ -386,14 +381,7 @@ impl Life {
     }
 
     /// Asks until the verdict turns: from no to yes (`Ok`), or the failure threshold is reached (`Err`).
-    async fn until(
-        &self,
-        c: &Container,
-        p: &Probe,
-        t: &Target<'_>,
-        kind: &str,
-        good: bool,
-    ) -> Result<(), String> {
+    async fn until(&self, c: &Container, p: &Probe, t: &Target<'_>, kind: &str, good: bool) -> Result<(), String> {
         let period = seconds(p.period_seconds, 10, 1);
         let limit = p.failure_threshold.unwrap_or(3).max(1);
         tokio::time::sleep(seconds(p.initial_delay_seconds, 0, 0)).await;

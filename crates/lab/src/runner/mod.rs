@@ -86,8 +86,9 @@ impl Context {
 
     fn conf_list(&self) -> Result<ConfList, LabError> {
         let dir = self.config.dir.cni();
-        ConfList::load(&dir)?
-            .ok_or_else(|| LabError::new(format!("network is not ready: no CNI configuration in {} yet", dir.display())))
+        ConfList::load(&dir)?.ok_or_else(|| {
+            LabError::new(format!("network is not ready: no CNI configuration in {} yet", dir.display()))
+        })
     }
 }
 

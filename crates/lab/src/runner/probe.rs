@@ -109,7 +109,8 @@ pub async fn ask(p: &Probe, t: &Target<'_>) -> Result<(), String> {
                 .output()
                 .await
                 .map_err(|e| e.to_string())?;
-            let said = String::from_utf8_lossy(if out.stdout.is_empty() { &out.stderr } else { &out.stdout }).into_owned();
+            let said =
+                String::from_utf8_lossy(if out.stdout.is_empty() { &out.stderr } else { &out.stdout }).into_owned();
             if out.status.success() { Ok(()) } else { Err(format!("{}: {}", out.status, said.trim())) }
         } else {
             Err("a lab's probes are tcpSocket, httpGet and exec".into())

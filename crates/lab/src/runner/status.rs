@@ -179,11 +179,8 @@ pub fn build(pod: &Pod, o: &Observed, now: &str) -> Value {
         .filter_map(|c| serde_json::to_value(c).ok())
         .collect();
     let is_true = |kind: &str| old.iter().any(|c| c["type"] == kind && c["status"] == "True");
-    let gates_open = pod
-        .spec
-        .iter()
-        .flat_map(|s| s.readiness_gates.iter().flatten())
-        .all(|g| is_true(&g.condition_type));
+    let gates_open =
+        pod.spec.iter().flat_map(|s| s.readiness_gates.iter().flatten()).all(|g| is_true(&g.condition_type));
     let containers_ready = initialized && unready.is_empty() && !done;
     let not_ready = || ("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")));
     let ready = containers_ready && gates_open;
@@ -306,7 +303,8 @@ mod tests {
         o.ips = vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
         o.containers[0].ready = true;
         let s = build(&pod, &o, "NOW");
-        let cond = |s: &Value, k: &str| s["conditions"].as_array().unwrap().iter().find(|c| c["type"] == k).unwrap().clone();
+        let cond =
+            |s: &Value, k: &str| s["conditions"].as_array().unwrap().iter().find(|c| c["type"] == k).unwrap().clone();
         assert_eq!(cond(&s, "Ready")["reason"], "ReadinessGatesNotReady");
         assert_eq!(cond(&s, "Ready")["lastTransitionTime"], "2020-01-01T00:00:00Z");
         assert_eq!(cond(&s, "ContainersReady")["status"], "True");
