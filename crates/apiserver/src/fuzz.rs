@@ -75,3 +75,12 @@ pub fn selector(data: &[u8]) {
     let (labels, fields) = text.split_once('\n').unwrap_or((text, ""));
     let _ = Selector::parse(res, labels, fields);
 }
+
+/// A body in the API's protobuf form; what it holds goes on as JSON would.
+pub fn protobuf(data: &[u8]) {
+    let Ok(mut v) = crate::protobuf::decode(&[b"k8s\0", data].concat()) else { return };
+    let find = |v: &Value| RESOURCES.iter().find(|r| v["kind"] == r.kind && v["apiVersion"] == r.api_version());
+    if let Some(res) = find(&v) {
+        accept(res, &mut v);
+    }
+}
