@@ -9,6 +9,7 @@ use kernel_api::rt::{
 };
 use kernel_api::{Rtnetlink, errno};
 use kernel_fake::rt::FakeRt;
+use proptest::prelude::*;
 use types::{IfName, OwnedName};
 
 const OK: i32 = 0;
@@ -278,4 +279,27 @@ fn a_refusal_stops_nothing_and_is_named() {
         let routes = k.routes().unwrap();
         assert!(routes.iter().any(|r| r.route == route("10.244.4.0/24 dev br0")), "{routes:?}");
     }
+}
+
+/// The same requests in any order: the fake is the kernel's equal not only along one path.
+#[test]
+fn kernel_and_fake_agree_in_any_order() {
+    let requests: Vec<RtRequest> = table().into_iter().map(|(r, _)| r).collect();
+    // The links and addresses come first, or nearly all of the rest is refused for want of them.
+    let (setup, rest) = requests.split_at(9);
+    let config = ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(order in prop::collection::vec(any::<prop::sample::Index>(), 1..60))| {
+        let ns = Netns::new().unwrap();
+        let mut real = Rt::open_in(&ns).unwrap();
+        real.run(&[up("lo")]).unwrap();
+        let mut fake = FakeRt::new();
+        let mut done = Vec::new();
+        for r in setup.iter().chain(order.iter().map(|i| i.get(rest))) {
+            let errno = |r: Result<(), kernel_api::RequestError>| r.err().map_or(0, |e| e.errno);
+            let (a, b) = (errno(real.run(std::slice::from_ref(r))), errno(fake.run(std::slice::from_ref(r))));
+            done.push(format!("{r} = {a}"));
+            prop_assert_eq!(a, b, "(kernel, fake) {:#?}", done);
+            prop_assert_eq!(rows(&mut real), rows(&mut fake), "(kernel, fake) {:#?}", done);
+        }
+    });
 }

@@ -33,31 +33,53 @@ pub(crate) fn vxlan(ns: &Namespace, v: &VxlanParams) -> Result<(), i32> {
     if taken { Err(errno::EEXIST) } else { Ok(()) }
 }
 
-/// `fib_check_nh`, `ip6_validate_gw` and what is around them.
+/// Whether a delete that names `r` means the route `held` (`fib_table_delete`, `ip6_route_del`): what it leaves out
+/// matches anything, and IPv6 does not look at the type.
+pub(crate) fn delete_matches(held: &Route, r: &Route) -> bool {
+    let kind = |r: &Route| match r.to {
+        RouteTo::Blackhole => 1,
+        RouteTo::Unreachable => 2,
+        _ => 0,
+    };
+    let gateway = |r: &Route| match r.to {
+        RouteTo::Via { gateway, .. } => Some(gateway),
+        _ => None,
+    };
+    let v4 = r.family() == Family::V4;
+    (held.dst, held.metric) == (r.dst, r.metric)
+        && (!v4 || kind(held) == kind(r))
+        && link_of(r).is_none_or(|l| link_of(held) == Some(l))
+        && gateway(r).is_none_or(|g| gateway(held) == Some(g))
+        && (!v4 || r.src.is_none() || held.src == r.src)
+}
+
+/// `fib_check_nh`, `ip6_validate_gw` and what is around them, in the kernel's order: a gateway that needs no lookup is
+/// looked at only on a link that is up, and the preferred source last.
 pub(crate) fn route(ns: &Namespace, r: &Route) -> Result<(), i32> {
-    if let Some(name) = link_of(r) {
-        let link = ns.link(name).ok_or(errno::ENODEV)?;
-        if !link.up {
-            return Err(ENETDOWN);
-        }
-    }
-    if r.src.is_some_and(|s| !ns.is_local(s)) {
-        return Err(errno::EINVAL);
-    }
+    let up = match link_of(r) {
+        Some(name) => ns.link(name).ok_or(errno::ENODEV)?.up,
+        None => true,
+    };
+    let down = if up { Ok(()) } else { Err(ENETDOWN) };
     if let RouteTo::Via { gateway, link, onlink } = &r.to {
         if Family::of(*gateway) != r.family() {
             return Err(errno::EINVAL);
+        }
+        if *onlink {
+            down?;
         }
         match r.family() {
             Family::V4 => gateway_v4(ns, *gateway, link, *onlink)?,
             Family::V6 => gateway_v6(ns, *gateway, link, *onlink)?,
         }
     }
-    Ok(())
+    down?;
+    if r.src.is_some_and(|s| !ns.is_local(s)) { Err(errno::EINVAL) } else { Ok(()) }
 }
 
 fn is_broadcast(ns: &Namespace, addr: IpAddr) -> bool {
-    ns.addresses.iter().any(|a| {
+    // The broadcast route goes with the link's being up, the local one stays.
+    ns.addresses.iter().filter(|a| ns.link(&a.link).is_some_and(|l| l.up)).any(|a| {
         a.addr.is_ipv4() && a.prefix_len < 31 && Cidr::new(a.addr, a.prefix_len).is_some_and(|c| c.last() == addr)
     })
 }

@@ -189,7 +189,7 @@ impl Namespace {
     /// The link is gone from here, and its rows with it.
     fn forget(&mut self, name: &IfName) {
         self.links.retain(|l| l.name != *name);
-        self.addresses.retain(|a| a.link != *name);
+        self.drop_addresses(|a| a.link == *name);
         self.neighbours.retain(|n| n.link != *name);
         self.fdb.retain(|e| e.link != *name);
         self.routes.retain(|r| check::link_of(&r.route) != Some(name));
@@ -210,8 +210,24 @@ impl Namespace {
             // `fib_sync_down_dev`, `addrconf_ifdown` (IPv6 addresses go too), `neigh_ifdown`; forwarding entries that
             // are permanent stay (`vxlan_stop`).
             self.routes.retain(|r| check::link_of(&r.route) != Some(name));
-            self.addresses.retain(|a| a.link != *name || a.addr.is_ipv4());
+            self.drop_addresses(|a| a.link == *name && a.addr.is_ipv6());
             self.neighbours.retain(|n| n.link != *name);
+        }
+    }
+
+    /// Addresses that `which` picks go, and what used them as preferred source: an IPv4 route goes with it
+    /// (`fib_sync_down_addr`), an IPv6 one loses it (`rt6_remove_prefsrc`).
+    fn drop_addresses(&mut self, which: impl Fn(&Address) -> bool) {
+        let gone: Vec<IpAddr> = self.addresses.iter().filter(|a| which(a)).map(|a| a.addr).collect();
+        self.addresses.retain(|a| !which(a));
+        for addr in gone {
+            if self.is_local(addr) {
+                continue;
+            }
+            self.routes.retain(|r| addr.is_ipv6() || r.route.src != Some(addr));
+            for r in self.routes.iter_mut().filter(|r| r.route.src == Some(addr)) {
+                r.route.src = None;
+            }
         }
     }
 
@@ -249,32 +265,24 @@ impl Namespace {
     fn address_del(&mut self, a: &Address) -> Result<(), i32> {
         self.need(&a.link)?;
         let held = self.addresses.len();
-        self.addresses.retain(|o| (&o.link, o.addr, o.prefix_len) != (&a.link, a.addr, a.prefix_len));
+        self.drop_addresses(|o| (&o.link, o.addr, o.prefix_len) == (&a.link, a.addr, a.prefix_len));
         if self.addresses.len() == held {
             return Err(errno::EADDRNOTAVAIL);
         }
         let dst = Cidr::new(a.addr, a.prefix_len);
-        let family = Family::of(a.addr);
-        let others = |s: &Self, p: fn(&Address) -> bool| s.addresses.iter().any(|o| o.link == a.link && p(o));
-        let gone_v4 = family == Family::V4 && !others(self, |o| o.addr.is_ipv4());
-        let local = self.is_local(a.addr);
-        let shared = self.addresses.iter().any(|o| o.link == a.link && Cidr::new(o.addr, o.prefix_len) == dst);
+        let mine = || self.addresses.iter().filter(|o| o.link == a.link);
+        let shared = mine().any(|o| Cidr::new(o.addr, o.prefix_len) == dst);
+        let last_v4 = a.addr.is_ipv4() && !mine().any(|o| o.addr.is_ipv4());
         self.routes.retain(|r| {
             let on_link = check::link_of(&r.route) == Some(&a.link);
             let connected = r.protocol == KERNEL && on_link && Some(r.route.dst) == dst && !shared;
-            // `fib_sync_down_addr`; `fib_disable_ip` when the last IPv4 address of a link goes.
-            let by_source = family == Family::V4 && r.route.src == Some(a.addr) && !local;
-            let flushed = gone_v4 && on_link && r.route.family() == Family::V4;
-            !(connected || by_source || flushed)
+            // `fib_disable_ip` when the last IPv4 address of a link goes.
+            let flushed = last_v4 && on_link && r.route.family() == Family::V4;
+            !(connected || flushed)
         });
-        if gone_v4 {
+        if last_v4 {
             // `arp_ifdown`, from the same place.
             self.neighbours.retain(|n| n.link != a.link || n.addr.is_ipv6());
-        }
-        for r in &mut self.routes {
-            if family == Family::V6 && r.route.src == Some(a.addr) && !local {
-                r.route.src = None;
-            }
         }
         Ok(())
     }
@@ -297,7 +305,7 @@ impl Namespace {
             self.need(l)?;
         }
         let held = self.routes.len();
-        self.routes.retain(|o| !(o.protocol == protocol && o.route == *r));
+        self.routes.retain(|o| !(o.protocol == protocol && check::delete_matches(&o.route, r)));
         if self.routes.len() == held { Err(errno::ESRCH) } else { Ok(()) }
     }
 
