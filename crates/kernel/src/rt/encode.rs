@@ -31,6 +31,8 @@ pub(crate) const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 pub(crate) const IFLA_EXT_MASK: u16 = 29;
 pub(crate) const IFLA_INFO_KIND: u16 = 1;
 pub(crate) const IFLA_INFO_DATA: u16 = 2;
@@ -142,6 +144,9 @@ fn link_add(b: &mut Builder, l: &NewLink) {
     if let Some(m) = l.master {
         b.attr_u32(IFLA_MASTER, m);
     }
+    if matches!(l.kind, NewLinkKind::Veth { .. }) {
+        one_queue(b);
+    }
     let info = b.open(IFLA_LINKINFO);
     match &l.kind {
         NewLinkKind::Veth { peer, peer_netns, peer_mac } => {
@@ -157,6 +162,7 @@ fn link_add(b: &mut Builder, l: &NewLink) {
             if let Some(m) = l.mtu {
                 b.attr_u32(IFLA_MTU, m);
             }
+            one_queue(b);
             if let Some(n) = peer_netns {
                 b.attr(IFLA_NET_NS_FD, &n.0.to_ne_bytes());
             }
@@ -186,6 +192,13 @@ fn link_add(b: &mut Builder, l: &NewLink) {
         }
     }
     b.close(info);
+}
+
+/// A veth uses one queue per direction anyway. Unasked, the kernel makes one per processor and then waits for RCU grace
+/// periods to switch the others off (`veth_init_queues`, drivers/net/veth.c): most of what making a pair costs.
+fn one_queue(b: &mut Builder) {
+    b.attr_u32(IFLA_NUM_TX_QUEUES, 1);
+    b.attr_u32(IFLA_NUM_RX_QUEUES, 1);
 }
 
 fn link_set(b: &mut Builder, s: &SetLink, index: u32) -> usize {
