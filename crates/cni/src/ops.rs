@@ -134,7 +134,7 @@ fn add<M: Machine>(machine: &mut M, conf: &NetConf, call: &Call, key: &Key, now:
     // The journal's lock is held for these two calls only; what follows needs the attachment's lock alone.
     let (known, record) = {
         let mut journal = Journal::open(&conf.data_dir)?;
-        (journal.get(key).is_some(), journal.allocate(&request)?)
+        (journal.knows(key), journal.allocate(&request)?)
     };
     let wired = if known { heal(machine, &record, &netns) } else { wire(machine, &record, &netns) };
     match wired {

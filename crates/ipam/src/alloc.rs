@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use types::{Cidr, Family};
 
@@ -34,7 +35,7 @@ pub fn usable(range: &Cidr) -> Option<(u128, u128)> {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Pool {
     /// Who has which address.
-    pub used: HashMap<IpAddr, Key>,
+    pub used: HashMap<IpAddr, Arc<Key>>,
     /// The address given out last, per family.
     pub last: [Option<IpAddr>; 2],
 }
@@ -44,8 +45,8 @@ fn slot(addr: IpAddr) -> usize {
 }
 
 impl Pool {
-    pub(crate) fn take(&mut self, addr: IpAddr, key: &Key) {
-        self.used.insert(addr, key.clone());
+    pub(crate) fn take(&mut self, addr: IpAddr, key: &Arc<Key>) {
+        self.used.insert(addr, Arc::clone(key));
         self.last[slot(addr)] = Some(addr);
     }
 
@@ -100,7 +101,7 @@ impl Pool {
                 return Err(IpamError::Reserved { addr, range: *range });
             }
             if let Some(by) = self.used.get(&addr) {
-                return Err(IpamError::Taken { addr, by: by.clone() });
+                return Err(IpamError::Taken { addr, by: Key::clone(by) });
             }
         }
         let mut out = ranges
@@ -119,8 +120,8 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn key(n: usize) -> Key {
-        Key { container: format!("c{n}").into(), ifname: "eth0".parse().unwrap() }
+    fn key(n: usize) -> Arc<Key> {
+        Arc::new(Key { container: format!("c{n}").into(), ifname: "eth0".parse().unwrap() })
     }
     fn c(s: &str) -> Cidr {
         s.parse().unwrap()

@@ -6,12 +6,13 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 use types::Cidr;
 
 use crate::alloc::{Pool, Usage};
-use crate::frame::{Frame, Header, VERSION, VOID};
+use crate::frame::{Frame, Header, Line, VERSION, VOID};
 use crate::lock::{lock, make_dir};
 use crate::{IpamError, Key, PodRef, Record};
 
@@ -19,7 +20,7 @@ use crate::{IpamError, Key, PodRef, Record};
 const MAX_BYTES: u64 = 64 << 20;
 
 /// So many dead lines beyond the living ones, and the file is written anew.
-const SLACK: usize = 512;
+const SLACK: usize = 128;
 
 /// What an attachment asks for.
 #[derive(Debug, Clone)]
@@ -59,13 +60,30 @@ pub struct Journal {
 /// What a journal's bytes mean.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// Attachments and the offset of each one's line.
-    pub live: BTreeMap<Key, (Record, u64)>,
-    pub pool: Pool,
+    /// Attachments.
+    live: BTreeMap<Arc<Key>, Entry>,
+    pool: Pool,
     /// Complete lines.
-    pub lines: usize,
+    lines: usize,
     /// Bytes up to and including the last complete line.
-    pub good: u64,
+    good: u64,
+    /// The file's bytes as they were read: entries are read in full only when somebody asks.
+    bytes: Vec<u8>,
+}
+
+/// An attachment: where its line begins, what it has, and the record when it was made here.
+#[derive(Debug)]
+struct Entry {
+    at: u64,
+    /// The host end's name, as a number: see [`tag`].
+    link: u64,
+    addresses: Vec<IpAddr>,
+    record: Option<Record>,
+}
+
+/// The last eight bytes of a host end's name: names whose tags differ differ, so only few are compared in full.
+fn tag(link: &str) -> u64 {
+    link.bytes().rev().take(8).fold(0, |t, b| t << 8 | u64::from(b))
 }
 
 /// This boot's id.
@@ -84,7 +102,7 @@ pub fn boot_id() -> Result<String, IpamError> {
 /// # Errors
 /// [`IpamError::Corrupt`], naming `file`.
 pub fn parse(file: &Path, bytes: &[u8], boot: &str) -> Result<Vec<Record>, IpamError> {
-    Ok(State::replay(file, bytes, boot)?.unwrap_or_default().live.into_values().map(|(r, _)| r).collect())
+    State::replay(file, bytes.to_vec(), boot)?.unwrap_or_default().records(file)
 }
 
 /// The attachments of this boot, without holding the lock: for the agent. Nothing there is no attachment.
@@ -139,14 +157,14 @@ pub(crate) fn take(dir: &Path, how: FlockOperation) -> Result<File, IpamError> {
 
 impl State {
     /// `None` when the bytes are void: empty, torn within the header, or of another boot.
-    pub(crate) fn replay(file: &Path, bytes: &[u8], boot: &str) -> Result<Option<Self>, IpamError> {
+    pub(crate) fn replay(file: &Path, bytes: Vec<u8>, boot: &str) -> Result<Option<Self>, IpamError> {
         let mut s = Self::default();
         let mut at = 0;
         while let Some(n) = bytes[at..].iter().position(|b| *b == b'\n') {
             let corrupt = |why| IpamError::Corrupt { file: file.to_owned(), line: s.lines + 1, offset: at as u64, why };
-            let frame = Frame::decode(&bytes[at..at + n]).map_err(corrupt)?;
-            match (s.lines, frame) {
-                (0, Frame::Header(h)) => {
+            let line = Line::decode(&bytes[at..at + n]).map_err(corrupt)?;
+            match (s.lines, line) {
+                (0, Line::Header(h)) => {
                     if h.version != VERSION {
                         return Err(corrupt(format!(
                             "it is of format {}, this binary reads format {VERSION}",
@@ -158,19 +176,20 @@ impl State {
                     }
                 }
                 (0, _) => return Err(corrupt("the first line is not a header".into())),
-                (_, Frame::Header(_)) => return Err(corrupt("a second header".into())),
-                (_, Frame::Add(r)) => {
-                    if let Some(why) = s.clash(&r) {
+                (_, Line::Header(_)) => return Err(corrupt("a second header".into())),
+                (_, Line::Add(slim)) => {
+                    let key = Arc::new(slim.key.owned().map_err(corrupt)?);
+                    if let Some(why) = s.clash(&key, &slim.addresses) {
                         return Err(corrupt(why));
                     }
-                    s.add(r, at as u64);
+                    s.add(key, Entry { at: at as u64, link: tag(&slim.link), addresses: slim.addresses, record: None });
                 }
-                (_, Frame::Void(Record { addresses: last, .. }) | Frame::Last(last)) => {
+                (_, Line::Last(last)) => {
                     for a in last {
                         s.pool.last[usize::from(a.is_ipv6())] = Some(a);
                     }
                 }
-                (_, Frame::Del(k)) => {
+                (_, Line::Del(k)) => {
                     s.del(&k);
                 }
             }
@@ -178,31 +197,53 @@ impl State {
             at += n + 1;
         }
         s.good = at as u64;
+        s.bytes = bytes;
         Ok((s.lines > 0).then_some(s))
     }
 
-    /// Why `r` cannot live beside what does.
-    fn clash(&self, r: &Record) -> Option<String> {
-        r.addresses.iter().find_map(|a| {
-            let by = self.pool.used.get(a).filter(|by| **by != r.key)?;
-            Some(format!("{} is given the address {a}, which {by} has", r.key))
+    /// Why `key` cannot have `addresses` beside what lives.
+    fn clash(&self, key: &Key, addresses: &[IpAddr]) -> Option<String> {
+        addresses.iter().find_map(|a| {
+            let by = self.pool.used.get(a).filter(|by| ***by != *key)?;
+            Some(format!("{key} is given the address {a}, which {by} has"))
         })
     }
 
-    fn add(&mut self, r: Record, at: u64) {
-        self.del(&r.key);
-        for a in &r.addresses {
-            self.pool.take(*a, &r.key);
+    fn add(&mut self, key: Arc<Key>, entry: Entry) {
+        self.del(&key);
+        for a in &entry.addresses {
+            self.pool.take(*a, &key);
         }
-        self.live.insert(r.key.clone(), (r, at));
+        self.live.insert(key, entry);
     }
 
-    fn del(&mut self, key: &Key) -> Option<(Record, u64)> {
+    fn del(&mut self, key: &Key) -> Option<Entry> {
         let gone = self.live.remove(key)?;
-        for a in &gone.0.addresses {
+        for a in &gone.addresses {
             self.pool.used.remove(a);
         }
         Some(gone)
+    }
+
+    /// An entry's record in full.
+    fn record(&self, file: &Path, e: &Entry) -> Result<Record, IpamError> {
+        if let Some(r) = &e.record {
+            return Ok(r.clone());
+        }
+        let rest = usize::try_from(e.at).ok().and_then(|at| self.bytes.get(at..)).unwrap_or_default();
+        let line = rest.split(|b| *b == b'\n').next().unwrap_or_default();
+        let why = match Frame::decode(line) {
+            Ok(Frame::Add(r)) => return Ok(r),
+            Ok(_) => "no attachment".into(),
+            Err(why) => why,
+        };
+        let line = 1 + self.bytes.iter().zip(0..e.at).filter(|(b, _)| **b == b'\n').count();
+        Err(IpamError::Corrupt { file: file.to_owned(), line, offset: e.at, why })
+    }
+
+    /// All of them, in key order.
+    fn records(&self, file: &Path) -> Result<Vec<Record>, IpamError> {
+        self.live.values().map(|e| self.record(file, e)).collect()
     }
 }
 
@@ -251,29 +292,41 @@ impl Journal {
         }
         .map_err(|e| IpamError::io("open", &path, e))?;
         let bytes = slurp_file(&file, &path)?;
-        let state = State::replay(&path, &bytes, boot)?;
+        let size = bytes.len() as u64;
+        let state = State::replay(&path, bytes, boot)?;
         let fresh = state.is_none();
         let mut j = Self { path, file, _lock: held, boot: boot.into(), read_only, state: state.unwrap_or_default() };
         if fresh {
             // Void: nothing of it lives. A crash in between leaves an empty file, which is void as well.
             j.truncate(0)?;
             j.append(&header(boot))?;
-        } else if (bytes.len() as u64) > j.state.good && !read_only {
+        } else if size > j.state.good && !read_only {
             // A torn tail.
             j.truncate(j.state.good)?;
         }
         Ok(j)
     }
 
-    /// The attachments.
-    pub fn attachments(&self) -> impl Iterator<Item = &Record> {
-        self.state.live.values().map(|(r, _)| r)
+    /// The attachments, in key order.
+    ///
+    /// # Errors
+    /// [`IpamError::Corrupt`] when one cannot be read in full.
+    pub fn attachments(&self) -> Result<Vec<Record>, IpamError> {
+        self.state.records(&self.path)
     }
 
     /// One attachment.
+    ///
+    /// # Errors
+    /// [`IpamError::Corrupt`] when it cannot be read in full.
+    pub fn get(&self, key: &Key) -> Result<Option<Record>, IpamError> {
+        self.state.live.get(key).map(|e| self.state.record(&self.path, e)).transpose()
+    }
+
+    /// Whether an attachment is known.
     #[must_use]
-    pub fn get(&self, key: &Key) -> Option<&Record> {
-        self.state.live.get(key).map(|(r, _)| r)
+    pub fn knows(&self, key: &Key) -> bool {
+        self.state.live.contains_key(key)
     }
 
     /// How full a range is.
@@ -289,7 +342,7 @@ impl Journal {
     /// When no address is to be had or the record cannot be written; nothing is changed then.
     pub fn allocate(&mut self, request: &Request<'_>) -> Result<Record, IpamError> {
         let link = request.key.link();
-        let have = self.get(request.key);
+        let have = self.get(request.key)?;
         let record = Record {
             key: request.key.clone(),
             network: request.network.into(),
@@ -297,22 +350,25 @@ impl Journal {
             inode: request.inode,
             pod: request.pod.cloned(),
             link,
-            addresses: match have {
+            addresses: match &have {
                 Some(r) => r.addresses.clone(),
                 None => self.state.pool.choose(request.ranges, request.requested)?,
             },
             mtu: request.mtu,
-            time: have.map_or(request.now, |r| r.time),
+            time: have.as_ref().map_or(request.now, |r| r.time),
         };
-        if have == Some(&record) {
+        if have.as_ref() == Some(&record) {
             return Ok(record);
         }
-        if let Some(other) = self.attachments().find(|r| r.link == record.link && r.key != record.key) {
-            return Err(IpamError::LinkClash { link: record.link.to_string(), by: other.key.clone() });
+        let mine = tag(record.link.as_str());
+        let clash = |(k, e): &(&Arc<Key>, &Entry)| e.link == mine && ***k != record.key && k.link() == record.link;
+        if let (None, Some((by, _))) = (&have, self.state.live.iter().find(clash)) {
+            return Err(IpamError::LinkClash { link: record.link.to_string(), by: Key::clone(by) });
         }
         let at = self.state.good;
         self.append(&Frame::Add(record.clone()))?;
-        self.state.add(record.clone(), at);
+        let entry = Entry { at, link: mine, addresses: record.addresses.clone(), record: Some(record.clone()) };
+        self.state.add(Arc::new(record.key.clone()), entry);
         self.tidy();
         Ok(record)
     }
@@ -324,8 +380,8 @@ impl Journal {
     /// # Errors
     /// When that cannot be written; nothing is changed then.
     pub fn release(&mut self, key: &Key) -> Result<Option<Record>, IpamError> {
-        let Some((_, at)) = self.state.live.get(key) else { return Ok(None) };
-        let at = *at;
+        let Some(entry) = self.state.live.get(key) else { return Ok(None) };
+        let (at, record) = (entry.at, self.state.record(&self.path, entry)?);
         match self.append(&Frame::Del(key.clone())) {
             Err(IpamError::Io { source, .. })
                 if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
@@ -334,9 +390,9 @@ impl Journal {
             }
             r => r?,
         }
-        let gone = self.state.del(key);
+        self.state.del(key);
         self.tidy();
-        Ok(gone.map(|(r, _)| r))
+        Ok(Some(record))
     }
 
     /// Writes and takes back one byte: whether [`Journal::allocate`] could write now. For STATUS.
@@ -395,21 +451,19 @@ impl Journal {
     /// When that fails; the old file then stays as it is.
     pub fn compact(&mut self) -> Result<(), IpamError> {
         let new = self.path.with_extension("new");
+        let records = self.attachments()?;
         let mut bytes = header(&self.boot).encode();
-        let mut at = BTreeMap::new();
-        for (r, _) in self.state.live.values() {
-            at.insert(r.key.clone(), bytes.len() as u64);
+        let mut live = BTreeMap::new();
+        for r in records {
+            let (at, link, addresses) = (bytes.len() as u64, tag(r.link.as_str()), r.addresses.clone());
             bytes.extend_from_slice(&Frame::Add(r.clone()).encode());
+            live.insert(Arc::new(r.key.clone()), Entry { at, link, addresses, record: Some(r) });
         }
         bytes.extend_from_slice(&Frame::Last(self.state.pool.last.iter().flatten().copied().collect()).encode());
         self.file = replace(&new, &self.path, &bytes)?;
         self.state.good = bytes.len() as u64;
-        self.state.lines = self.state.live.len() + 2;
-        for (key, offset) in at {
-            if let Some((_, o)) = self.state.live.get_mut(&key) {
-                *o = offset;
-            }
-        }
+        self.state.lines = live.len() + 2;
+        self.state.live = live;
         Ok(())
     }
 }

@@ -33,7 +33,7 @@ fn add(j: &mut Journal, n: usize, ranges: &[Cidr]) -> Result<Record, IpamError> 
 }
 
 fn records(j: &Journal) -> Vec<Record> {
-    j.attachments().cloned().collect()
+    j.attachments().unwrap()
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +84,7 @@ proptest! {
             }
             let all: Vec<_> = held.values().flatten().collect();
             prop_assert_eq!(all.len(), all.iter().collect::<BTreeSet<_>>().len());
-            let seen: BTreeMap<_, _> = j.attachments().map(|r| (r.key.clone(), r.addresses.clone())).collect();
+            let seen: BTreeMap<_, _> = j.attachments().unwrap().into_iter().map(|r| (r.key, r.addresses)).collect();
             prop_assert_eq!(&seen, &held);
         }
     }
