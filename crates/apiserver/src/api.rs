@@ -17,7 +17,7 @@ use crate::http::{
 };
 use crate::objects::{self, DeleteOptions, Part, Unknown, bind, place, shape, to_client, to_stored};
 use crate::read::{self, Shown, WatchSettings};
-use crate::resource::{RESOURCES, Resource, core, find};
+use crate::resource::{Resource, core, find};
 use crate::selector::Selector;
 use crate::store::{Store, Stored};
 use crate::util::{at, int_at, list_at, obj, str_at};
@@ -535,97 +535,4 @@ fn applied(
         obj(&mut v, "metadata").insert("resourceVersion".into(), rv.into());
     }
     Ok((v, warnings))
-}
-
-/// How long a namespace that is being deleted keeps its content.
-const REAP_AFTER: Duration = Duration::from_millis(400);
-
-/// Empties the namespaces that are being deleted, also those of before a restart, until the server stops.
-pub(crate) async fn reap(api: Arc<Api>) {
-    let res = core("namespaces");
-    let mut changed = api.store.subscribe(res);
-    let mut stop = api.stop.clone();
-    loop {
-        changed.mark_unchanged();
-        let ending: Vec<String> = {
-            let state = api.store.read();
-            let all = state.kind(res).range("", None);
-            // The field that selectors use: no parsing.
-            all.filter(|(_, o)| o.fields.first().is_some_and(|phase| &**phase == "Terminating"))
-                .map(|(k, _)| k.to_owned())
-                .collect()
-        };
-        if !ending.is_empty() {
-            tokio::select! {
-                () = tokio::time::sleep(REAP_AFTER) => {}
-                _ = stop.changed() => return,
-            }
-        }
-        for ns in ending {
-            let name = ns.clone();
-            if let Err(e) = api.store.write(false, move |tx| objects::empty_namespace(tx, &ns)).await {
-                tracing::warn!(namespace = name, error = e.message, "a namespace could not be emptied");
-            }
-        }
-        tokio::select! {
-            r = changed.changed() => if r.is_err() { return },
-            _ = stop.changed() => return,
-        }
-    }
-}
-
-/// The objects that a server has from its first start on. Idempotent.
-pub(crate) async fn bootstrap(api: &Api, advertise: &[std::net::SocketAddr], port: u16) -> Result<()> {
-    let ranges = api.ranges.clone();
-    let advertise = advertise.to_vec();
-    api.store
-        .write(false, move |tx| {
-            let namespaces = core("namespaces");
-            for ns in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-                if tx.get(namespaces, ns).is_none() {
-                    objects::create(tx, namespaces, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ns}}), &ranges)?;
-                }
-            }
-            let services = core("services");
-            if tx.get(services, "default/kubernetes").is_none() {
-                let first = ranges.services.first().and_then(|r| r.nth(1)).map(|ip| ip.to_string()).unwrap_or_default();
-                let svc = json!({"apiVersion": "v1", "kind": "Service",
-                    "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
-                    "spec": {"type": "ClusterIP", "clusterIP": first, "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}});
-                objects::create(tx, services, svc, &ranges)?;
-            }
-            slices(tx, &advertise, &ranges)
-        })
-        .await
-}
-
-/// The endpoints of `default/kubernetes`: one slice per family of the advertised addresses.
-fn slices(tx: &mut crate::store::Tx<'_>, advertise: &[std::net::SocketAddr], ranges: &Ranges) -> Result<()> {
-    let Some(res) = RESOURCES.iter().find(|r| r.plural == "endpointslices") else { return Ok(()) };
-    for (family, v4) in [("IPv4", true), ("IPv6", false)] {
-        let name = if v4 { "kubernetes".to_owned() } else { "kubernetes-ipv6".to_owned() };
-        let key = res.key("default", &name);
-        let mine: Vec<_> = advertise.iter().filter(|a| a.is_ipv4() == v4 && !a.ip().is_loopback()).collect();
-        let old = tx.get(res, &key);
-        let Some(first) = mine.first() else {
-            if old.is_some() {
-                objects::delete(tx, res, &key, &DeleteOptions::default())?;
-            }
-            continue;
-        };
-        let endpoints: Vec<Value> = mine
-            .iter()
-            .filter(|a| a.port() == first.port())
-            .map(|a| json!({"addresses": [a.ip().to_string()], "conditions": {"ready": true}}))
-            .collect();
-        let v = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-            "addressType": family, "endpoints": endpoints,
-            "ports": [{"name": "https", "port": first.port(), "protocol": "TCP"}]});
-        match old {
-            Some(old) => drop(objects::replace(tx, res, &key, &old, v, Part::Main, ranges)?),
-            None => drop(objects::create(tx, res, v, ranges)?),
-        }
-    }
-    Ok(())
 }

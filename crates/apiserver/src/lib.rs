@@ -20,6 +20,7 @@
 
 mod admission;
 mod api;
+mod bootstrap;
 mod config;
 mod defaults;
 mod discovery;

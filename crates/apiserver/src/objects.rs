@@ -458,7 +458,7 @@ fn delete_namespace(tx: &mut Tx<'_>, res: &Resource, name: &str, mut v: Value) -
         tx.put(res, name, v);
     }
     let Some(marked) = tx.get(res, name) else { return Err(Status::not_found(res, name)) };
-    // The content goes a moment later (see `api::reap`), as on a cluster: whoever deletes a namespace and then the
+    // The content goes a moment later (see `bootstrap::reap`), as on a cluster: whoever deletes a namespace and then the
     // objects in it, as `kubectl delete -f` does, still finds them.
     collect_namespace(tx, name);
     match tx.get(res, name) {

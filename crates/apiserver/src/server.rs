@@ -15,7 +15,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admission::Ranges;
-use crate::api::{Api, bootstrap, handle, reap};
+use crate::api::{Api, handle};
+use crate::bootstrap::{bootstrap, reap};
 use crate::config::{Config, ServeError};
 use crate::pki::{self, Pki, kubeconfig};
 use crate::store::{Store, Writer};
