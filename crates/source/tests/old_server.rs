@@ -27,7 +27,8 @@ type Asked = Arc<Mutex<Vec<String>>>;
 async fn serve(stream: UnixStream, asked: Asked) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
-    while let Ok(Some(first)) = lines.next_line().await {
+    // One request a connection.
+    if let Ok(Some(first)) = lines.next_line().await {
         while lines.next_line().await.unwrap().is_some_and(|l| !l.is_empty()) {}
         let path = first.split(' ').nth(1).unwrap().to_owned();
         let watches = {
@@ -57,7 +58,6 @@ async fn serve(stream: UnixStream, asked: Asked) {
         // No length: the body ends with the connection, as a watch's does.
         let head = format!("HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n");
         let _ = write.write_all(format!("{head}{body}").as_bytes()).await;
-        return;
     }
 }
 
