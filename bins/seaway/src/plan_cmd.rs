@@ -134,8 +134,12 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         vxlan_supported: true,
     };
     let Resolved { intent, problems } = resolve::resolve(&snapshot, &local);
-    let mut refused: Vec<Refused> =
-        settled.problems.into_iter().chain(problems).map(|p| Refused { object: p.object, field: p.field, why: p.why }).collect();
+    let mut refused: Vec<Refused> = settled
+        .problems
+        .into_iter()
+        .chain(problems)
+        .map(|p| Refused { object: p.object, field: p.field, why: p.why })
+        .collect();
     let (fabric, more) = printed(&Fabric, &intent, &caps, &fabric::Image::default());
     refused.extend(more);
     let (nft, more) = printed(&NftPlane, &intent, &caps, &plane_nft::Image::default());

@@ -94,7 +94,11 @@ fn a_backend_has_exactly_its_rows_and_switching_loses_nothing() {
         wait_backend(&lab, to);
         if to == "host-gw" {
             let direct = rows(&lab, "node1", &["ip", "route"], "proto 83");
-            assert_eq!(direct.iter().filter(|l| l.contains("via 172.31.") && l.contains("dev eth0")).count(), 2, "{direct:?}");
+            assert_eq!(
+                direct.iter().filter(|l| l.contains("via 172.31.") && l.contains("dev eth0")).count(),
+                2,
+                "{direct:?}"
+            );
             eventually("the VXLAN device is gone where nobody uses it", Duration::from_secs(5), || {
                 (!run(&mut lab.on_node("node1", &["ip", "link", "show", "seaway.1"])).status.success()).then_some(())
             });
@@ -141,7 +145,9 @@ fn what_somebody_breaks_is_whole_within_two_seconds() {
             let link = run(&mut lab.on_node(&client.node, &["ip", "link", "show", &link]));
             (table.status.success() && !routes.is_empty() && link.status.success()).then_some(())
         });
-        eventually(&format!("packets flow after {b:?}"), Duration::from_secs(4), || (reaches(pod) && reaches(vip)).then_some(()));
+        eventually(&format!("packets flow after {b:?}"), Duration::from_secs(4), || {
+            (reaches(pod) && reaches(vip)).then_some(())
+        });
         eprintln!("{b:?}: whole after {:?}", start.elapsed());
     }
 }
@@ -211,7 +217,11 @@ fn one_agent_a_node_and_cleanup_leaves_nothing() {
     assert_eq!(agent.len(), 1);
     let dir = lab.dir().join("node1");
     let conf = ok(&mut Command::new("find").arg(lab.dir()).args(["-name", "10-seaway.conflist"]));
-    let conf_dir = conf.lines().find(|l| l.contains("/node1/")).map(|l| l.trim_end_matches("/10-seaway.conflist").to_owned()).unwrap();
+    let conf_dir = conf
+        .lines()
+        .find(|l| l.contains("/node1/"))
+        .map(|l| l.trim_end_matches("/10-seaway.conflist").to_owned())
+        .unwrap();
     let api = format!("unix:{}", lab.dir().join("api.sock").display());
     let ipam = dir.join("ipam").display().to_string();
     let args = ["agent", "--node", "node1", "--api", &api, "--ipam-dir", &ipam, "--cni-conf-dir", &conf_dir];
@@ -267,17 +277,17 @@ fn sigterm_leaves_the_datapath_and_a_restart_changes_nothing() {
     });
     let agents = Proc::find(&lab, &["agent", "node1"]);
     ok(Command::new("kill").args(["-TERM", &agents[0].pid.to_string()]));
-    eventually("the agent ends", Duration::from_secs(5), || Proc::find(&lab, &["agent", "node1"]).is_empty().then_some(()));
+    eventually("the agent ends", Duration::from_secs(5), || {
+        Proc::find(&lab, &["agent", "node1"]).is_empty().then_some(())
+    });
     talk.once().unwrap();
     assert_eq!(state(&lab), before, "SIGTERM touches nothing");
     // Not one rule is made anew: handles are the same.
-    let mut child = agents[0].start_again();
+    lab.run(&["heal"]);
     eventually("the agent is ready", Duration::from_secs(10), || {
         let out = run(&mut lab.on_node("node1", &["curl", "-sf", "http://127.0.0.1:9642/readyz"]));
         out.status.success().then_some(())
     });
     talk.once().unwrap();
     assert_eq!(state(&lab), before, "a restart finds everything as it should be");
-    let _ = child.kill();
-    let _ = child.wait();
 }

@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -169,13 +169,9 @@ pub struct Pod {
     pub host_network: bool,
 }
 
-/// A process of a lab, with everything needed to start it again.
+/// A process of a lab.
 pub struct Proc {
     pub pid: i32,
-    args: Vec<String>,
-    env: Vec<(String, String)>,
-    netns: std::fs::File,
-    log: PathBuf,
 }
 
 impl Proc {
@@ -189,13 +185,9 @@ impl Proc {
                 bytes.split(|b| *b == 0).filter(|p| !p.is_empty()).map(|p| String::from_utf8_lossy(p).into()).collect()
             };
             let args = split("cmdline");
-            let env: Vec<(String, String)> =
-                split("environ").iter().filter_map(|l| l.split_once('=').map(|(k, v)| (k.into(), v.into()))).collect();
-            let ours = env.iter().any(|(k, v)| k == "SEAWAY_LAB" && *v == lab.name);
+            let ours = split("environ").iter().any(|l| *l == format!("SEAWAY_LAB={}", lab.name));
             if ours && words.iter().all(|w| args.iter().any(|a| a == w)) {
-                let Ok(netns) = std::fs::File::open(e.path().join("ns/net")) else { continue };
-                let log = std::fs::read_link(e.path().join("fd/2")).unwrap_or_else(|_| "/dev/null".into());
-                found.push(Self { pid, args, env, netns, log });
+                found.push(Self { pid });
             }
         }
         found
@@ -207,23 +199,6 @@ impl Proc {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
             (stat.is_empty() || stat.rsplit(')').next().is_some_and(|s| s.trim_start().starts_with('Z'))).then_some(())
         });
-    }
-
-    /// The same command in the same namespace again.
-    pub fn start_again(&self) -> Child {
-        use std::os::fd::AsRawFd;
-        let log = std::fs::OpenOptions::new().append(true).create(true).open(&self.log).unwrap();
-        Command::new("nsenter")
-            .arg(format!("--net=/proc/{}/fd/{}", std::process::id(), self.netns.as_raw_fd()))
-            .arg("setsid")
-            .args(&self.args)
-            .env_clear()
-            .envs(self.env.iter().cloned())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap()
     }
 }
 

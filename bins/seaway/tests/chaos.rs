@@ -1,0 +1,245 @@
+//! 200 rounds of kill -9 under traffic: agents, API server and CNI plugin at random points. Established connections
+//! live; afterwards what is allocated, linked, routed and on disk is exactly what the living pods have.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::{Lab, Proc, Talk, eventually, ok, run};
+
+const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/shop");
+const ROUNDS: u32 = 200;
+
+/// Numbers that look random and are the same in every run (xorshift64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+/// A sandbox as a second runtime on the node would have it.
+struct Sandbox {
+    id: String,
+    node: &'static str,
+}
+
+impl Sandbox {
+    fn netns(&self, lab: &Lab) -> String {
+        format!("/run/netns/{}-pod-{}", lab.name, self.id)
+    }
+
+    fn call(&self, lab: &Lab, command: &str) -> Child {
+        let conf_dir = ok(Command::new("find").arg(lab.dir().join(self.node)).args(["-name", "10-seaway.conflist"]));
+        let list: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(conf_dir.trim()).unwrap()).unwrap();
+        let mut conf = list["plugins"][0].clone();
+        conf["name"] = list["name"].clone();
+        conf["cniVersion"] = list["cniVersion"].clone();
+        let mut child = lab
+            .on_node(self.node, &[common::plugin().to_str().unwrap()])
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", &self.id)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", self.netns(lab))
+            .env("CNI_PATH", common::plugin().parent().unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // A child that is killed at once may never read it.
+        let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), conf.to_string().as_bytes());
+        child
+    }
+}
+
+#[test]
+fn two_hundred_kills_break_no_connection_and_leak_nothing() {
+    let lab = Lab::up(&[SHOP, "--nodes", "2", "--backend", "vxlan", "--ip", "dual"]);
+    let mut dice = Dice(0x5ea_7a11);
+
+    // Traffic: to a pod and to a Service, both families, from a pod on another node. The pods it is between are not
+    // among those that churn.
+    let pods = lab.pods();
+    let server = pods.iter().find(|p| p.name.starts_with("cart-") || p.name.starts_with("api-")).unwrap();
+    let client = pods.iter().find(|p| p.name.starts_with("api-") && p.node != server.node).unwrap();
+    let records = lab.records(&client.node);
+    let ns =
+        records.iter().find(|r| r.pod.as_ref().is_some_and(|p| *p.name == *client.name)).unwrap().netns.to_string();
+    let api = lab.objects("services", "shop").into_iter().find(|s| s["metadata"]["name"] == "api").unwrap();
+    let port = if server.name.starts_with("cart-") { 6379 } else { 8080 };
+    let mut targets: Vec<SocketAddr> = server.ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+    for ip in api["spec"]["clusterIPs"].as_array().unwrap() {
+        targets.push(SocketAddr::new(ip.as_str().unwrap().parse::<IpAddr>().unwrap(), 80));
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let (said, slowest) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Duration::ZERO)));
+    let talkers: Vec<_> = targets
+        .iter()
+        .map(|to| {
+            let mut talk = Talk::open(&ns, *to).unwrap_or_else(|e| panic!("{to}: {e}"));
+            let (stop, said, slowest, to) = (Arc::clone(&stop), Arc::clone(&said), Arc::clone(&slowest), *to);
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let start = Instant::now();
+                    talk.once().map_err(|e| format!("the connection to {to} broke: {e}"))?;
+                    said.fetch_add(1, Ordering::Relaxed);
+                    let mut s = slowest.lock().unwrap();
+                    *s = (*s).max(start.elapsed());
+                    drop(s);
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Ok::<(), String>(())
+            })
+        })
+        .collect();
+
+    let mut sandboxes: Vec<Sandbox> = Vec::new();
+    let mut kills = [0u32; 3];
+    for round in 0..ROUNDS {
+        match dice.roll(4) {
+            0 => {
+                let node = ["node1", "node2"][dice.roll(2) as usize];
+                let found = Proc::find(&lab, &["agent", node]);
+                assert_eq!(found.len(), 1, "round {round}: the agent of {node}");
+                found[0].kill();
+                std::thread::sleep(Duration::from_millis(dice.roll(30)));
+                lab.run(&["heal"]);
+                kills[0] += 1;
+            }
+            1 => {
+                let found = Proc::find(&lab, &["apiserver"]);
+                assert_eq!(found.len(), 1, "round {round}: the API server");
+                found[0].kill();
+                std::thread::sleep(Duration::from_millis(dice.roll(30)));
+                lab.run(&["heal"]);
+                // A node without an API server for a moment is the point; a pod that cannot be deleted is not.
+                eventually("the API server answers", Duration::from_secs(10), || {
+                    let sock = lab.dir().join("api.sock");
+                    let out =
+                        run(Command::new("curl").args(["-sf", "--unix-socket"]).arg(sock).arg("http://lab/readyz"));
+                    out.status.success().then_some(())
+                });
+                kills[1] += 1;
+            }
+            _ => {
+                let node = ["node1", "node2"][dice.roll(2) as usize];
+                let s = Sandbox { id: format!("chaos{round}"), node };
+                ok(Command::new("ip").args(["netns", "add", s.netns(&lab).trim_start_matches("/run/netns/")]));
+                let mut add = s.call(&lab, "ADD");
+                std::thread::sleep(Duration::from_micros(dice.roll(6000)));
+                let _ = add.kill();
+                let _ = add.wait();
+                if dice.roll(2) == 0 {
+                    // A DEL that is killed too; the last word is below.
+                    let mut del = s.call(&lab, "DEL");
+                    std::thread::sleep(Duration::from_micros(dice.roll(4000)));
+                    let _ = del.kill();
+                    let _ = del.wait();
+                }
+                sandboxes.push(s);
+                kills[2] += 1;
+            }
+        }
+        if round % 20 == 7 {
+            // Churn among the pods that nobody talks to.
+            let pods = lab.objects("pods", "shop");
+            if let Some(p) =
+                pods.iter().find(|p| p["metadata"]["name"].as_str().is_some_and(|n| n.starts_with("metrics-")))
+            {
+                let name = p["metadata"]["name"].as_str().unwrap();
+                let _ = lab.api("DELETE", &format!("/api/v1/namespaces/shop/pods/{name}"), None);
+            }
+        }
+    }
+    assert!(kills.iter().all(|k| *k > 20), "{kills:?}");
+
+    // Every runtime sends a DEL in the end.
+    for s in &sandboxes {
+        assert!(s.call(&lab, "DEL").wait().unwrap().success(), "DEL of {}", s.id);
+        ok(Command::new("ip").args(["netns", "del", s.netns(&lab).trim_start_matches("/run/netns/")]));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for t in talkers {
+        t.join().unwrap().unwrap();
+    }
+    eprintln!(
+        "kills of agent, API server, plugin: {kills:?}; {} lines through {} connections, the slowest {:?}",
+        said.load(Ordering::Relaxed),
+        targets.len(),
+        slowest.lock().unwrap()
+    );
+
+    for node in ["node1", "node2"] {
+        let why = Mutex::new(String::new());
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually("what is on the node is what its pods have", Duration::from_secs(30), || {
+                match leaks(&lab, node) {
+                    None => Some(()),
+                    Some(w) => {
+                        *why.lock().unwrap() = w;
+                        None
+                    }
+                }
+            });
+        }));
+        assert!(found.is_ok(), "{node}: {}", why.lock().unwrap());
+    }
+    // And everything still works.
+    ok(&mut lab.cmd(&["test"]));
+    let name = lab.name.clone();
+    drop(lab);
+    let left = ok(Command::new("ip").args(["netns", "list"]));
+    assert!(!left.contains(&format!("{name}-")), "namespaces are left: {left}");
+    assert!(!std::path::Path::new("/run/seaway/labs").join(&name).exists(), "files are left");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(&format!("/{name}")), "mounts are left");
+}
+
+/// What a node has that its living pods do not, or the other way round; nothing when they agree.
+fn leaks(lab: &Lab, node: &str) -> Option<String> {
+    let alive: BTreeSet<IpAddr> =
+        lab.pods().iter().filter(|p| p.node == node && !p.host_network).flat_map(|p| p.ips.clone()).collect();
+    let records = lab.records(node);
+    let recorded: BTreeSet<IpAddr> = records.iter().flat_map(|r| r.addresses.iter().copied()).collect();
+    if recorded != alive {
+        return Some(format!("recorded {recorded:?}, alive {alive:?}"));
+    }
+    let want: BTreeSet<String> = records.iter().map(|r| r.link.to_string()).collect();
+    let text = ok(&mut lab.on_node(node, &["ip", "-o", "link"]));
+    let links: BTreeSet<String> = text
+        .lines()
+        .filter_map(|l| l.split(": ").nth(1)?.split('@').next().map(str::to_owned))
+        .filter(|n| n.starts_with("sea") && n != "seaway.1")
+        .collect();
+    if links != want {
+        return Some(format!("links {links:?}, wanted {want:?}"));
+    }
+    let mut routed = BTreeSet::new();
+    for family in ["-4", "-6"] {
+        let text = ok(&mut lab.on_node(node, &["ip", family, "route", "show", "proto", "83"]));
+        routed.extend(
+            text.lines().filter(|l| !l.contains('/')).filter_map(|l| l.split(' ').next()?.parse::<IpAddr>().ok()),
+        );
+    }
+    if routed != alive {
+        return Some(format!("routed {routed:?}, alive {alive:?}"));
+    }
+    let stray = ipam::stray_key_locks(&lab.dir().join(node).join("ipam")).unwrap();
+    if !stray.is_empty() {
+        return Some(format!("lock files of nobody: {stray:?}"));
+    }
+    // Rules: what another pass would change is nothing.
+    let out = ok(&mut lab.on_node(node, &["nft", "list", "table", "inet", "seaway"]));
+    let chains = out.lines().filter(|l| l.trim_start().starts_with("chain ")).count();
+    (chains == 0 || chains > 60).then(|| format!("{chains} chains"))
+}
