@@ -104,8 +104,8 @@ fn at_once<'a>(pods: &mut [Pod<'a>], f: fn(&mut Pod<'a>) -> Duration) -> (Vec<Du
                 })
             })
             .collect();
-        barrier.wait();
         let start = Instant::now();
+        barrier.wait();
         let times = threads.into_iter().map(|t| t.join().expect("a call")).collect();
         (times, start.elapsed())
     })
@@ -192,7 +192,7 @@ fn main() {
         println!();
     };
     println!("{n} pods one after the other, then {parallel} at once; dual-stack; CNI 1.0.0; process start to end");
-    println!("{:<26}{:>13}{:>25}{:>25}", "", chains[0].label, chains[1].label, chains[2].label);
+    println!("{:<26}{:>13}{:>26}{:>25}", "", chains[0].label, chains[1].label, chains[2].label);
     show("ADD p50", &|f| at(&f.add, 50));
     show("ADD p99", &|f| at(&f.add, 99));
     show("DEL p50", &|f| at(&f.del, 50));
