@@ -113,7 +113,10 @@ impl Found {
             netns: Some(netns),
             hosts: exists(self.dir.hosts()),
             resolv: exists(self.dir.resolv()),
-            hostname: Some(crate::dns_files::hostname(&self.record.pod)),
+            hostname: Some(match self.record.network {
+                Network::Host => self.node.clone(),
+                _ => crate::dns_files::hostname(&self.record.pod),
+            }),
         };
         let started = self.dir.attempt(&name).and_then(|n| self.dir.run_files(&name, n).read_started());
         let env = started.filter(|s| s.process.alive()).map(|s| {

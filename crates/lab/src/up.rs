@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use types::Family;
 
 use crate::api::Api;
 use crate::manifest::{self, Manifest};
@@ -377,18 +376,24 @@ async fn why(api: &Api) -> String {
 pub fn closing(lab: &Lab) -> String {
     let name = &lab.spec.name;
     let flag = if name.as_str() == "lab" { String::new() } else { format!(" --name {name}") };
-    let of = |f: Family| if lab.spec.families.has(f) { Some(f.to_string()) } else { None };
-    let families: Vec<String> = Family::BOTH.into_iter().filter_map(of).collect();
+    let families: Vec<String> = lab.spec.families.iter().map(|f| f.to_string()).collect();
     let first = lab.nodes.first().map_or("node1", |n| n.name.as_str());
-    format!(
-        "Lab {name} is up: {} nodes, {}, {}. To look around:\n\
-        \x20 seaway lab status{flag:<22} nodes, processes, addresses\n\
-        \x20 seaway lab get pods -A{flag:<18} what runs where\n\
-        \x20 seaway lab test{flag:<24} does every path work? A table\n\
-        \x20 seaway lab shell {first}{flag:<17} a shell on a node: try `ip route`\n\
-        \x20 seaway lab down{flag:<24} removes all of it\n",
+    let s = if lab.nodes.len() == 1 { "" } else { "s" };
+    let mut out = format!(
+        "Lab {name} is up: {} node{s}, {}, {}. To look around:\n",
         lab.nodes.len(),
         lab.backend.as_str(),
-        families.join(" and "),
-    )
+        families.join(" and ")
+    );
+    for (command, what) in [
+        ("status", "nodes, processes, addresses"),
+        ("get pods -o wide", "what runs where"),
+        ("test", "does every path work? A table"),
+        (&format!("shell {first}"), "a shell on a node: try `ip route`"),
+        ("down", "removes all of it"),
+    ] {
+        let command = format!("seaway lab {command}{flag}");
+        out.push_str(&format!("  {command:<42} {what}\n"));
+    }
+    out
 }

@@ -27,7 +27,7 @@ use crate::{Doing, LabError, LabName};
 pub type Why<'a> = &'a dyn Fn(&str, &str, Family) -> Option<String>;
 
 /// The most failures explained.
-const EXPLAINED: usize = 4;
+const EXPLAINED: usize = 8;
 
 /// Options of the test.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -199,7 +199,7 @@ pub fn test(lab: &Lab, options: Options, progress: &Progress, why: Why<'_>) -> R
     })?;
     drop(servers);
     report.ms = u64::try_from(progress.elapsed().as_millis()).unwrap_or(u64::MAX);
-    for f in report.failures.iter_mut().take(EXPLAINED) {
+    for f in report.shown_mut().take(EXPLAINED) {
         f.stops = why(&f.from, &trace_target(f), f.family);
     }
     Ok(report)

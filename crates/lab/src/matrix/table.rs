@@ -1,5 +1,7 @@
 //! The matrix as a table of at most 80 columns, and as JSON.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use types::{Family, FamilySet};
 
@@ -107,6 +109,19 @@ impl Report {
         }
         Self { ok: failures.is_empty(), rows, failures, ms: 0, own_pods: false }
     }
+
+    /// The failures that a person is shown: the first of each cell. JSON has all.
+    #[must_use]
+    pub fn shown(&self) -> Vec<&Failure> {
+        let mut seen = BTreeSet::new();
+        self.failures.iter().filter(|f| seen.insert((f.check, f.family))).collect()
+    }
+
+    /// The same, to explain them.
+    pub fn shown_mut(&mut self) -> impl Iterator<Item = &mut Failure> {
+        let mut seen = BTreeSet::new();
+        self.failures.iter_mut().filter(move |f| seen.insert((f.check, f.family)))
+    }
 }
 
 fn cell(c: Option<&Cell>) -> String {
@@ -121,8 +136,8 @@ fn cell(c: Option<&Cell>) -> String {
     }
 }
 
-/// The most failures printed; JSON has all.
-const SHOWN: usize = 12;
+/// The widest line.
+const COLUMNS: usize = 80;
 
 /// The table, with colours for a terminal when asked.
 #[must_use]
@@ -164,17 +179,46 @@ pub fn render(r: &Report, colour: bool) -> String {
         r.ms as f64 / 1000.0,
         if r.own_pods { "; with pods of its own in namespace seaway-test" } else { "" }
     ));
-    for f in r.failures.iter().take(SHOWN) {
-        out.push_str(&format!("FAIL {} ({}): {} -> {} at {}\n", f.check.title(), f.family, f.from, f.to, f.address));
-        out.push_str(&format!("     {}\n", f.problem));
+    let shown = r.shown();
+    for f in &shown {
+        out.push_str(&wrap(&format!(
+            "FAIL {} ({}): {} -> {} at {}: {}",
+            f.check.title(),
+            f.family,
+            f.from,
+            f.to,
+            f.address,
+            f.problem
+        )));
         if let Some(s) = &f.stops {
-            out.push_str(&format!("     it stops on {s}\n"));
+            out.push_str(&wrap(&format!("     it stops on {s}")));
         }
     }
-    if r.failures.len() > SHOWN {
-        out.push_str(&format!("... and {} more (-o json has all)\n", r.failures.len() - SHOWN));
+    if r.failures.len() > shown.len() {
+        out.push_str(&format!("... and {} more (-o json has all)\n", r.failures.len() - shown.len()));
     }
     out
+}
+
+/// Breaks a line at blanks so that it fits; what follows is indented.
+fn wrap(text: &str) -> String {
+    let (mut out, mut width) = (String::new(), 0);
+    let indent = text.len() - text.trim_start().len();
+    out.push_str(&" ".repeat(indent));
+    width += indent;
+    for word in text.split_whitespace() {
+        let long = word.chars().count();
+        if width > indent.max(5) && width + 1 + long > COLUMNS {
+            out.push_str("\n     ");
+            width = 5;
+        } else if width > indent {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += long;
+    }
+    out + "\n"
 }
 
 #[cfg(test)]
@@ -206,15 +250,14 @@ mod tests {
         ];
         let mut r = Report::new(&results, FamilySet { v4: true, v6: true });
         assert!(!r.ok && r.failures.len() == 1);
-        r.failures[0].stops = Some("node2: no route".into());
+        r.failures[0].stops = Some(format!("node2: no route{}", " which is a long story".repeat(9)));
         let text = render(&r, false);
         assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
         assert!(text.contains("pod to pod, same node         ok   1/1                ok   1/1, 2 lost\n"), "{text}");
         assert!(text.contains("outside to NodePort           FAIL 1/2, 3 lost        -\n"), "{text}");
         assert!(text.contains("3 of 4 paths work; 8 packets or connections, 5 lost"), "{text}");
-        assert!(
-            text.contains("s/a -> s/b:80 at 10.0.0.1:80\n     no answer (3 of 3 tries lost)\n     it stops on node2")
-        );
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains("s/a -> s/b:80 at 10.0.0.1:80: no answer (3 of 3 tries lost) it stops on node2"), "{text}");
         let v4 = render(&Report::new(&results[..1], FamilySet { v4: true, v6: false }), true);
         assert!(!v4.contains("IPv6") && v4.contains("\x1b[32mok   1/1"));
     }
