@@ -65,7 +65,7 @@ pub(crate) fn run(machine: &mut impl Machine, conf: &NetConf) -> Result<(), Erro
 }
 
 /// The attachments whose network namespaces no longer exist: nothing can use their addresses. For the agent's sweep,
-/// which hands each to [`remove`].
+/// which hands each to [`crate::remove_if_gone`].
 #[must_use]
 pub fn gone(records: &[Record]) -> Vec<&Record> {
     records.iter().filter(|r| namespace_gone(r)).collect()

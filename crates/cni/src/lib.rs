@@ -33,7 +33,7 @@ pub use error::{Code, Error};
 pub use gc::{gone, namespace_gone};
 pub use machine::{Machine, Netns};
 pub use observe::{View, differences};
-pub use ops::{Outcome, execute, remove, rewire};
+pub use ops::{Outcome, execute, remove, remove_if_gone, rewire};
 pub use reply::{merged, result};
 pub use version::Version;
 

@@ -306,10 +306,27 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
 /// # Errors
 /// When the kernel refuses, or the journal cannot be read or written.
 pub fn remove(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<Option<Record>, Error> {
-    let link = key.link();
     // Without a directory nothing was ever added; a DEL leaves none behind.
-    let _lock = if dir.exists() { Some(KeyLock::take(dir, &link)?) } else { None };
-    delete_link(&mut host(machine)?, &link)?;
+    let _lock = if dir.exists() { Some(KeyLock::take(dir, &key.link())?) } else { None };
+    remove_locked(machine, dir, key)
+}
+
+/// Removes an attachment if, looked at under its lock, its namespace is gone: for the agent's sweep. The answer to
+/// [`crate::gone`] may be stale by the time it is acted on, when the same container is added again meanwhile. Says
+/// whether it was removed.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_if_gone(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<bool, Error> {
+    let _lock = KeyLock::take(dir, &key.link())?;
+    match ipam::read(dir)?.iter().find(|r| r.key == *key) {
+        Some(r) if gc::namespace_gone(r) => remove_locked(machine, dir, key).map(|r| r.is_some()),
+        _ => Ok(false),
+    }
+}
+
+fn remove_locked(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<Option<Record>, Error> {
+    delete_link(&mut host(machine)?, &key.link())?;
     match Journal::open_existing(dir)? {
         Some(mut j) => Ok(j.release(key)?),
         None => Ok(None),
