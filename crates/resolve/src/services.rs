@@ -39,7 +39,8 @@ pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems
     // Of two Services that claim one address or port, the older has it.
     let mut by_age: Vec<(&ObjectName, &Service)> = snapshot.services.iter().collect();
     by_age.sort_by_key(|(name, s)| (&s.created, *name));
-    let mut claims = Claims::default();
+    let nodes = intent.peers.values().flat_map(|p| p.addresses.iter()).chain(&intent.addresses).copied().collect();
+    let mut claims = Claims { nodes, ..Claims::default() };
     let mut out = BTreeMap::new();
     for (name, svc) in by_age {
         if svc.headless || svc.foreign_proxy || svc.kind == ServiceType::ExternalName {
@@ -129,6 +130,7 @@ fn slices_by_service<'a>(
 /// Who has which address and port.
 #[derive(Default)]
 struct Claims {
+    nodes: BTreeSet<IpAddr>,
     cluster: BTreeMap<IpAddr, ObjectName>,
     external: BTreeMap<(IpAddr, PortKey), ObjectName>,
     node: BTreeMap<PortKey, ObjectName>,
@@ -148,7 +150,7 @@ impl Claims {
                 Some(format!(
                     "{ip} is also the address of Service {other}, which has it: delete this Service and make it anew without clusterIP"
                 ))
-            } else if intent.is_node_address(*ip) {
+            } else if self.nodes.contains(ip) {
                 Some(format!("{ip} is the address of a node: delete this Service and make it anew without clusterIP"))
             } else if let Some(c) = intent.cluster_cidrs.iter().find(|c| c.contains(*ip)) {
                 Some(format!(

@@ -13,9 +13,10 @@ use crate::watch::{Source, WatchConfig};
 
 /// Changes that come within this time are one pass.
 const GATHER: Duration = Duration::from_millis(10);
-/// A pass at least so often, and so soon after a write that failed.
+/// A pass at least so often.
 const RESYNC: Duration = Duration::from_secs(30);
-const RETRY: Duration = Duration::from_millis(250);
+/// The first and the longest pause after a pass in which a write failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What became of a write.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ pub async fn run_controllers(
         () = source.wait_in_sync() => {}
         () = &mut shutdown => return,
     }
+    let mut pause = RETRY.0;
     loop {
         let writes = source.read(|snapshot, _| reconcile(snapshot));
         let mut failed = false;
@@ -59,12 +61,20 @@ pub async fn run_controllers(
                 break;
             }
         }
-        let wait = if failed { RETRY } else { RESYNC };
+        let next = async {
+            if failed {
+                // Without the pause a failing write would spin on the changes that its successful neighbours make.
+                tokio::time::sleep(pause).await;
+            } else {
+                // Whichever comes first.
+                let _ = tokio::time::timeout(RESYNC, source.changed()).await;
+                tokio::time::sleep(GATHER).await;
+            }
+        };
         tokio::select! {
-            // Without the pause a failing write would spin on the changes that its successful neighbours make.
-            () = async { source.changed().await; if failed { tokio::time::sleep(RETRY).await } } => tokio::time::sleep(GATHER).await,
-            () = tokio::time::sleep(wait) => {}
+            () = next => {}
             () = &mut shutdown => return,
         }
+        pause = if failed { (pause * 2).min(RETRY.1) } else { RETRY.0 };
     }
 }
