@@ -86,7 +86,7 @@ fn observed(k: &mut FabricKernel<FakeRt>, want: &Image) -> Image {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn trace_agrees_with_the_specification(
