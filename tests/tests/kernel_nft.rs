@@ -1,5 +1,6 @@
 //! nf_tables, conntrack and the Services plane against the real kernel, in fresh network namespaces, with real packets;
 //! and the same requests against the kernel and its fake.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests, helpers included
 
 #[path = "kernel_nft/cases.rs"]
 mod cases;

@@ -205,3 +205,184 @@ fn rule_allows(rule: &PolicyRule, other: IpAddr, port: Option<PortKey>) -> bool 
     });
     peer && port
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use types::{FamilySet, ObjectName, Proto};
+
+    use super::*;
+    use crate::{Affinity, L4, ServiceKey};
+
+    const POD: &str = "10.244.0.2";
+    const OTHER: &str = "10.244.0.3";
+    const FAR: &str = "10.244.1.4";
+    const NODE: &str = "192.168.7.10";
+    const WORLD: &str = "203.0.113.1";
+    const VIP: &str = "10.96.0.1";
+    const LB: &str = "198.51.100.1";
+
+    fn ip(s: &str) -> IpAddr {
+        s.parse().unwrap()
+    }
+
+    fn to(s: &str) -> Endpoint {
+        Endpoint { addr: ip(s), port: 8080 }
+    }
+
+    fn service(endpoints: &[&str]) -> ServicePort {
+        ServicePort {
+            cluster_ips: [ip(VIP)].into(),
+            external_ips: [ip(LB)].into(),
+            port: 80,
+            node_port: Some(30080),
+            families: FamilySet { v4: true, v6: false },
+            endpoints: endpoints.iter().map(|e| to(e)).collect(),
+            local_endpoints: BTreeSet::new(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity: Affinity::None,
+            source_ranges: BTreeSet::new(),
+        }
+    }
+
+    fn intent_with(services: Vec<(&str, ServicePort)>) -> NodeIntent {
+        let mut i = NodeIntent::empty("node0".parse().unwrap());
+        i.families = FamilySet { v4: true, v6: false };
+        i.masquerade = true;
+        i.addresses.insert(ip(NODE));
+        i.pod_cidrs.push("10.244.0.0/24".parse().unwrap());
+        i.cluster_cidrs.insert("10.244.0.0/16".parse().unwrap());
+        for (name, svc) in services {
+            let service = ObjectName::new("default", name);
+            i.services.insert(ServiceKey { service, port: "".into(), proto: Proto::Tcp }, svc);
+        }
+        i
+    }
+
+    fn from(origin: Origin, src: &str, dst: &str, port: u16) -> Packet {
+        Packet { origin, src: ip(src), dst: ip(dst), l4: L4::Ports { proto: Proto::Tcp, src: 4711, dst: port } }
+    }
+
+    /// From a pod of this node, or from outside when the address is none of its.
+    fn packet(src: &str, dst: &str, port: u16) -> Packet {
+        let key = || AttachmentKey { container_id: src.into(), ifname: "eth0".into() };
+        let origin = match src {
+            POD | OTHER => Origin::Pod(key()),
+            NODE => Origin::Host,
+            _ => Origin::Outside,
+        };
+        from(origin, src, dst, port)
+    }
+
+    fn leg(endpoint: Option<&str>, snat: Snat) -> Leg {
+        Leg { translated: endpoint.map(to), snat, path: None }
+    }
+
+    #[test]
+    fn masquerade_only_when_needed() {
+        let i = intent_with(vec![("web", service(&[OTHER]))]);
+        for (src, dst, port, translated, snat) in [
+            (POD, VIP, 80, Some(OTHER), Snat::Keep),
+            (OTHER, VIP, 80, Some(OTHER), Snat::Masquerade),
+            (FAR, VIP, 80, Some(OTHER), Snat::Keep),
+            (NODE, VIP, 80, Some(OTHER), Snat::Masquerade),
+            (WORLD, VIP, 80, Some(OTHER), Snat::Masquerade),
+            (WORLD, LB, 80, Some(OTHER), Snat::Masquerade),
+            (WORLD, NODE, 30080, Some(OTHER), Snat::Masquerade),
+            (POD, NODE, 30080, Some(OTHER), Snat::Masquerade),
+            (POD, FAR, 80, None, Snat::Keep),
+            (POD, NODE, 22, None, Snat::Keep),
+            (POD, WORLD, 443, None, Snat::Masquerade),
+            (POD, "224.0.0.5", 443, None, Snat::Keep),
+            (NODE, WORLD, 443, None, Snat::Keep),
+            (WORLD, OTHER, 8080, None, Snat::Keep),
+        ] {
+            assert_eq!(
+                translate(&i, &packet(src, dst, port)),
+                Verdict::one(leg(translated, snat)),
+                "{src} to {dst}:{port}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_endpoint_outside_the_cluster_sees_the_node() {
+        let i = intent_with(vec![("db", service(&[WORLD]))]);
+        assert_eq!(translate(&i, &packet(POD, VIP, 80)), Verdict::one(leg(Some(WORLD), Snat::Masquerade)));
+    }
+
+    #[test]
+    fn what_ends_at_the_node_is_not_masqueraded() {
+        let i = intent_with(vec![("api", service(&[NODE]))]);
+        for (src, dst, port) in [(POD, VIP, 80), (WORLD, VIP, 80), (WORLD, NODE, 30080), (WORLD, LB, 80)] {
+            let got = translate(&i, &packet(src, dst, port));
+            assert_eq!(got, Verdict::one(leg(Some(NODE), Snat::Keep)), "{src} to {dst}:{port}");
+        }
+        // The node to itself passes postrouting, on loopback.
+        assert_eq!(translate(&i, &packet(NODE, VIP, 80)), Verdict::one(leg(Some(NODE), Snat::Masquerade)));
+    }
+
+    #[test]
+    fn refusals() {
+        let i = intent_with(vec![("empty", service(&[]))]);
+        let ping = |dst| Packet { l4: L4::Echo, ..packet(POD, dst, 0) };
+        assert_eq!(translate(&i, &packet(POD, VIP, 80)), Verdict::Reject(Reject::NoEndpoints));
+        assert_eq!(translate(&i, &packet(POD, NODE, 30080)), Verdict::Reject(Reject::NoEndpoints));
+        assert_eq!(translate(&i, &packet(POD, VIP, 81)), Verdict::Reject(Reject::UnusedPort));
+        assert_eq!(translate(&i, &ping(VIP)), Verdict::Reject(Reject::UnusedPort));
+        // An external address is no cluster address: its other ports belong to whoever has it.
+        assert_eq!(translate(&i, &ping(LB)), Verdict::one(leg(None, Snat::Masquerade)));
+    }
+
+    #[test]
+    fn policy_local_keeps_the_client_and_never_leaves_the_node() {
+        let mut svc = service(&[OTHER, FAR]);
+        svc.external_policy = TrafficPolicy::Local;
+        svc.local_endpoints = [to(OTHER)].into();
+        let i = intent_with(vec![("web", svc.clone())]);
+        for (dst, port) in [(LB, 80), (NODE, 30080)] {
+            let got = translate(&i, &packet(WORLD, dst, port));
+            assert_eq!(got, Verdict::one(leg(Some(OTHER), Snat::Keep)));
+            // From inside the cluster every endpoint is good, and the answer must come back this way.
+            let both = [leg(Some(OTHER), Snat::Masquerade), leg(Some(FAR), Snat::Masquerade)];
+            assert_eq!(translate(&i, &packet(POD, dst, port)), Verdict::Forward(both.into()));
+            assert_eq!(translate(&i, &packet(NODE, dst, port)), Verdict::Forward(both_of(OTHER, FAR)));
+        }
+        svc.local_endpoints.clear();
+        svc.internal_policy = TrafficPolicy::Local;
+        let i = intent_with(vec![("web", svc)]);
+        assert_eq!(translate(&i, &packet(WORLD, NODE, 30080)), Verdict::Drop(Drop::NoLocalEndpoints));
+        assert_eq!(translate(&i, &packet(POD, VIP, 80)), Verdict::Drop(Drop::NoLocalEndpoints));
+    }
+
+    fn both_of(a: &str, b: &str) -> BTreeSet<Leg> {
+        [leg(Some(a), Snat::Masquerade), leg(Some(b), Snat::Masquerade)].into()
+    }
+
+    #[test]
+    fn source_ranges_guard_the_external_address_only() {
+        let mut svc = service(&[OTHER]);
+        svc.source_ranges = ["203.0.113.0/31".parse().unwrap()].into();
+        let i = intent_with(vec![("web", svc)]);
+        assert!(matches!(translate(&i, &packet(WORLD, LB, 80)), Verdict::Forward(_)));
+        assert_eq!(translate(&i, &packet("203.0.113.2", LB, 80)), Verdict::Drop(Drop::SourceRange));
+        assert!(matches!(translate(&i, &packet("203.0.113.2", NODE, 30080)), Verdict::Forward(_)));
+    }
+
+    /// `externalIPs` may hold a node's address; what names address and port comes before another's node port, whatever
+    /// the order of names.
+    #[test]
+    fn an_external_address_comes_before_a_node_port() {
+        let mut by_port = service(&[OTHER]);
+        by_port.cluster_ips = [ip("10.96.0.2")].into();
+        by_port.external_ips.clear();
+        let mut by_address = service(&[FAR]);
+        by_address.external_ips = [ip(NODE)].into();
+        by_address.port = 30080;
+        by_address.node_port = None;
+        let i = intent_with(vec![("a", by_port), ("b", by_address)]);
+        assert_eq!(translate(&i, &packet(WORLD, NODE, 30080)), Verdict::one(leg(Some(FAR), Snat::Masquerade)));
+    }
+}

@@ -314,7 +314,7 @@ impl RuleBuilder {
     }
 
     /// `iif 0`: a packet that this machine made.
-    fn from_host(mut self) -> Self {
+    fn made_here(mut self) -> Self {
         self.push(Expr::Meta { key: MetaKey::Iif, dreg: Reg(0) });
         self.push(Expr::Cmp { sreg: Reg(0), op: CmpOp::Eq, data: vec![0; 4] });
         self
@@ -443,7 +443,7 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
             None,
             vec![
                 rule().saddr_in("cluster_cidrs", false).then(masquerade()),
-                rule().from_host().then(masquerade()),
+                rule().made_here().then(masquerade()),
                 rule().hairpin().then(masquerade()),
             ],
         ),

@@ -1,5 +1,6 @@
 //! Images of a few intents as nft's own text, and the plan of a change, for a reviewer to read. `BLESS=1` writes them
 //! anew.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests, helpers included
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
