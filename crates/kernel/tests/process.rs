@@ -28,6 +28,15 @@ impl Drop for Reaped {
     }
 }
 
+/// Ends what a failed test leaves in a namespace.
+struct Ended(BTreeSet<u64>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = end_processes_in_netns(&self.0, PATIENCE);
+    }
+}
+
 fn sh(script: &str) -> Spawn {
     Spawn::new("sh").args(["-c", script])
 }
@@ -144,6 +153,7 @@ fn a_second_process_goes_beside_the_first() {
 fn processes_of_a_namespace_are_found_and_ended() {
     let ns = Netns::new().unwrap();
     let inodes = BTreeSet::from([ns.inode()]);
+    let _ended = Ended(inodes.clone());
     let mut children: Vec<Reaped> =
         (0..3).map(|_| Reaped(sh("sleep 100 & sleep 100 & wait").netns(&ns).session().spawn().unwrap())).collect();
     until("all have started", || processes_in_netns(&inodes).unwrap().len() == 9);
@@ -163,7 +173,7 @@ fn processes_of_a_namespace_are_found_and_ended() {
 #[test]
 fn a_child_dies_with_the_thread_that_started_it() {
     let pid = std::thread::spawn(|| {
-        let child = Reaped(sh("sleep 100").die_with_parent().spawn().unwrap());
+        let child = Reaped(Spawn::new("sleep").args(["100"]).die_with_parent().spawn().unwrap());
         assert!(!wait_for_end(child.0.id(), Duration::from_millis(20)).unwrap());
         let pid = child.0.id();
         std::mem::forget(child);
