@@ -3,6 +3,7 @@
 mod linux;
 
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,6 +14,8 @@ fn main() -> ExitCode {
     if env.command.is_none() {
         return by_hand();
     }
+    // Waits here are shorter than the 50 us by which the kernel may stretch each.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let out = cni::execute(&mut linux::Linux, &env, &mut io::stdin().lock(), now);
     if !out.stdout.is_empty() {

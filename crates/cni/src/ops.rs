@@ -231,7 +231,7 @@ fn host_side(rt: &mut impl Rtnetlink, r: &Record, plan: &AddPlan) -> Result<(), 
 
 /// Waits until the kernel delivers to the pod's IPv6 address, mostly not at all: the first packet must not be lost.
 fn settle(r: &Record, netns: &impl Netns) -> Result<(), Error> {
-    const TRIES: u32 = 2000;
+    const TRIES: u32 = 2050;
     for addr in &r.addresses {
         let IpAddr::V6(addr) = addr else { continue };
         let mut tries = 0;
@@ -245,8 +245,8 @@ fn settle(r: &Record, netns: &impl Netns) -> Result<(), Error> {
                 let msg = format!("the kernel did not bring {addr} of {} into use in time; try again", r.key);
                 return Err(Error::new(Code::TryAgainLater, msg));
             }
-            // A tenth of a millisecond at first, a whole one later: two seconds in all.
-            std::thread::sleep(Duration::from_micros(if tries < 20 { 100 } else { 1000 }));
+            // It mostly takes a tenth of a millisecond; give up after two seconds.
+            std::thread::sleep(Duration::from_micros(if tries < 50 { 20 } else { 1000 }));
         }
     }
     Ok(())

@@ -62,13 +62,16 @@ fn pod(r: &Record) -> Vec<RtRequest> {
     out.extend(lo().map(|lo| RtRequest::LinkSet(SetLink::up(lo))));
     // Up before routes: the kernel takes none on a link that is down.
     out.push(RtRequest::LinkSet(SetLink { mtu: Some(r.mtu), ..SetLink::up(eth()) }));
-    for &addr in &r.addresses {
+    // IPv6 first: the kernel needs a moment to bring such an address into use, and the rest is done meanwhile.
+    for &addr in r.addresses.iter().rev() {
         out.push(RtRequest::AddressAdd(Address {
             link: eth(),
             addr,
             prefix_len: Family::of(addr).bits(),
             scope_link: false,
         }));
+    }
+    for &addr in &r.addresses {
         out.push(RtRequest::NeighbourReplace(Neighbour { link: eth(), addr: gateway(addr), mac: HOST_MAC }));
         out.extend(pod_routes(r, addr).into_iter().map(RtRequest::RouteReplace));
     }
