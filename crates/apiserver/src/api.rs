@@ -15,6 +15,7 @@ use crate::http::{
     Out, Query, View, content_type, decode, json as respond, json_bytes, negotiate, read_body, segments, text,
     wants_aggregated, warn, yaml,
 };
+use crate::metrics::Metrics;
 use crate::objects::{self, DeleteOptions, Part, Unknown, bind, place, shape, to_client, to_stored};
 use crate::read::{self, Shown, WatchSettings};
 use crate::resource::{Resource, core, find};
@@ -30,6 +31,7 @@ pub(crate) struct Api {
     pub(crate) ranges: Ranges,
     pub(crate) bookmark_interval: Duration,
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) metrics: Metrics,
 }
 
 /// What a path means.
@@ -114,6 +116,7 @@ where
         Ok(r) => r,
         Err(s) => respond(s.code, &s.to_value()),
     };
+    api.metrics.count(&method, answer.status());
     tracing::debug!(%method, path, code = answer.status().as_u16(), "request");
     answer
 }
@@ -124,6 +127,9 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let path = segments(req.uri().path());
+    if req.method() == Method::GET && path == ["metrics"] {
+        return Ok(text(200, &api.metrics.render(&api.store)));
+    }
     if req.method() == Method::GET
         && let Some(r) = fixed(&path, wants_aggregated(req.headers()))
     {

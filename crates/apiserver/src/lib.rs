@@ -27,6 +27,7 @@ mod discovery;
 mod error;
 pub mod fuzz;
 mod http;
+mod metrics;
 mod objects;
 mod patch;
 mod pki;

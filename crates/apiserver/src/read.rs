@@ -499,3 +499,85 @@ pub(crate) fn watch(
     };
     Ok(respond(stream::unfold(w, Watch::next)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::resource::core;
+
+    type Names = BTreeMap<String, u64>;
+
+    /// Writes (`true`) and deletions of a few names; the state after each, by revision.
+    async fn history(store: &Store, ops: Vec<(u8, bool)>) -> Vec<(u64, Names)> {
+        let res = core("configmaps");
+        let mut states: Vec<(u64, Names)> = vec![(store.read().revision, Names::new())];
+        for (n, write) in ops {
+            let key = format!("default/c{n}");
+            let rev = store
+                .write(false, move |tx| {
+                    let v = json!({"metadata": {"name": format!("c{n}")}});
+                    let there = tx.get(res, &key).is_some();
+                    Ok(match (write, there) {
+                        (true, _) => Some(tx.put(res, &key, v).rev),
+                        (false, true) => Some(tx.remove(res, &key, v).rev),
+                        (false, false) => None,
+                    })
+                })
+                .await
+                .unwrap();
+            let Some(rev) = rev else { continue };
+            let mut next = states.last().unwrap().1.clone();
+            if write {
+                next.insert(format!("default/c{n}"), rev);
+            } else {
+                next.remove(&format!("default/c{n}"));
+            }
+            states.push((rev, next));
+        }
+        states
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// At every revision that is remembered, the list is what was stored then; the list and the events after it end
+        /// in the present; and what is forgotten is said to be.
+        #[test]
+        fn a_list_and_what_follows_make_the_present(ops in prop::collection::vec((0u8..6, any::<bool>()), 0..40), limit in 4usize..50) {
+            let dir = tempfile::tempdir().unwrap();
+            let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (store, writer) = Store::open(&dir.path().join("s.redb"), limit).unwrap();
+            let states = rt.block_on(history(&store, ops));
+            let last = &states.last().unwrap().1;
+            {
+                let state = store.read();
+                let res = core("configmaps");
+                for (rev, want) in &states {
+                    let Some(list) = as_of(&state, res, "default/", None, *rev) else {
+                        prop_assert!(*rev < state.kind(res).since);
+                        continue;
+                    };
+                    let mut have: Names = list.into_iter().map(|(k, o)| (k.into(), o.rev)).collect();
+                    prop_assert_eq!(&have, want);
+                    for e in state.kind(res).after(*rev).unwrap() {
+                        if e.deleted { have.remove(&*e.key); } else { have.insert((*e.key).into(), e.rev); }
+                    }
+                    prop_assert_eq!(&have, last);
+                }
+            }
+            // And so it is after a restart.
+            drop(store);
+            writer.join();
+            let (store, writer) = Store::open(&dir.path().join("s.redb"), limit).unwrap();
+            prop_assert!(store.read().revision >= states.last().unwrap().0);
+            let have: Names = store.read().kind(core("configmaps")).range("", None).map(|(k, o)| (k.to_owned(), o.rev)).collect();
+            prop_assert_eq!(&have, last);
+            drop(store);
+            writer.join();
+        }
+    }
+}

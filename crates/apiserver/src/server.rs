@@ -18,6 +18,7 @@ use crate::admission::Ranges;
 use crate::api::{Api, handle};
 use crate::bootstrap::{bootstrap, reap};
 use crate::config::{Config, ServeError};
+use crate::metrics::Metrics;
 use crate::pki::{self, Pki, kubeconfig};
 use crate::store::{Store, Writer};
 
@@ -151,6 +152,7 @@ impl Server {
             ranges,
             bookmark_interval: config.bookmark_interval,
             stop: stopped,
+            metrics: Metrics::default(),
         });
         let port = config.advertise.first().or(addrs.first()).map_or(6443, SocketAddr::port);
         bootstrap(&api, &config.advertise, port).await.map_err(|s| ServeError::Store {

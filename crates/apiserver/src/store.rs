@@ -103,6 +103,11 @@ impl Kind {
         Some(self.history.range(from..))
     }
 
+    /// How many wait for changes.
+    pub(crate) fn watchers(&self) -> usize {
+        self.notify.receiver_count()
+    }
+
     /// The objects under a prefix and after a key, in key order.
     pub(crate) fn range<'a>(
         &'a self,

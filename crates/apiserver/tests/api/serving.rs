@@ -47,6 +47,15 @@ async fn discovery_names_every_resource_in_both_forms() {
         let r = h.send("GET", p, &[], "").await;
         assert_eq!(r.into_body().collect().await.unwrap().to_bytes(), "ok");
     }
+    let _w = h.watch(&format!("{CMS}?watch=1")).await;
+    let m = h.send("GET", "/metrics", &[], "").await.into_body().collect().await.unwrap().to_bytes();
+    let m = String::from_utf8(m.to_vec()).unwrap();
+    for line in [
+        "seaway_apiserver_objects{resource=\"services\"} 1",
+        "seaway_apiserver_requests_total{method=\"GET\",code=\"2xx\"}",
+    ] {
+        assert!(m.contains(line), "{line} is not in\n{m}");
+    }
     let index = h.get("/openapi/v3").await;
     for (_, p) in index["paths"].as_object().unwrap() {
         let doc = h.get(p["serverRelativeURL"].as_str().unwrap()).await;
