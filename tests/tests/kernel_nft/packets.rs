@@ -177,7 +177,6 @@ fn external_addresses_local_policy_and_source_ranges() {
         assert_ne!(e.kind(), std::io::ErrorKind::ConnectionRefused, "{f}");
     }
     // Only some sources, at the external address.
-    let mut web = web;
     web.source_ranges = ["203.0.113.0/31", "2001:db8:ffff::/126"].map(|c| c.parse().unwrap()).into();
     i.services.insert(key("web", Proto::Tcp), web);
     w.converge(&i);

@@ -142,6 +142,10 @@ fn tcp_flows_to_living_endpoints_never_break() {
         let gone = cluster(DUAL);
         w.converge(&gone);
         speak("the Service is gone");
+        // A sleeping table is replaced as a whole.
+        sh(&w.node, "nft add table inet seaway '{ flags dormant; }'");
+        w.converge(&i);
+        speak("the table was replaced");
         // Meanwhile no packet is translated, as the kernel translates only while some nat chain hangs.
         sh(&w.node, "nft flush ruleset");
         w.converge(&i);
