@@ -56,6 +56,8 @@ pub async fn make(api: &Api, lab: &Lab) -> Result<(), LabError> {
             object,
         })
         .collect();
+    // One that an interrupted test left, or that is on its way out.
+    wait_gone(api, true).await?;
     apply(api, &manifests).await?;
     let want = lab.nodes.len() * 2;
     let until = Instant::now() + PATIENCE;
@@ -90,6 +92,12 @@ pub async fn remove(api: &Api, lab: &Lab) -> Result<(), LabError> {
     let manifests: Vec<Manifest> =
         objects(lab).into_iter().skip(1).map(|object| Manifest { at: "the test's own".into(), object }).collect();
     crate::manifest::delete(api, &manifests).await?;
+    wait_empty(api).await?;
+    api.delete(&format!("/api/v1/namespaces/{NAMESPACE}"), &json!({})).await?;
+    wait_gone(api, false).await
+}
+
+async fn wait_empty(api: &Api) -> Result<(), LabError> {
     let until = Instant::now() + PATIENCE;
     while !api.list(&format!("/api/v1/namespaces/{NAMESPACE}/pods")).await?.is_empty() {
         if Instant::now() > until {
@@ -97,6 +105,22 @@ pub async fn remove(api: &Api, lab: &Lab) -> Result<(), LabError> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    api.delete(&format!("/api/v1/namespaces/{NAMESPACE}"), &json!({})).await?;
+    Ok(())
+}
+
+/// Waits until the namespace is not there, or, with `or_alive`, is there and stays.
+async fn wait_gone(api: &Api, or_alive: bool) -> Result<(), LabError> {
+    let until = Instant::now() + PATIENCE;
+    while let Some(n) = api.find(&format!("/api/v1/namespaces/{NAMESPACE}")).await? {
+        if or_alive && n["metadata"]["deletionTimestamp"].is_null() {
+            break;
+        }
+        if Instant::now() > until {
+            return Err(LabError::new(format!(
+                "namespace {NAMESPACE}: is being deleted and does not go: is the controller alive (`seaway lab status`)?"
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     Ok(())
 }

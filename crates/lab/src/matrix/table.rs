@@ -257,7 +257,10 @@ mod tests {
         assert!(text.contains("outside to NodePort           FAIL 1/2, 3 lost        -\n"), "{text}");
         assert!(text.contains("3 of 4 paths work; 8 packets or connections, 5 lost"), "{text}");
         let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(words.contains("s/a -> s/b:80 at 10.0.0.1:80: no answer (3 of 3 tries lost) it stops on node2"), "{text}");
+        assert!(
+            words.contains("s/a -> s/b:80 at 10.0.0.1:80: no answer (3 of 3 tries lost) it stops on node2"),
+            "{text}"
+        );
         let v4 = render(&Report::new(&results[..1], FamilySet { v4: true, v6: false }), true);
         assert!(!v4.contains("IPv6") && v4.contains("\x1b[32mok   1/1"));
     }
