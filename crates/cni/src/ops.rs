@@ -231,22 +231,25 @@ fn host_side(rt: &mut impl Rtnetlink, r: &Record, plan: &AddPlan) -> Result<(), 
 
 /// Waits until the kernel delivers to the pod's IPv6 address, mostly not at all: the first packet must not be lost.
 fn settle(r: &Record, netns: &impl Netns) -> Result<(), Error> {
-    const TRIES: u32 = 2050;
+    // It mostly takes a tenth of a millisecond. Many at once must not keep the kernel's worker from the processor.
+    const FIRST: Duration = Duration::from_micros(30);
+    const LONGEST: Duration = Duration::from_millis(2);
+    const LIMIT: Duration = Duration::from_secs(5);
     for addr in &r.addresses {
         let IpAddr::V6(addr) = addr else { continue };
-        let mut tries = 0;
+        let (mut wait, mut waited) = (FIRST, Duration::ZERO);
         loop {
             let look = netns.delivers(*addr);
             if look.map_err(|e| Error::new(Code::Io, format!("look at the IPv6 routes of {}: {e}", r.netns)))? {
                 break;
             }
-            tries += 1;
-            if tries == TRIES {
+            if waited > LIMIT {
                 let msg = format!("the kernel did not bring {addr} of {} into use in time; try again", r.key);
                 return Err(Error::new(Code::TryAgainLater, msg));
             }
-            // It mostly takes a tenth of a millisecond; give up after two seconds.
-            std::thread::sleep(Duration::from_micros(if tries < 50 { 20 } else { 1000 }));
+            std::thread::sleep(wait);
+            waited += wait;
+            wait = (wait * 2).min(LONGEST);
         }
     }
     Ok(())
