@@ -48,10 +48,17 @@ async fn spawn(dir: &Path) -> Killed {
 
 /// Starts the process and waits until it answers.
 async fn up(mut c: Command, dir: &Path) -> Killed {
-    let child = Killed(c.stdout(Stdio::null()).spawn().unwrap());
+    let spawned = c.stdout(Stdio::null()).spawn();
+    let mut child = Killed(
+        spawned
+            .unwrap_or_else(|e| panic!("{:?} cannot be run: {e}: install Debian package util-linux", c.get_program())),
+    );
     let end = Instant::now() + PATIENCE;
     while send(&dir.join("api.sock"), "GET", "/readyz", &[], "".into()).await.is_err() {
         assert!(Instant::now() < end, "the server does not come up");
+        if let Some(status) = child.0.try_wait().unwrap() {
+            panic!("the server process ended, {status}: is this root? (a mount namespace wants it)");
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     child
