@@ -138,6 +138,8 @@ impl Runtime {
         let path: Vec<_> = self.path.iter().map(|p| p.display().to_string()).collect();
         let what = || format!("CNI {command} by {kind}");
         let mut c = Command::new(&program);
+        // A plugin survives being killed: what it began is undone by DEL.
+        c.kill_on_drop(true);
         c.env("CNI_COMMAND", command).env("CNI_PATH", path.join(":"));
         if !a.container_id.is_empty() {
             c.env("CNI_CONTAINERID", &a.container_id)
@@ -252,7 +254,6 @@ mod tests {
             pod: "web".into(),
             uid: "u".into(),
             port_mappings: vec![json!({"hostPort": 80})],
-            ..Attachment::default()
         };
         let result = r.add(&list, &a).await.unwrap();
         assert_eq!(addresses(&result), ["10.0.0.3".parse::<std::net::IpAddr>().unwrap()]);

@@ -178,11 +178,6 @@ impl NodeDir {
     pub fn root(&self) -> &Path {
         &self.root
     }
-    /// The agent's state.
-    #[must_use]
-    pub fn state(&self) -> PathBuf {
-        self.root.join("state")
-    }
     /// The CNI configuration, as /etc/cni/net.d.
     #[must_use]
     pub fn cni(&self) -> PathBuf {

@@ -196,6 +196,7 @@ mod tests {
                 pod: k8s_openapi::api::core::v1::Pod::default(),
                 network: Network::Released,
                 admitted: String::new(),
+                finished: false,
             },
         }
     }

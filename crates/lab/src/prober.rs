@@ -140,10 +140,9 @@ fn ping(to: IpAddr) -> Result<(), String> {
         let (n, _) = recv(&fd, &mut buf, RecvFlags::empty()).map_err(say)?;
         let head = if to.is_ipv4() { usize::from(buf[0] & 0xf) * 4 } else { 0 };
         // A raw socket hears every ICMP packet of this host: other replies, unreachables, our own request on loopback.
-        if let Some(m) = buf[..n].get(head..head + 8) {
-            if m[0] == reply && m[4..6] == id && m[6..8] == seq {
-                return Ok(());
-            }
+        let Some(m) = buf[..n].get(head..head + 8) else { continue };
+        if m[0] == reply && m[4..6] == id && m[6..8] == seq {
+            return Ok(());
         }
     }
     Err("no answer".into())

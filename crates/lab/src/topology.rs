@@ -100,7 +100,7 @@ fn on_segment(family: Family, segment: u8, host: u16) -> IpAddr {
 
 /// The number whose hex digits read as `n` does in decimal, so that 172.31.1.11 and fd00:31:1::11 are one host.
 fn read_alike(n: u16) -> u16 {
-    [1000, 100, 10, 1].into_iter().fold(0, |h, d| h << 4 | n / d % 10)
+    [1000, 100, 10, 1].into_iter().fold(0, |h, d| (h << 4) | (n / d % 10))
 }
 
 /// The address with number `host` on the link to the outside: TEST-NET-3 (RFC 5737) and documentation (RFC 3849).

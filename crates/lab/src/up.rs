@@ -240,7 +240,7 @@ async fn start(lab: &Lab, exe: &Path, manifests: &[Manifest], wait: bool, progre
     progress.done(&format!("API server: kubectl --kubeconfig {}", dir.kubeconfig().display()));
     for n in &lab.nodes {
         let d = dir.node(&n.name);
-        for p in [d.root().to_path_buf(), d.state(), d.cni(), d.ipam(), d.pods()] {
+        for p in [d.root().to_path_buf(), d.cni(), d.ipam(), d.pods()] {
             std::fs::create_dir_all(&p).doing(|| format!("{}", p.display()))?;
         }
         spawn_runner(lab, exe, n)?;

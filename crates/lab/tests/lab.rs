@@ -1,6 +1,8 @@
 //! Real labs: brought up, looked at, broken, taken down. Each test has a lab of its own name and leaves nothing.
 //! Needs root, iproute2 and curl-free Debian: only what a lab itself needs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -47,13 +49,13 @@ struct TestLab {
 
 impl Drop for TestLab {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            if let Ok(dir) = std::fs::read_dir(self.name.dir().root().join("logs")) {
-                for f in dir.flatten() {
-                    let text = std::fs::read_to_string(f.path()).unwrap_or_default();
-                    let last: Vec<&str> = text.lines().rev().take(8).collect();
-                    eprintln!("== {}\n{}", f.path().display(), last.into_iter().rev().collect::<Vec<_>>().join("\n"));
-                }
+        if std::thread::panicking()
+            && let Ok(dir) = std::fs::read_dir(self.name.dir().root().join("logs"))
+        {
+            for f in dir.flatten() {
+                let text = std::fs::read_to_string(f.path()).unwrap_or_default();
+                let last: Vec<&str> = text.lines().rev().take(8).collect();
+                eprintln!("== {}\n{}", f.path().display(), last.into_iter().rev().collect::<Vec<_>>().join("\n"));
             }
         }
         let _ = lab::down::down(&self.name);
@@ -314,6 +316,19 @@ metadata: {name: x}
     assert_eq!(crash["state"]["waiting"]["reason"], "CrashLoopBackOff", "{crash}");
     assert_eq!(pod("done")["status"]["phase"], "Succeeded");
     assert_eq!(pod("failed")["status"]["phase"], "Failed");
+    // A runner that returns leaves pods that ended as they are: same start, same end, no namespace again.
+    let ended = pod("done");
+    wait("the ended pod's namespace to go", || (!ns::list().contains(&format!("{}-pod-x-done", l.name))).then_some(()));
+    assert_eq!(l.kill("runner-"), 1);
+    l.ok(&["heal"]);
+    std::thread::sleep(Duration::from_millis(500));
+    let now = pod("done");
+    assert_eq!(now["status"]["containerStatuses"], ended["status"]["containerStatuses"]);
+    assert_eq!(
+        (&now["status"]["phase"], &now["status"]["podIP"]),
+        (&ended["status"]["phase"], &ended["status"]["podIP"])
+    );
+    assert!(!ns::list().contains(&format!("{}-pod-x-done", l.name)));
     let nothere = state(&pod("nothere"));
     assert!(
         nothere["lastState"]["terminated"]["message"].as_str().unwrap().contains("commands of this machine"),

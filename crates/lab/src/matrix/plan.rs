@@ -235,12 +235,12 @@ impl Planner<'_> {
                 self.all_kinds(check, &source, (&n.name, to, HOST_PORT), format!("host/{}", n.name), &client);
             }
             let node = self.facts.nodes.iter().find(|n| n.name == a.node);
-            if let (Some(o), Some(n)) = (&self.facts.outside, node) {
-                if let Some(to) = of(&o.addresses, f) {
-                    let seen: Vec<IpAddr> = n.addresses.iter().copied().filter(|a| Family::of(*a) == f).collect();
-                    let to = ("outside", to, HOST_PORT);
-                    self.all_kinds(Check::Masquerade, &source, to, "host/outside".into(), &Client::OneOf(seen));
-                }
+            if let (Some(o), Some(n)) = (&self.facts.outside, node)
+                && let Some(to) = of(&o.addresses, f)
+            {
+                let seen: Vec<IpAddr> = n.addresses.iter().copied().filter(|a| Family::of(*a) == f).collect();
+                let to = ("outside", to, HOST_PORT);
+                self.all_kinds(Check::Masquerade, &source, to, "host/outside".into(), &Client::OneOf(seen));
             }
         }
         for n in &self.facts.nodes {

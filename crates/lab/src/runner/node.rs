@@ -34,6 +34,15 @@ fn addresses() -> Result<Vec<IpAddr>, LabError> {
     Ok(v)
 }
 
+/// The machine's architecture by Go's name for it.
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        a => a,
+    }
+}
+
 fn status(context: &Context, ips: &[IpAddr], old: &Value, ready: &Result<(), String>) -> Value {
     let at = now();
     let (word, reason, message) = match ready {
@@ -72,7 +81,7 @@ fn status(context: &Context, ips: &[IpAddr], old: &Value, ready: &Result<(), Str
         "addresses": addresses, "conditions": conditions, "capacity": resources, "allocatable": resources,
         "nodeInfo": {
             "kernelVersion": uname.release().to_string_lossy(), "osImage": "this machine (seaway lab)",
-            "operatingSystem": "linux", "architecture": if std::env::consts::ARCH == "x86_64" { "amd64" } else { std::env::consts::ARCH },
+            "operatingSystem": "linux", "architecture": arch(),
             "kubeletVersion": concat!("seaway-lab-", env!("CARGO_PKG_VERSION")), "containerRuntimeVersion": "seaway-lab",
             "kubeProxyVersion": "", "machineID": "", "systemUUID": "", "bootID": "",
         },
@@ -87,7 +96,7 @@ async fn publish(context: &Context, ips: &[IpAddr], ready: &Result<(), String>) 
         Some(v) => v,
         None => {
             let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {
-                "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "seaway.io/lab": context.config.lab.as_str(),
+                "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": arch(), "seaway.io/lab": context.config.lab.as_str(),
             }}, "spec": {}});
             context.api.create("/api/v1/nodes", &node).await?
         }

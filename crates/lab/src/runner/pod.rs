@@ -60,7 +60,7 @@ pub(super) async fn run(
     };
     let spec = pod.spec.clone().unwrap_or_default();
     let network = if spec.host_network == Some(true) { Network::Host } else { Network::Released };
-    let record = record.unwrap_or(Record { pod: Pod::clone(&pod), network, admitted: now() });
+    let record = record.unwrap_or(Record { pod: Pod::clone(&pod), network, admitted: now(), finished: false });
     let life = Arc::new(Life {
         context,
         uid: uid.into(),
@@ -73,13 +73,16 @@ pub(super) async fn run(
         dirty: Notify::new(),
         network: tokio::sync::Mutex::new(()),
     });
-    let ended_before = matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
-    if !known && matches!(first, Desired::Run(_)) && !ended_before {
+    let wanted = matches!(first, Desired::Run(_));
+    let ended = matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+    // It ended in an earlier life of which nothing is left here: only its deletion is waited for.
+    let forgotten = ended && !known;
+    if wanted && !known && !forgotten {
         let record = life.record();
         life.dir.save(&record)?;
     }
     let status = tokio::spawn(publish(life.clone()));
-    if matches!(first, Desired::Run(_)) && !(ended_before && !known) {
+    if wanted && !forgotten {
         let mut living = std::pin::pin!(life.live());
         let mut done = false;
         loop {
@@ -103,8 +106,7 @@ pub(super) async fn run(
                 }
             }
         }
-    } else if matches!(first, Desired::Run(_)) {
-        // It ended in an earlier life of which nothing is left here.
+    } else if wanted {
         while desired.changed().await.is_ok() && matches!(*desired.borrow_and_update(), Desired::Run(_)) {}
     }
     let gone = matches!(*desired.borrow(), Desired::Gone);
@@ -222,27 +224,17 @@ impl Life {
         if known.wait_for(|k| *k).await.is_err() {
             return;
         }
-        self.say_what_is_ignored();
-        let mut wait = Duration::from_millis(100);
-        loop {
-            // A task of its own: dropping this future must not drop an ADD half-way.
-            let attaching = tokio::spawn(self.clone().attach());
-            match attaching.await {
-                Ok(Ok(ips)) => {
-                    self.observe(|o| {
-                        o.ips = ips;
-                        o.sandbox = true;
-                    });
-                    break;
-                }
-                Ok(Err(e)) => self.not_attached(&e, wait).await,
-                Err(e) => self.not_attached(&LabError::new(e.to_string()), wait).await,
-            }
-            wait = (wait * 2).min(Duration::from_secs(2));
+        let record = self.record();
+        if matches!(record.network, Network::Released) && !record.finished {
+            self.say_what_is_ignored();
         }
-        while let Err(e) = self.write_files() {
-            self.event("Warning", "FailedMount", &e.to_string());
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        // A pod that ended in an earlier life has given its address back; only its containers' ends are told again.
+        if !record.finished {
+            self.join_network().await;
+            while let Err(e) = self.write_files() {
+                self.event("Warning", "FailedMount", &e.to_string());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
         }
         let spec = self.spec();
         for c in spec.init_containers.iter().flatten() {
@@ -254,6 +246,28 @@ impl Life {
         }
         join_all(spec.containers.iter().map(|c| self.supervise(c, false))).await;
         self.finish().await;
+    }
+
+    /// Attaches the pod, however often it takes.
+    async fn join_network(self: &Arc<Self>) {
+        let mut wait = Duration::from_millis(100);
+        loop {
+            // A task of its own: dropping this future must not drop an ADD half-way.
+            let attaching = tokio::spawn(self.clone().attach());
+            let e = match attaching.await {
+                Ok(Ok(ips)) => {
+                    self.observe(|o| {
+                        o.ips = ips;
+                        o.sandbox = true;
+                    });
+                    return;
+                }
+                Ok(Err(e)) => e,
+                Err(e) => LabError::new(e.to_string()),
+            };
+            self.not_attached(&e, wait).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        }
     }
 
     async fn not_attached(&self, e: &LabError, wait: Duration) {
@@ -276,7 +290,15 @@ impl Life {
     async fn finish(self: &Arc<Self>) {
         let me = self.clone();
         let released = tokio::spawn(async move { me.release().await });
-        let _ = released.await;
+        if released.await.is_ok() {
+            let record = {
+                let mut r = locked(&self.record);
+                r.finished = true;
+                r.clone()
+            };
+            // If this is not written, a runner that returns attaches the pod once more, and releases it again.
+            let _ = self.dir.save(&record);
+        }
         self.observe(|o| o.sandbox = false);
     }
 
@@ -311,6 +333,10 @@ impl Life {
         };
         let node = dns_files::Resolv::parse(&read("/etc/resolv.conf"));
         let r = dns_files::resolv(&pod, &self.context.cluster_dns(), &node);
+        if r.missing_cluster_dns {
+            let text = "there is no Service kube-system/kube-dns: /etc/resolv.conf is the machine's own";
+            self.event("Normal", "NoClusterDNS", text);
+        }
         // In place: a process of an earlier life has these very files mounted.
         for (path, text) in [(self.dir.hosts(), hosts), (self.dir.resolv(), r.resolv.render())] {
             if std::fs::read_to_string(&path).ok().as_deref() != Some(&text) {
@@ -349,8 +375,9 @@ impl Life {
         match self.record().network {
             Network::Host => {
                 let mut rx = self.context.host_ips.clone();
-                let ips = rx.wait_for(|i| !i.is_empty()).await.doing(|| "the node's addresses")?;
-                return Ok(ips.clone());
+                let known = tokio::time::timeout(Duration::from_secs(2), rx.wait_for(|i| !i.is_empty())).await;
+                let none = || LabError::new(format!("node {}: has no address", self.context.config.node));
+                return Ok(known.map_err(|_| none())?.map_err(|_| none())?.clone());
             }
             Network::Attached { netns, result, .. } if kernel::Netns::is_netns(ns::path(&netns)) => {
                 return Ok(cni::addresses(&result));

@@ -50,6 +50,9 @@ pub struct Record {
     pub network: Network,
     /// When it was admitted (RFC 3339).
     pub admitted: String,
+    /// Every container ended for good and the network was given back.
+    #[serde(default)]
+    pub finished: bool,
 }
 
 /// The directory of one pod.
@@ -171,7 +174,7 @@ mod tests {
         let d = tempfile::tempdir().unwrap();
         let p = PodDir::new(d.path(), "0-1").unwrap();
         assert_eq!((p.load().unwrap(), p.attempt("c")), (None, None));
-        let r = Record { pod: Pod::default(), network: Network::Host, admitted: "x".into() };
+        let r = Record { pod: Pod::default(), network: Network::Host, admitted: "x".into(), finished: false };
         p.save(&r).unwrap();
         assert_eq!(p.load().unwrap(), Some(r));
         for n in 0..4 {
