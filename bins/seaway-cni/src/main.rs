@@ -1,7 +1,5 @@
 //! The CNI plugin: environment and standard input to [`cni::execute`], over the real kernel. No threads, no runtime.
 
-mod linux;
-
 use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::process::ExitCode;
@@ -17,7 +15,7 @@ fn main() -> ExitCode {
     // Waits here are shorter than the 50 us by which the kernel may stretch each.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let out = cni::execute(&mut linux::Linux, &env, &mut io::stdin().lock(), now);
+    let out = cni::execute(&mut kernel::Linux, &env, &mut io::stdin().lock(), now);
     if !out.stdout.is_empty() {
         // A reader that went away does not make the attachment undone.
         let _ = writeln!(io::stdout().lock(), "{}", out.stdout);

@@ -2,8 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside #[test] functions are tests too
 
 mod common;
-#[path = "../src/linux.rs"]
-mod linux;
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -343,7 +341,7 @@ fn the_agent_remakes_a_deleted_interface_with_the_same_address() {
     n.pod("a");
     n.add("a");
     let key = ipam::read(&n.data_dir()).unwrap()[0].key.clone();
-    let rewire = || n.ns.run(|| cni::rewire(&mut linux::Linux, &n.data_dir(), &key)).unwrap();
+    let rewire = || n.ns.run(|| cni::rewire(&mut kernel::Linux, &n.data_dir(), &key)).unwrap();
     let mac = || n.sh_pod("a", "ip -o link show eth0").split("link/ether ").nth(1).unwrap().to_owned();
     let before = mac();
     n.sh(&format!("ip link del {}", n.pod_links()[0].name));
@@ -356,7 +354,7 @@ fn the_agent_remakes_a_deleted_interface_with_the_same_address() {
 
     // The namespace goes, and no DEL ever comes.
     assert!(cni::gone(&ipam::read(&n.data_dir()).unwrap()).is_empty());
-    let sweep = || n.ns.run(|| cni::remove_if_gone(&mut linux::Linux, &n.data_dir(), &key)).unwrap().unwrap();
+    let sweep = || n.ns.run(|| cni::remove_if_gone(&mut kernel::Linux, &n.data_dir(), &key)).unwrap().unwrap();
     assert!(!sweep(), "it lives");
     kernel::Netns::delete(n.dir.path().join("netns/a")).unwrap();
     let e = rewire().unwrap_err();

@@ -4,6 +4,7 @@ mod agent;
 mod apiserver_cmd;
 mod controller_cmd;
 mod docs_cmd;
+mod ipam_cmd;
 mod lab_cmd;
 mod logging;
 mod plan_cmd;
@@ -46,6 +47,8 @@ enum Command {
     Trace(trace::TraceArgs),
     /// A whole cluster on this machine
     Lab(lab_cmd::LabArgs),
+    /// Print and mend this node's records of pod addresses
+    Ipam(ipam_cmd::IpamArgs),
     /// Run the embedded Kubernetes-compatible API server
     Apiserver(apiserver_cmd::ApiserverArgs),
     /// Write the manual pages into a folder
@@ -63,6 +66,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(a) => plan_cmd::run(&a),
         Command::Trace(a) => trace::run(&a),
         Command::Lab(a) => lab_cmd::run(a),
+        Command::Ipam(a) => ipam_cmd::run(&a),
         Command::Apiserver(a) => apiserver_cmd::run(a),
         Command::Man(a) => docs_cmd::man(&a),
         Command::Completions(a) => docs_cmd::completions(&a),

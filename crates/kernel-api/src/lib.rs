@@ -1,15 +1,17 @@
-//! Owns: the narrow effect traits ([`Rtnetlink`], [`Nft`], [`Conntrack`], [`Sysctl`]) and their request data, plain
+//! Owns: the narrow effect traits ([`Rtnetlink`], [`Nft`], [`Conntrack`], [`Sysctl`], [`Machine`]) and their request data, plain
 //! values that both the kernel and its fake understand.
 //! Never does: an effect; there is no implementation here.
 //! Tested by: the same cases run against `kernel` and `kernel-fake` (tests/).
 
 pub mod conntrack;
 mod error;
+pub mod machine;
 pub mod nft;
 pub mod rt;
 
 pub use conntrack::Conntrack;
 pub use error::{RequestError, errno};
+pub use machine::Machine;
 pub use nft::Nft;
 pub use rt::Rtnetlink;
 

@@ -6,6 +6,7 @@ mod ct;
 pub mod fuzz;
 #[cfg(all(test, target_endian = "little"))]
 mod golden;
+mod machine;
 pub mod monitor;
 mod netlink;
 pub mod netns;
@@ -18,6 +19,7 @@ mod sys;
 mod sysctl;
 
 pub use ct::Ct;
+pub use machine::Linux;
 pub use monitor::{Changed, DirWatch, Monitor, poll};
 pub use netns::Netns;
 pub use nft::Nftables;

@@ -82,10 +82,11 @@ pub fn observe(
         let Some(link) = facts.caps.links.get_mut(&a.link) else { continue };
         facts.addresses.insert(a.addr);
         link.addresses.push((a.addr, a.prefix_len));
-        if let (true, Some(c)) = (up.contains(&a.link), Cidr::new(a.addr, a.prefix_len)) {
-            if c.size() > 1 && !is_link_local(a.addr) {
-                facts.on_link.push(c);
-            }
+        if let (true, Some(c)) = (up.contains(&a.link), Cidr::new(a.addr, a.prefix_len))
+            && c.size() > 1
+            && !is_link_local(a.addr)
+        {
+            facts.on_link.push(c);
         }
     }
     facts.on_link.sort();

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipam::Key;
+use kernel::Linux;
 
 use super::datapath::Pass;
-use super::linux::Linux;
 
 /// A link must be missing, and a namespace gone, for so long before it is acted on: an ADD or DEL may be at it.
 const GRACE: Duration = Duration::from_millis(500);
@@ -31,10 +31,11 @@ impl Mend {
             if cni::namespace_gone(r) {
                 let since = self.dead.get(&r.key).copied().unwrap_or(now);
                 if now.saturating_sub(since) >= DEAD {
-                    match cni::remove(&mut Linux, ipam_dir, &r.key) {
-                        Ok(_) => {
+                    match cni::remove_if_gone(&mut Linux, ipam_dir, &r.key) {
+                        Ok(true) => {
                             tracing::warn!("{}: its namespace {} is gone and no DEL came: released", r.key, r.netns)
                         }
+                        Ok(false) => {}
                         Err(e) => tracing::error!("{}: cannot be released: {}", r.key, e.msg),
                     }
                 } else {

@@ -9,8 +9,6 @@ mod conflist;
 mod datapath;
 mod facts;
 mod http;
-#[path = "../../../seaway-cni/src/linux.rs"]
-mod linux;
 mod lock;
 mod mend;
 mod publish;

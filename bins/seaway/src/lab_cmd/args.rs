@@ -9,7 +9,7 @@ use lab::{Lab, LabName};
 /// A cluster's network on this machine: nodes and pods as network namespaces, real agents, real packets.
 #[derive(clap::Args)]
 #[command(after_help = "Start here:\n  seaway lab up examples/shop --nodes 3 --backend vxlan --ip dual\n  \
-    seaway lab test\n  seaway lab get pods -A -o wide\n  seaway lab exec web -- curl -s http://api:8080\n  \
+    seaway lab test\n  seaway lab get pods -A -o wide\n  seaway lab exec web -- sh -c 'curl -s $API_SERVICE_HOST'\n  \
     seaway lab down\n\nEverything is in namespaces of its own; this machine's own network is not touched.")]
 pub struct LabArgs {
     #[command(subcommand)]

@@ -1,53 +1,50 @@
-//! [`cni::Machine`] over the real kernel. The agent compiles this same file for [`cni::rewire`] and [`cni::remove`]:
-//! `#[path = "../../seaway-cni/src/linux.rs"] mod linux;`.
+//! The whole machine behind one value: what works in two namespaces at once opens them here.
 
 use std::io;
 use std::net::Ipv6Addr;
 
-use cni::Machine;
+use kernel_api::machine::{Machine, Netns as Opened};
 use kernel_api::rt::NetnsFd;
 use kernel_api::{RequestError, Sysctl};
 
+use crate::{Netns, Rt, Sysctls};
+
 /// The machine itself.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Linux;
 
-/// A namespace of it.
-#[derive(Debug)]
-pub struct Ns(kernel::Netns);
-
 impl Machine for Linux {
-    type Netns = Ns;
-    fn host(&mut self) -> io::Result<kernel::Rt> {
-        kernel::Rt::open()
+    type Netns = Netns;
+    fn host(&mut self) -> io::Result<Rt> {
+        Rt::open()
     }
-    fn open(&mut self, path: &str) -> io::Result<Ns> {
-        kernel::Netns::open(path).map(Ns)
+    fn open(&mut self, path: &str) -> io::Result<Netns> {
+        Netns::open(path)
     }
 }
 
-impl cni::Netns for Ns {
-    type Rt = kernel::Rt;
+impl Opened for Netns {
+    type Rt = Rt;
     fn fd(&self) -> NetnsFd {
-        self.0.fd()
+        Self::fd(self)
     }
     fn inode(&self) -> u64 {
-        self.0.inode()
+        Self::inode(self)
     }
     fn is_own(&self) -> io::Result<bool> {
-        self.0.is_current()
+        self.is_current()
     }
-    fn rtnetlink(&self) -> io::Result<kernel::Rt> {
-        kernel::Rt::open_in(&self.0)
+    fn rtnetlink(&self) -> io::Result<Rt> {
+        Rt::open_in(self)
     }
     fn set_sysctl(&self, path: &str, value: &str) -> Result<(), RequestError> {
-        kernel::Sysctls::open_in(&self.0).set(path, value)
+        Sysctls::open_in(self).set(path, value)
     }
     fn delivers(&self, addr: Ipv6Addr) -> io::Result<bool> {
         /// Bit of the flags' column (`RTF_LOCAL`, include/uapi/linux/ipv6_route.h).
         const LOCAL: u32 = 0x8000_0000;
         let routes = {
-            let _inside = self.0.enter()?;
+            let _inside = self.enter()?;
             match std::fs::read_to_string("/proc/thread-self/net/ipv6_route") {
                 // A kernel without IPv6 has refused the address already.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),

@@ -1,12 +1,12 @@
-//! What the plugin needs of the machine: the binaries give it the kernel, tests may give it something else.
+//! The machine's namespaces, for code that works in two of them at once: a pod's and the node's.
 
 use std::io;
 use std::net::Ipv6Addr;
 
-use kernel_api::rt::NetnsFd;
-use kernel_api::{RequestError, Rtnetlink};
+use crate::rt::NetnsFd;
+use crate::{RequestError, Rtnetlink};
 
-/// The machine as seen from the plugin's own network namespace, the node's.
+/// The machine as seen from the process's own network namespace, the node's.
 pub trait Machine {
     /// An open namespace.
     type Netns: Netns;
