@@ -426,3 +426,55 @@ fn an_interrupted_up_is_removed_by_down() {
     // Taking down what never was is no error.
     TestLab::name("never").down();
 }
+
+#[test]
+fn runners_killed_at_any_moment_leave_one_process_per_container_and_no_interface() {
+    let _one = alone();
+    let l = TestLab::up("kill", &["--nodes", "2", "--ip", "dual"]);
+    let dir = shop();
+    let dir = dir.to_str().unwrap();
+    for round in 0..3u64 {
+        l.ok(&["apply", "-f", dir]);
+        // Again and again while pods are being attached and started.
+        for step in 0..4 {
+            std::thread::sleep(Duration::from_millis(20 + 37 * ((round * 4 + step) % 9)));
+            l.kill("runner-");
+            l.ok(&["heal"]);
+        }
+        wait("the shop", || {
+            let ready = |p: &&Value| lab::up::condition(p, "Ready").is_some_and(|c| c["status"] == "True");
+            let pods = l.json(&["get", "pods", "-n", "shop"]);
+            // Two of the DaemonSet, ten of the Deployments.
+            (pods["items"].as_array()?.iter().filter(ready).count() == 12).then_some(())
+        });
+        let mut shims: Vec<String> = scan()
+            .into_iter()
+            .filter(|s| s.lab.as_deref() == Some(l.name.as_str()) && s.command.contains(" lab shim "))
+            .map(|s| {
+                let env = std::fs::read_to_string(format!("/proc/{}/environ", s.id.pid)).unwrap_or_default();
+                let run = env.split('\0').find_map(|v| v.strip_prefix("SEAWAY_RUN=")).unwrap_or_default();
+                run.rsplit_once('/').unwrap_or_default().0.to_owned()
+            })
+            .collect();
+        let all = shims.len();
+        shims.sort();
+        shims.dedup();
+        assert_eq!((all, shims.len()), (14, 14), "one shim per container, two pods have two: {shims:?}");
+        l.ok(&["delete", "-f", dir]);
+        l.kill("runner-");
+        l.ok(&["heal"]);
+        wait("the shop to go", || {
+            let none = !ns::list().iter().any(|n| n.starts_with(&format!("{}-pod-", l.name)));
+            (none && l.json(&["get", "pods"])["items"].as_array()?.is_empty()).then_some(())
+        });
+        for n in ["node1", "node2"] {
+            let node = format!("{}-{n}", l.name);
+            let out = Command::new("ip").args(["-n", &node, "-br", "link"]).output().unwrap();
+            let links = String::from_utf8(out.stdout).unwrap();
+            let left: Vec<&str> = links.lines().filter(|l| l.starts_with("sea") && !l.starts_with("seaway.")).collect();
+            assert_eq!(left, Vec::<&str>::new(), "{n}");
+        }
+        wait("the namespace to go", || l.run(&["get", "ns/shop"]).status.code().filter(|c| *c != 0));
+    }
+    l.down();
+}
