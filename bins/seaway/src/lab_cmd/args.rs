@@ -228,7 +228,7 @@ pub struct UpArgs {
     #[arg(long, default_value = "lab")]
     pub name: LabName,
     /// How many nodes
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     pub nodes: u16,
     /// How packets travel between nodes
     #[arg(long, value_enum, default_value_t = BackendArg::Vxlan)]
