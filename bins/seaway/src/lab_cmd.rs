@@ -223,16 +223,22 @@ fn logs(a: &LogsArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn capture(a: &CaptureArgs) -> anyhow::Result<ExitCode> {
-    let l = a.name.lab()?;
+    // Everything after the place is tcpdump's, which has no --name: one written there is meant for us.
+    let mut args = a.args.clone();
+    let mut name = Name { name: a.name.name.clone() };
+    if let Some(i) = args.iter().position(|x| x == "--name").filter(|i| i + 1 < args.len()) {
+        name.name = args.drain(i..=i + 1).nth(1);
+    }
+    let l = name.lab()?;
     let (enter, _) = place(&l, &a.place)?;
     let found =
         std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join("tcpdump").is_file()));
     anyhow::ensure!(found, "tcpdump is not installed: install Debian package tcpdump");
     let mut argv = vec!["tcpdump".to_owned(), "-n".into()];
-    if !a.args.iter().any(|x| x.starts_with("-i") || x == "--interface") {
+    if !args.iter().any(|x| x.starts_with("-i") || x == "--interface") {
         argv.extend(["-i".into(), "any".into()]);
     }
-    argv.extend(a.args.iter().cloned());
+    argv.extend(args);
     Err(become_command(&l, &enter, Vec::new(), &argv))
 }
 

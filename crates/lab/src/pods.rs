@@ -164,7 +164,11 @@ pub fn logs(
             f.seek(SeekFrom::Start(at)).doing(|| "log")?;
             let mut buf = Vec::new();
             at += f.read_to_end(&mut buf).doing(|| "log")? as u64;
-            out.write_all(&buf).and_then(|()| out.flush()).doing(|| "write")?;
+            match out.write_all(&buf).and_then(|()| out.flush()) {
+                // The reader has seen enough: `| head`.
+                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                r => r.doing(|| "write")?,
+            }
         }
         if !follow || pod.dir.load().ok().flatten().is_none() {
             return Ok(());

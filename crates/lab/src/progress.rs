@@ -1,6 +1,6 @@
 //! What a person sees while something takes a moment: one living line on a terminal, plain lines otherwise.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -51,7 +51,8 @@ impl Progress {
         let line = format!("{:>5.1} s  {what}", self.start.elapsed().as_secs_f32());
         match &self.bar {
             Some(b) => b.println(line),
-            None => eprintln!("{line}"),
+            // Nobody may be listening any more; the work goes on.
+            None => drop(writeln!(std::io::stderr(), "{line}")),
         }
     }
 }
