@@ -33,6 +33,12 @@ impl Progress {
         Self { bar, start: Instant::now() }
     }
 
+    /// A display of nothing.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self { bar: Some(ProgressBar::hidden()), start: Instant::now() }
+    }
+
     /// How long it has been.
     #[must_use]
     pub fn elapsed(&self) -> Duration {

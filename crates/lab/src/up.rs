@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::manifest::{self, Manifest};
+use crate::matrix;
 use crate::name::{LAB_MARKER, LABS_DIR};
 use crate::ns::{self, Enter};
 use crate::procs::{ProcId, record, recorded};
@@ -20,6 +21,9 @@ use crate::{Doing, LabError, shim, wire};
 
 /// The longest wait for nodes, and again for pods.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The longest wait for every node to know every endpoint.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// What a person asked for.
 #[derive(Debug, Clone)]
@@ -261,6 +265,26 @@ async fn start(lab: &Lab, exe: &Path, manifests: &[Manifest], wait: bool, progre
             let count = poll(lab, "every pod is ready", async || pods_ready(&api).await).await?;
             progress.done(&format!("pods: {count} ready; images are not pulled here: commands run as processes of"));
             progress.done("this machine, containers without one run the built-in echo server");
+            progress.doing("services");
+            let until = Instant::now() + SETTLING;
+            loop {
+                let asked = match endpoints_complete(&api, lab).await {
+                    Ok(()) => matrix::settled(lab, &api, exe).await,
+                    Err(e) => Err(e),
+                };
+                match asked {
+                    Ok(n) => {
+                        progress.done(&format!("services: {n} answer on every node"));
+                        break;
+                    }
+                    // No reason to call the lab down: it can be looked at.
+                    Err(e) if Instant::now() > until => {
+                        progress.done(&format!("services: not all answer: {e}"));
+                        break;
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(40)).await,
+                }
+            }
         }
     }
     Ok(())
@@ -356,6 +380,32 @@ async fn pods_ready(api: &Api) -> Result<usize, String> {
         }
     }
     Ok(pods.len())
+}
+
+/// Whether the slices of every Service with a selector hold all its ready pods, in each family of the Service.
+async fn endpoints_complete(api: &Api, lab: &Lab) -> Result<(), String> {
+    let get = async |p: &str| api.list(p).await.map_err(|e| e.to_string());
+    let pods = get("/api/v1/pods").await?;
+    let slices = get("/apis/discovery.k8s.io/v1/endpointslices").await?;
+    for s in get("/api/v1/services").await? {
+        let Some(selector) = s["spec"]["selector"].as_object().filter(|m| !m.is_empty()) else { continue };
+        let here = |o: &&Value| o["metadata"]["namespace"] == s["metadata"]["namespace"];
+        let chosen = |p: &&Value| selector.iter().all(|(k, v)| p["metadata"]["labels"][k] == *v);
+        let ready = |p: &&Value| condition(p, "Ready").is_some_and(|c| c["status"] == "True");
+        let want = pods.iter().filter(here).filter(chosen).filter(ready).count();
+        let families = s["spec"]["ipFamilies"].as_array().map_or(lab.spec.families.iter().count(), Vec::len);
+        let have = slices
+            .iter()
+            .filter(here)
+            .filter(|e| e["metadata"]["labels"]["kubernetes.io/service-name"] == s["metadata"]["name"])
+            .flat_map(|e| e["endpoints"].as_array().into_iter().flatten())
+            .filter(|e| e["conditions"]["ready"] == true)
+            .count();
+        if have < want * families {
+            return Err(format!("{}: {have} of {} endpoints", s["metadata"]["name"], want * families));
+        }
+    }
+    Ok(())
 }
 
 /// The last warning, as a hint.

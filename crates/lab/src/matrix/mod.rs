@@ -8,5 +8,5 @@ mod table;
 
 pub use facts::{EchoPod, Facts, Host, Service, ServicePort};
 pub use plan::{Check, Client, Expect, Probe, Source, plan};
-pub use run::{Options, test};
+pub use run::{Options, settled, test};
 pub use table::{Cell, Failure, Report, Row, render};

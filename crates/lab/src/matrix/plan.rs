@@ -364,6 +364,32 @@ pub fn plan(facts: &Facts, families: FamilySet) -> Vec<Probe> {
     all
 }
 
+/// One probe per node, Service port and endpoint, to know whether every node forwards to every endpoint.
+#[must_use]
+pub fn plan_settled(facts: &Facts, families: FamilySet) -> Vec<Probe> {
+    let mut out = Vec::new();
+    for family in families.iter() {
+        for s in facts.services.iter().filter(|s| !s.sticky) {
+            let Some(vip) = of(&s.cluster_ips, family) else { continue };
+            for p in &s.ports {
+                let mine = p.endpoints.iter().filter(|e| Family::of(e.1) == family);
+                let pods: Vec<String> = mine.map(|e| e.0.clone()).collect();
+                for (n, pod) in facts.nodes.iter().flat_map(|n| pods.iter().map(move |p| (n, p))) {
+                    out.push(Probe {
+                        check: Check::NodeClusterIp,
+                        family,
+                        source: Source::Node(n.name.clone()),
+                        label: format!("{}:{}", s.name, p.port),
+                        ask: Ask { kind: kind_of(p), to: SocketAddr::new(vip, p.port), until: Some(pod.clone()) },
+                        expect: Expect { pods: pods.clone(), must: Some(pod.clone()), client: Client::Any },
+                    });
+                }
+            }
+        }
+    }
+    out
+}
+
 /// The rows that have no probe in some family though the lab could have one.
 #[must_use]
 pub fn missing(probes: &[Probe], facts: &Facts, families: FamilySet) -> Vec<Check> {

@@ -12,7 +12,7 @@ use types::Family;
 
 use super::facts::{Facts, Host, echo_pods, services};
 use super::own;
-use super::plan::{HOST_PORT, Probe, Source, host, missing, plan};
+use super::plan::{HOST_PORT, Probe, Source, host, missing, plan, plan_settled};
 use super::table::{Failure, Report};
 use crate::api::Api;
 use crate::name::LAB_MARKER;
@@ -182,14 +182,18 @@ pub fn test(lab: &Lab, options: Options, progress: &Progress, why: Why<'_>) -> R
             return send(lab, &exe, probes, progress).await;
         }
         progress.doing("pods of the test's own");
-        let made = own::make(&api, lab).await;
-        let report = match made {
-            Err(e) => Err(e),
-            Ok(()) => match gather(lab, &api, options.only_own).await {
-                Err(e) => Err(e),
-                Ok(f) => send(lab, &exe, plan(&f, families), progress).await,
-            },
+        let made = async {
+            own::make(&api, lab).await?;
+            // Their Services are new: a node that has not heard of them yet is no fault of a path. One that never
+            // hears of them is, and shows in the table.
+            let until = Instant::now() + Duration::from_secs(5);
+            while settled(lab, &api, &exe).await.is_err() && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let facts = gather(lab, &api, options.only_own).await?;
+            send(lab, &exe, plan(&facts, families), progress).await
         };
+        let report = made.await;
         progress.doing("clean up");
         // Also when the test could not be made.
         let removed = own::remove(&api, lab).await;
@@ -232,4 +236,19 @@ async fn send(lab: &Lab, exe: &Path, probes: Vec<Probe>, progress: &Progress) ->
         results.extend(probes.iter().cloned().zip(said));
     }
     Ok(Report::new(&results, lab.spec.families))
+}
+
+/// Whether every node forwards to every endpoint of every Service whose pods can be asked; how many Services that
+/// are. A node learns of endpoints a moment after their pods are ready.
+///
+/// # Errors
+/// What does not answer yet, or why nothing can be asked.
+pub async fn settled(lab: &Lab, api: &Api, exe: &Path) -> Result<usize, String> {
+    let facts = gather(lab, api, false).await.map_err(|e| e.to_string())?;
+    let probes = plan_settled(&facts, lab.spec.families);
+    let report = send(lab, exe, probes, &Progress::silent()).await.map_err(|e| e.to_string())?;
+    match report.failures.first() {
+        None => Ok(facts.services.len()),
+        Some(f) => Err(format!("{} from {}: {}", f.to, f.from, f.problem)),
+    }
 }
