@@ -30,7 +30,7 @@ help: ## print this
 # program:Debian package. Missing ones are installed, nothing else is touched.
 NEEDS_BUILD := cc:gcc as:binutils
 NEEDS_LAB := ip:iproute2 nft:nftables ping:iputils-ping nsenter:util-linux
-NEEDS_TEST := $(NEEDS_LAB) conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client \
+NEEDS_TEST := $(NEEDS_LAB) curl:curl conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client \
 	/usr/lib/cni/bridge:containernetworking-plugins
 NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 NEEDS_FUZZ := c++:g++

@@ -1,6 +1,9 @@
 //! The bodies of the fuzz targets on stable, as ordinary tests: every committed seed, cut and bent at every place, and
 //! random bytes. `make fuzz` looks longer and with coverage.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // all of this file is tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
+
 #[path = "../../fuzz/src/lib.rs"]
 #[allow(dead_code)] // `run` is what libFuzzer calls
 mod bodies;

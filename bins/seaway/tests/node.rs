@@ -292,3 +292,23 @@ fn sigterm_leaves_the_datapath_and_a_restart_changes_nothing() {
     talk.once().unwrap();
     assert_eq!(state(&lab), before, "a restart finds everything as it should be");
 }
+
+#[test]
+fn killing_an_agent_during_the_matrix_changes_no_cell() {
+    let lab = Lab::up(&[SHOP, "--nodes", "2", "--backend", "vxlan", "--ip", "dual"]);
+    for delay in [0, 60, 150, 300] {
+        let agents = Proc::find(&lab, &["agent", "node2"]);
+        assert_eq!(agents.len(), 1);
+        let test = lab.cmd(&["test"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        agents[0].kill();
+        let out = test.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "killed after {delay} ms:\n{text}{}", String::from_utf8_lossy(&out.stderr));
+        lab.run(&["heal"]);
+        eventually("the agent is ready again", Duration::from_secs(10), || {
+            let out = run(&mut lab.on_node("node2", &["curl", "-sf", "http://127.0.0.1:9642/readyz"]));
+            out.status.success().then_some(())
+        });
+    }
+}
