@@ -2,7 +2,6 @@
 //! random bytes. `make fuzz` looks longer and with coverage.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // all of this file is tests
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 #[path = "../../fuzz/src/lib.rs"]
 #[allow(dead_code)] // `run` is what libFuzzer calls
