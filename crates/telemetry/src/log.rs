@@ -86,7 +86,9 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), LogError> {
 /// The one line of a pass. Nothing to do is debug, so that an idle node is silent; a failure is a warning with its
 /// reason, which names the op.
 pub fn reconcile_line(plane: Plane, result: Outcome, ops: usize, refused: usize, took: Duration, why: Option<&str>) {
-    let (plane, result, ms) = (plane.as_str(), result.as_str(), took.as_secs_f64() * 1e3);
+    // Whole microseconds, without the digits that a float would add.
+    let ms = (took.as_secs_f64() * 1e6).round() / 1e3;
+    let (plane, result) = (plane.as_str(), result.as_str());
     match (result, why) {
         ("failed", why) => {
             tracing::warn!(plane, result, ops, refused, ms, reason = why.unwrap_or("unknown"), "reconcile");
