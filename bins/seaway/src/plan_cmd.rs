@@ -132,6 +132,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         on_link,
         vxlan_mac: crate::agent::vxlan_mac(&args.node, snapshot.settings.vni),
         vxlan_supported: true,
+        vxlan_in_use: false,
     };
     let Resolved { intent, problems } = resolve::resolve(&snapshot, &local);
     let mut refused: Vec<Refused> = settled

@@ -75,7 +75,7 @@ fn a_backend_has_exactly_its_rows_and_switching_loses_nothing() {
         .map(|ip| {
             Command::new("nsenter")
                 .arg(format!("--net={ns}"))
-                .args(["ping", "-n", "-q", "-i", "0.01", "-W", "1", "-c", "700", &ip.to_string()])
+                .args(["ping", "-n", "-D", "-O", "-i", "0.01", "-W", "1", "-c", "700", &ip.to_string()])
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap()
@@ -83,11 +83,24 @@ fn a_backend_has_exactly_its_rows_and_switching_loses_nothing() {
         .collect();
     let mut talks: Vec<Talk> =
         server.ips.iter().map(|ip| Talk::open(&ns, SocketAddr::new(*ip, 8080)).unwrap()).collect();
+    // A process of the node and a client outside, whose connections have the VXLAN device's address as their end.
+    let of_node = format!("/run/netns/{}-{}", lab.name, client.node);
+    let outside = format!("/run/netns/{}-outside", lab.name);
+    let web = lab
+        .objects("nodes", "")
+        .iter()
+        .filter_map(|n| n["status"]["addresses"][0]["address"].as_str()?.parse().ok())
+        .collect::<Vec<IpAddr>>();
+    let mut held: Vec<Talk> =
+        server.ips.iter().map(|ip| Talk::open(&of_node, SocketAddr::new(*ip, 8080)).unwrap()).collect();
+    held.extend(web.iter().flat_map(|ip| (0..4).map(|_| Talk::open(&outside, SocketAddr::new(*ip, 30080)).unwrap())));
+    let mut switched = Vec::new();
     for to in ["host-gw", "vxlan"] {
         let start = Instant::now();
+        switched.push((to, std::time::SystemTime::now()));
         set_backend(&lab, to);
         while start.elapsed() < Duration::from_secs(2) {
-            for t in &mut talks {
+            for t in talks.iter_mut().chain(&mut held) {
                 t.once().unwrap_or_else(|e| panic!("the connection broke on the way to {to}: {e}"));
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -100,15 +113,20 @@ fn a_backend_has_exactly_its_rows_and_switching_loses_nothing() {
                 2,
                 "{direct:?}"
             );
-            eventually("the VXLAN device is gone where nobody uses it", Duration::from_secs(5), || {
-                (!run(&mut lab.on_node("node1", &["ip", "link", "show", "seaway.1"])).status.success()).then_some(())
+            let device = ["ip", "link", "show", "seaway.1"];
+            assert!(run(&mut lab.on_node(&client.node, &device)).status.success(), "it goes under a connection");
+            held.clear();
+            eventually("the VXLAN device is gone once nobody uses it", Duration::from_secs(15), || {
+                let gone = |n: &str| !run(&mut lab.on_node(n, &device)).status.success();
+                (gone("node1") && gone("node2") && gone("node3")).then_some(())
             });
         }
     }
     for p in pings {
         let out = p.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(text.contains("700 received, 0% packet loss"), "{text}");
+        let lost = lines(&text, "no answer");
+        assert!(text.contains("700 received, 0% packet loss"), "{lost:#?}\nswitched at {switched:?}");
     }
     assert_eq!(vxlan_rows(), (2, 2, 4, 2));
 }

@@ -27,6 +27,8 @@ pub struct Flow {
     pub reply: Tuple,
     /// `IPS_DST_NAT`: the destination was translated.
     pub dnat: bool,
+    /// A TCP connection that is over: only its entry lingers (TIME_WAIT or CLOSE).
+    pub over: bool,
 }
 
 /// One direction.

@@ -19,6 +19,7 @@ const CT_DELETE: u16 = SUBSYS << 8 | 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_IP: u16 = 1;
@@ -26,6 +27,11 @@ const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+/// `CTA_PROTOINFO_TCP` and, within, `CTA_PROTOINFO_TCP_STATE`.
+const TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+/// `TCP_CONNTRACK_TIME_WAIT` (include/uapi/linux/netfilter/nf_conntrack_tcp.h); the states after it are closed too.
+const TIME_WAIT: u8 = 7;
 /// `IPS_DST_NAT`
 const DST_NAT: u32 = 1 << 5;
 /// Entries deleted in one send; bounds what is held of a dump.
@@ -101,7 +107,14 @@ pub(crate) fn flow(m: &Message<'_>) -> Option<Flow> {
     let (proto, original) = tuple(a.nested(CTA_TUPLE_ORIG))?;
     let (_, reply) = tuple(a.nested(CTA_TUPLE_REPLY))?;
     let status = a.get(CTA_STATUS).and_then(be32).unwrap_or(0);
-    Some(Flow { proto, original, reply, dnat: status & DST_NAT != 0 })
+    let state = a.nested(CTA_PROTOINFO).nested(TCP).get(TCP_STATE).and_then(|b| b.first().copied());
+    Some(Flow {
+        proto,
+        original,
+        reply,
+        dnat: status & DST_NAT != 0,
+        over: proto == Proto::Tcp && state.is_some_and(|s| s >= TIME_WAIT),
+    })
 }
 
 fn tuple(a: Attrs<'_>) -> Option<(Proto, Tuple)> {

@@ -28,6 +28,7 @@ pub(crate) fn compile(intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
     }
     let mut c = Compiler::new();
     c.cluster(intent);
+    c.sources(intent, caps);
     c.services(intent);
     refuse_unsupported(intent, &mut c.refused);
     c.refused.sort();
@@ -164,6 +165,20 @@ impl Compiler {
         }
         for a in cluster_ips {
             self.put_addr("cluster_ips", a);
+        }
+    }
+
+    /// The address that this node's own packets to pods have: the first of the Node's that an interface of the machine
+    /// has. A cloud's external address is on none.
+    fn sources(&mut self, intent: &NodeIntent, caps: &Caps) {
+        let here: BTreeSet<IpAddr> = caps.links.values().flat_map(|l| l.addresses.iter().map(|(a, _)| *a)).collect();
+        for family in Family::BOTH {
+            let own = intent.addresses.iter().find(|a| Family::of(**a) == family && here.contains(*a));
+            let Some(own) = own else { continue };
+            for p in Proto::ALL {
+                let key = Key::one(vec![p.number()]);
+                self.put(in_family("sources", family), key, Data::Value(KeyBytes::new().addr(*own).done().into()));
+            }
         }
     }
 

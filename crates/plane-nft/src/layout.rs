@@ -92,6 +92,7 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
         ("masqueraded", shape(vec![addr], None, true)),
         ("node_addresses", shape(vec![addr], None, false)),
         ("own_addresses", shape(vec![addr], None, false)),
+        ("sources", shape(vec![InetProto], Some(SetData::Value(vec![addr])), false)),
         ("stale", shape(vip, None, false)),
     ]
 }
@@ -256,6 +257,14 @@ impl RuleBuilder {
         }
     }
 
+    /// `snat ip to meta l4proto map @sources fully-random`: this node's address, whichever way the packet leaves.
+    fn snat(mut self) -> Rule {
+        self.push(Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(0) });
+        self.lookup("sources", LookupInto::Reg(Reg(0)), false);
+        let v6 = self.family == Family::V6;
+        self.then(Expr::Nat { dnat: false, v6, addr: Some(Reg(0)), port: None, flags: RANDOM_FULLY })
+    }
+
     /// `meta l4proto P`: nft's text knows the width of `ct original proto-dst` only after it.
     fn proto(mut self, proto: Proto) -> Self {
         self.push(Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(0) });
@@ -339,6 +348,8 @@ impl RuleBuilder {
     }
 }
 
+/// To anywhere but a pod. To a pod it would not do: the kernel forgets a masqueraded connection when its packets begin
+/// to leave by another interface (`nf_nat_oif_changed`), as they do when a backend is switched under it.
 fn masquerade() -> Expr {
     Expr::Masquerade { flags: RANDOM_FULLY }
 }
@@ -360,7 +371,7 @@ pub(crate) fn chains() -> Vec<ChainRow> {
         (REJECT_UNUSED_PORT.into(), None, reject()),
         (DROP_NO_LOCAL.into(), None, vec![plain(vec![Expr::Verdict(Verdict::Drop)])]),
         (DROP_SOURCE_RANGE.into(), None, vec![plain(vec![Expr::Verdict(Verdict::Drop)])]),
-        (MASQUERADE_EXTERNAL.into(), None, vec![plain(vec![masquerade()])]),
+        (MASQUERADE_EXTERNAL.into(), None, by_family("as_node")),
     ];
     out.extend(Family::BOTH.into_iter().flat_map(family_chains));
     out
@@ -388,6 +399,7 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
         r.lookup("source_ranges", LookupInto::Nothing, true);
         r.then(goto(DROP_SOURCE_RANGE))
     };
+    let as_node = || goto(&in_family("as_node", f));
     let rest = in_family("to_node", f);
     let postrouting = vec![
         // A pod to outside the cluster, also when its Service sent it there.
@@ -436,15 +448,20 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
         (
             in_family("masquerade_cluster", f),
             None,
-            vec![rule().saddr_in("cluster_cidrs", true).then(masquerade()), rule().hairpin().then(masquerade())],
+            vec![rule().saddr_in("cluster_cidrs", true).then(as_node()), rule().hairpin().then(as_node())],
+        ),
+        (
+            in_family("as_node", f),
+            None,
+            vec![rule().daddr_in("cluster_cidrs", false).snat(), rule().then(masquerade())],
         ),
         (
             in_family("masquerade_local", f),
             None,
             vec![
-                rule().saddr_in("cluster_cidrs", false).then(masquerade()),
-                rule().made_here().then(masquerade()),
-                rule().hairpin().then(masquerade()),
+                rule().saddr_in("cluster_cidrs", false).then(as_node()),
+                rule().made_here().then(as_node()),
+                rule().hairpin().then(as_node()),
             ],
         ),
     ]

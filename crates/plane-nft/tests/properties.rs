@@ -228,6 +228,7 @@ fn flow(proto: Proto, to: (IpAddr, u16), e: Endpoint) -> Flow {
         original: Tuple { src: client, dst: to.0, sport: 999, dport: to.1 },
         reply: Tuple { src: e.addr, dst: client, sport: e.port, dport: 999 },
         dnat: true,
+        over: false,
     }
 }
 
@@ -340,6 +341,8 @@ fn every_rule_matters() {
         empty.chains.iter().flat_map(|(n, c)| (0..c.rules.len()).map(|r| (n.clone(), r))).collect();
     // TCP reset or port unreachable is one verdict here; real packets tell them apart (tests/kernel_nft.rs).
     idle.retain(|(n, r)| !(n.starts_with("reject_") && *r == 0));
+    // Which of the node's addresses a packet takes is not in a verdict; real packets tell (bins/seaway/tests/node.rs).
+    idle.retain(|(n, r)| !(n.starts_with("as_node") && *r == 0));
     let generated = (0..2000).map(|_| {
         let tree = proptest::strategy::Strategy::new_tree(&strategy, &mut runner).unwrap();
         proptest::strategy::ValueTree::current(&tree)

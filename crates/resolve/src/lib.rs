@@ -42,6 +42,9 @@ pub struct LocalState {
     pub vxlan_mac: Mac,
     /// The kernel can make VXLAN devices.
     pub vxlan_supported: bool,
+    /// Connections of this node's own processes, or masqueraded ones, run over the addresses of a VXLAN device that
+    /// is there: it stays until they have ended, so that a switch of backend breaks none.
+    pub vxlan_in_use: bool,
 }
 
 /// What a snapshot means for a node.

@@ -197,7 +197,7 @@ fn outer_address(internal: &[IpAddr], external: &[IpAddr]) -> Option<IpAddr> {
         .copied()
 }
 
-/// The device: needed to send, or while a peer may still send to us.
+/// The device: needed to send, while a peer may still send to us, and while connections use its addresses.
 fn vxlan(
     intent: &NodeIntent,
     snapshot: &ClusterSnapshot,
@@ -208,7 +208,7 @@ fn vxlan(
     let settings = &snapshot.settings;
     let sending = settings.backend == Backend::Vxlan;
     let received = snapshot.nodes.iter().any(|(n, node)| *n != local.node && node.backend == Some(Backend::Vxlan));
-    if !sending && !received {
+    if !sending && !received && !local.vxlan_in_use {
         return None;
     }
     if !local.vxlan_supported {

@@ -1,11 +1,13 @@
 //! One pass over both dataplanes: observe, resolve, compile, plan, commit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fabric::{Fabric, FabricKernel};
 use intent::{Attachment, AttachmentKey, NodeIntent};
+use kernel_api::rt::RouteTo;
 use kernel_api::{Nft, Rtnetlink, Sysctl};
 use plan::{Dataplane, Kernel, KernelError, Next, Refused, converge};
 use plane_nft::NftPlane;
@@ -52,7 +54,12 @@ pub struct Datapath<K, G, N> {
     pub nft: N,
     /// What nftables held after our last commit, and the generation it had then.
     nft_have: Option<(u32, <NftPlane as Dataplane>::Image)>,
+    in_use: InUse,
 }
+
+/// Whether connections that are not over have one of these addresses as their own end: of the node's processes, or
+/// masqueraded ones.
+pub type InUse = Box<dyn FnMut(&[IpAddr]) -> anyhow::Result<bool>>;
 
 /// How one plane fared.
 #[derive(Debug)]
@@ -70,6 +77,9 @@ pub struct PlanePass {
 /// How a pass went.
 #[derive(Debug)]
 pub struct Pass {
+    /// The VXLAN device is there only for connections that began when it was needed, or because the Node still
+    /// advertises it: no longer published, soon to go.
+    pub lingers: bool,
     /// The intent it worked for.
     pub intent: NodeIntent,
     /// The machine as it was before.
@@ -88,9 +98,11 @@ impl Pass {
         self.planes.iter().all(|p| p.result.is_ok())
     }
 
-    /// Whether the intent's VXLAN device is there: it was before, or the fabric's pass went well.
+    /// Whether peers may send to the intent's VXLAN device: the fabric's pass went well, and it is to stay.
     pub fn vxlan_up(&self) -> bool {
-        self.intent.vxlan.is_some() && self.planes.iter().any(|p| p.plane == Plane::Fabric && p.result.is_ok())
+        !self.lingers
+            && self.intent.vxlan.is_some()
+            && self.planes.iter().any(|p| p.plane == Plane::Fabric && p.result.is_ok())
     }
 }
 
@@ -101,8 +113,8 @@ where
     N: Kernel<NftPlane>,
 {
     /// A datapath that has seen nothing yet.
-    pub fn new(setup: Setup, fabric: FabricKernel<K>, nft_generation: G, nft: N) -> Self {
-        Self { setup, fabric, nft_generation, nft, nft_have: None }
+    pub fn new(setup: Setup, fabric: FabricKernel<K>, nft_generation: G, nft: N, in_use: InUse) -> Self {
+        Self { setup, fabric, nft_generation, nft, nft_have: None, in_use }
     }
 
     /// Somebody else may have changed nftables.
@@ -120,8 +132,10 @@ where
     /// When the machine cannot be looked at or the records cannot be read: then nothing was planned.
     pub fn pass(&mut self, cluster: &impl Cluster) -> anyhow::Result<Pass> {
         let node = &self.setup.node;
-        let node_addresses = cluster.read(|s| {
-            s.nodes.get(node).map(|n| n.internal_ips.iter().copied().collect::<BTreeSet<_>>()).unwrap_or_default()
+        // While the Node says that it receives VXLAN, a peer may begin to send.
+        let (node_addresses, advertised) = cluster.read(|s| match s.nodes.get(node) {
+            Some(n) => (n.internal_ips.iter().copied().collect::<BTreeSet<_>>(), n.vxlan.is_some()),
+            None => (BTreeSet::new(), false),
         });
         let began = Instant::now();
         let facts =
@@ -130,8 +144,18 @@ where
         let fabric_have = self.fabric.observe();
         let records = ipam::read(&self.setup.ipam_dir)?;
         let setup = &self.setup;
-        let Resolved { intent, problems } =
-            cluster.read(|s| resolve::resolve(s, &local_state(setup, &facts, &records, s)));
+        let meaning = |vxlan_in_use| {
+            cluster
+                .read(|s| resolve::resolve(s, &LocalState { vxlan_in_use, ..local_state(setup, &facts, &records, s) }))
+        };
+        let mut resolved = meaning(false);
+        let lingers = resolved.intent.vxlan.is_none()
+            && !facts.vxlan.is_empty()
+            && (advertised || carries(fabric_have.as_ref().ok()) || (self.in_use)(&first_addresses(&resolved.intent))?);
+        if lingers {
+            resolved = meaning(true);
+        }
+        let Resolved { intent, problems } = resolved;
         let mut refused: Vec<Refused> =
             problems.into_iter().map(|p| Refused { object: p.object, field: p.field, why: p.why }).collect();
 
@@ -146,7 +170,7 @@ where
         let result = self.nft_pass(&want.image);
         let nft = PlanePass { plane: Plane::Nftables, result, took: began.elapsed(), refused: want.refused.len() };
         refused.extend(want.refused);
-        Ok(Pass { intent, facts, records, planes: vec![fabric, nft], refused })
+        Ok(Pass { lingers, intent, facts, records, planes: vec![fabric, nft], refused })
     }
 
     /// The nftables part of a pass. What we committed last is what is there as long as the generation id says that
@@ -171,6 +195,18 @@ where
     }
 }
 
+/// Whether routes lead through a VXLAN device. While they do, a connection may begin at any moment.
+fn carries(have: Option<&fabric::Image>) -> bool {
+    have.is_some_and(|i| {
+        i.routes.iter().any(|r| matches!(&r.to, RouteTo::Via { link, .. } if i.vxlan.keys().any(|d| d.name() == link)))
+    })
+}
+
+/// The addresses that a VXLAN device of this node has.
+fn first_addresses(intent: &NodeIntent) -> Vec<IpAddr> {
+    intent.pod_cidrs.iter().map(types::Cidr::addr).collect()
+}
+
 /// What only this node knows, as the resolver wants it.
 pub fn local_state(setup: &Setup, facts: &Facts, records: &[ipam::Record], snapshot: &ClusterSnapshot) -> LocalState {
     LocalState {
@@ -179,6 +215,7 @@ pub fn local_state(setup: &Setup, facts: &Facts, records: &[ipam::Record], snaps
         on_link: facts.on_link.clone(),
         vxlan_mac: facts::vxlan_mac(&setup.node, snapshot.settings.vni),
         vxlan_supported: !setup.missing.contains("vxlan"),
+        vxlan_in_use: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The datapath thread: sleeps until something changes, runs a pass, tells what it did.
 
 use std::io::PipeReader;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -8,12 +9,14 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use fabric::FabricKernel;
 use kernel::{Ct, DirWatch, Monitor, Nftables, Rt, Sysctls};
+use kernel_api::conntrack::Flow;
 use kernel_api::{RequestError, Rtnetlink, Sysctl};
 use plan::{Caps, Next, Pacer, PacerInput, PacerState, Refused};
 use plane_nft::NftKernel;
 use source::{InSync, Reader};
 use telemetry::{Kind, NodeCounts, Outcome, Plane};
 use tokio::sync::watch;
+use types::Proto;
 
 use super::conflist;
 use super::datapath::{Datapath, Pass, Setup};
@@ -94,7 +97,17 @@ fn open(setup: Setup) -> anyhow::Result<(Real, Monitor)> {
     monitor.ignore(host.rt.port());
     monitor.ignore(writes.port());
     let fabric = FabricKernel::new(host, &Caps::default());
-    Ok((Datapath::new(setup, fabric, reads, NftKernel::new(writes, ct)), monitor))
+    let mut flows = Ct::open().context("open conntrack")?;
+    let in_use = Box::new(move |ours: &[IpAddr]| {
+        let mut found = false;
+        let mut look = |f: &Flow| {
+            found |=
+                f.proto == Proto::Tcp && !f.over && (ours.contains(&f.original.src) || ours.contains(&f.reply.dst));
+        };
+        flows.each(&mut look).context("look at the node's connections")?;
+        Ok(found)
+    });
+    Ok((Datapath::new(setup, fabric, reads, NftKernel::new(writes, ct), in_use), monitor))
 }
 
 impl Turn {
@@ -185,7 +198,7 @@ impl Turn {
             let written = self.conflist.update(&pass);
             self.shared.health(|h| h.conflist(written));
         }
-        pass.ok() && mended
+        pass.ok() && mended && !pass.lingers
     }
 
     fn report(&self, pass: &Pass) {

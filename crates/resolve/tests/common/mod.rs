@@ -24,6 +24,7 @@ pub fn local() -> LocalState {
         on_link: ["192.168.0.0/24", "fd00:1::/64", "10.9.9.9/32"].map(|c| c.parse().unwrap()).into(),
         vxlan_mac: "02:00:00:00:00:01".parse().unwrap(),
         vxlan_supported: true,
+        vxlan_in_use: false,
     }
 }
 
