@@ -110,16 +110,18 @@ fn two_hundred_kills_break_no_connection_and_leak_nothing() {
         match dice.roll(4) {
             0 => {
                 let node = ["node1", "node2"][dice.roll(2) as usize];
-                let found = Proc::find(&lab, &["agent", node]);
-                assert_eq!(found.len(), 1, "round {round}: the agent of {node}");
+                let found = eventually(&format!("round {round}: the agent of {node}"), Duration::from_secs(5), || {
+                    Some(Proc::find(&lab, &["agent", node])).filter(|f| f.len() == 1)
+                });
                 found[0].kill();
                 std::thread::sleep(Duration::from_millis(dice.roll(30)));
                 lab.run(&["heal"]);
                 kills[0] += 1;
             }
             1 => {
-                let found = Proc::find(&lab, &["apiserver"]);
-                assert_eq!(found.len(), 1, "round {round}: the API server");
+                let found = eventually(&format!("round {round}: the API server"), Duration::from_secs(5), || {
+                    Some(Proc::find(&lab, &["apiserver"])).filter(|f| f.len() == 1)
+                });
                 found[0].kill();
                 std::thread::sleep(Duration::from_millis(dice.roll(30)));
                 lab.run(&["heal"]);

@@ -12,6 +12,9 @@ use crate::name::{LABS_DIR, LabName};
 use crate::procs::{ProcId, recorded, scan, self_and_ancestors};
 use crate::{LabError, ns, record};
 
+/// So many looks in a row must find no process of the lab.
+const QUIET: u32 = 4;
+
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -66,12 +69,12 @@ pub fn down(name: &LabName) -> Result<Removed, LabError> {
     let mut removed = Removed::default();
     let until = Instant::now() + Duration::from_secs(10);
     let mut killed = BTreeSet::new();
-    loop {
-        // Again and again: one may have been about to start another.
+    let mut quiet = 0;
+    // Again and again: one may have been about to start another, and one that is just becoming another program has no
+    // environment to know it by.
+    while quiet < QUIET {
         let left = processes(name);
-        if left.is_empty() {
-            break;
-        }
+        quiet = if left.is_empty() { quiet + 1 } else { 0 };
         if Instant::now() > until {
             let pids = left.iter().map(|p| p.pid.to_string()).collect::<Vec<_>>().join(", ");
             return Err(LabError::new(format!(

@@ -195,9 +195,12 @@ impl Proc {
 
     pub fn kill(&self) {
         let _ = Command::new("kill").args(["-9", &self.pid.to_string()]).status();
+        // A leader that is a zombie may have threads that still hold its sockets.
         eventually("a killed process is gone", Duration::from_secs(5), || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-            (stat.is_empty() || stat.rsplit(')').next().is_some_and(|s| s.trim_start().starts_with('Z'))).then_some(())
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).map_or(0, Iterator::count);
+            let zombie = stat.rsplit(')').next().is_some_and(|s| s.trim_start().starts_with('Z'));
+            (stat.is_empty() || (zombie && threads <= 1)).then_some(())
         });
     }
 }
