@@ -138,6 +138,8 @@ fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
         on_link: vec!["192.0.2.0/24".parse().ok()?],
         vxlan_mac: "02:00:00:00:00:01".parse().ok()?,
         vxlan_supported: true,
+        vxlan_in_use: false,
+        vxlan_in_use: false,
     };
     Some(resolve::resolve(s, &local))
 }
