@@ -139,7 +139,6 @@ fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
         vxlan_mac: "02:00:00:00:00:01".parse().ok()?,
         vxlan_supported: true,
         vxlan_in_use: false,
-        vxlan_in_use: false,
     };
     Some(resolve::resolve(s, &local))
 }
