@@ -66,6 +66,10 @@ fn a_backend_has_exactly_its_rows_and_switching_loses_nothing() {
         assert!(device.contains(part), "{part}: {device}");
     }
 
+    // Pods of different nodes have spoken by now: tracked inside the tunnel, not outside.
+    let tracked = ok(&mut lab.on_node("node1", &["conntrack", "-L"]));
+    assert!(tracked.contains("dport=8080") && !tracked.contains("dport=8472"), "{tracked}");
+
     // A ping every 10 ms and a connection with a line every 10 ms, through two switches there and back.
     let (client, server) = far_pair(&lab);
     let ns = netns(&lab, &client);

@@ -420,6 +420,8 @@ pub enum Expr {
     Reject(RejectWith),
     /// Count packets and bytes; the numbers are not part of the rule's identity.
     Counter,
+    /// Leave the packet's connection untracked; only before tracking looks at it (priority below -200).
+    Notrack,
     /// An expression we never write, by name. Makes the rule differ from any of ours.
     Other(String),
 }

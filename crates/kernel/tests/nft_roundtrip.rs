@@ -206,6 +206,7 @@ fn matching() -> impl Strategy<Value = Vec<Expr>> {
             .boxed(),
     );
     all.push(Just(vec![Expr::Counter]).boxed());
+    all.push(Just(vec![Expr::Notrack]).boxed());
     Union::new(all)
 }
 

@@ -163,6 +163,10 @@ impl Compiler {
         for a in &intent.addresses {
             self.put_addr("own_addresses", *a);
         }
+        if let Some(v) = &intent.vxlan {
+            let key = Key::one(v.port.to_be_bytes().to_vec());
+            self.put(in_family("tunnel_ports", Family::of(v.local)), key, Data::Member);
+        }
         for a in cluster_ips {
             self.put_addr("cluster_ips", a);
         }

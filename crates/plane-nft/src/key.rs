@@ -56,7 +56,8 @@ impl<'a> KeyReader<'a> {
     }
 
     fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let padded = len.div_ceil(4) * 4;
+        // A key of one field has no padding.
+        let padded = (len.div_ceil(4) * 4).min(self.0.len().max(len));
         let (field, rest) = self.0.split_at_checked(padded)?;
         self.0 = rest;
         field.get(..len)
@@ -98,7 +99,10 @@ pub(crate) const fn addr_type(family: Family) -> DataType {
     }
 }
 
-/// The length of a key or value of these fields, each padded.
+/// The length of a key or value of these fields: each padded where there are several.
 pub(crate) fn padded_len(fields: &[DataType]) -> usize {
-    fields.iter().map(|t| t.padded()).sum()
+    match fields {
+        [one] => one.len(),
+        many => many.iter().map(|t| t.padded()).sum(),
+    }
 }

@@ -9,6 +9,9 @@
 //! ```
 //!
 //! All three hooks are of type nat, so only the first packet of a flow meets these rules; the rest follows conntrack.
+//! Before them, `raw_prerouting` and `raw_output` leave the outside of tunnels between nodes untracked: each packet there
+//! is tracked once already, inside.
+//!
 //! Reject is allowed in nat chains at prerouting (Linux 5.9) and output.
 //!
 //! The packet mark: nft's text wants a mark in front of the concatenated key, so the rule that picks an endpoint sets it
@@ -92,6 +95,7 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
         ("masqueraded", shape(vec![addr], None, true)),
         ("node_addresses", shape(vec![addr], None, false)),
         ("own_addresses", shape(vec![addr], None, false)),
+        ("tunnel_ports", shape(vec![InetService], None, false)),
         ("sources", shape(vec![InetProto], Some(SetData::Value(vec![addr])), false)),
         ("stale", shape(vip, None, false)),
     ]
@@ -257,6 +261,14 @@ impl RuleBuilder {
         }
     }
 
+    /// `meta l4proto udp udp dport @tunnel_ports ip daddr @node_addresses notrack`
+    fn tunnel(self) -> Rule {
+        let mut r = self.proto(Proto::Udp);
+        r.push(dport(Reg(0)));
+        r.lookup("tunnel_ports", LookupInto::Nothing, false);
+        r.daddr_in("node_addresses", false).then(Expr::Notrack)
+    }
+
     /// `snat ip to meta l4proto map @sources fully-random`: this node's address, whichever way the packet leaves.
     fn snat(mut self) -> Rule {
         self.push(Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(0) });
@@ -363,7 +375,12 @@ pub(crate) fn chains() -> Vec<ChainRow> {
     let by_family = |base: &str| -> Vec<Rule> {
         Family::BOTH.into_iter().map(|f| RuleBuilder::of(f).then(goto(&in_family(base, f)))).collect()
     };
+    // A packet on a VXLAN node is tracked inside the tunnel; outside it has no business with any Service.
+    let raw = |point| Some(Hook { kind: ChainKind::Filter, point, priority: -300, drop: false });
+    let tunnel = || -> Vec<Rule> { Family::BOTH.into_iter().map(|f| RuleBuilder::of(f).tunnel()).collect() };
     let mut out = vec![
+        ("raw_prerouting".into(), raw(HookPoint::Prerouting), tunnel()),
+        ("raw_output".into(), raw(HookPoint::Output), tunnel()),
         ("prerouting".into(), hook(HookPoint::Prerouting, -100), by_family("prerouting")),
         ("output".into(), hook(HookPoint::Output, -100), by_family("output")),
         ("postrouting".into(), hook(HookPoint::Postrouting, 100), by_family("postrouting")),

@@ -253,6 +253,7 @@ pub(crate) fn rule(rule: &Rule, keys: &dyn Fn(&str) -> Option<Vec<DataType>>) ->
             Expr::Reject(RejectWith::TcpReset) => out.push("reject with tcp reset".into()),
             Expr::Reject(RejectWith::PortUnreachable) => out.push("reject".into()),
             Expr::Counter => out.push("counter".into()),
+            Expr::Notrack => out.push("notrack".into()),
             Expr::Other(name) => out.push(format!("({name})")),
         }
     }

@@ -82,6 +82,8 @@ struct Flow {
     ct_mark: u32,
     translated: Option<Endpoint>,
     snat: Snat,
+    /// Its connection is not tracked: no nat chain sees it.
+    untracked: bool,
 }
 
 /// How a chain ended.
@@ -112,6 +114,7 @@ fn run(image: &Image, packet: &Packet, choices: &mut Choices) -> Result<Leg, Ver
         ct_mark: 0,
         translated: None,
         snat: Snat::Keep,
+        untracked: false,
     };
     let own =
         |a: IpAddr| image.get(&in_family("own_addresses", Family::of(a)), KeyBytes::new().addr(a).done()).is_some();
@@ -141,7 +144,7 @@ fn hook(image: &Image, point: HookPoint, flow: &mut Flow, choices: &mut Choices)
     }
     let mut nat_done = false;
     for (_, name, h) in bases {
-        if h.kind == ChainKind::Nat && nat_done {
+        if h.kind == ChainKind::Nat && (nat_done || flow.untracked) {
             continue;
         }
         let end =
@@ -303,6 +306,7 @@ fn rule_verdict(image: &Image, exprs: &[Expr], flow: &mut Flow, choices: &mut Ch
             }
             Expr::Reject(_) => return Step::Reject,
             Expr::Counter => {}
+            Expr::Notrack => flow.untracked = true,
             // Unknown: what it matches cannot be told, so it is taken not to.
             Expr::Other(_) => return Step::Next,
         }

@@ -26,8 +26,11 @@ fn fake() -> Fake {
     NftKernel::new(nft, FakeConntrack::new())
 }
 
+/// On a machine whose one interface has the node's addresses.
 fn compile(i: &NodeIntent) -> Image {
-    NftPlane.compile(i, &Caps::default()).image
+    let addresses = i.addresses.iter().map(|a| (*a, 24)).collect();
+    let eth0 = ("eth0".parse().unwrap(), plan::HostLink { mtu: 1500, addresses });
+    NftPlane.compile(i, &Caps { links: [eth0].into(), ..Caps::default() }).image
 }
 
 fn ours() -> TableName {
@@ -343,6 +346,8 @@ fn every_rule_matters() {
     idle.retain(|(n, r)| !(n.starts_with("reject_") && *r == 0));
     // Which of the node's addresses a packet takes is not in a verdict; real packets tell (bins/seaway/tests/node.rs).
     idle.retain(|(n, r)| !(n.starts_with("as_node") && *r == 0));
+    // Untracked or not, a tunnel's packet between nodes is nobody's Service: the verdict is the same.
+    idle.retain(|(n, _)| !n.starts_with("raw_"));
     let generated = (0..2000).map(|_| {
         let tree = proptest::strategy::Strategy::new_tree(&strategy, &mut runner).unwrap();
         proptest::strategy::ValueTree::current(&tree)

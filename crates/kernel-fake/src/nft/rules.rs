@@ -85,7 +85,7 @@ pub(super) fn check(t: &State, rule: &Rule) -> Result<(), i32> {
                     regs.load(*r, 2)?;
                 }
             }
-            Expr::Masquerade { .. } | Expr::Reject(_) | Expr::Counter => {}
+            Expr::Masquerade { .. } | Expr::Reject(_) | Expr::Counter | Expr::Notrack => {}
             // There is no such expression to write.
             Expr::Other(_) => return Err(errno::EOPNOTSUPP),
         }

@@ -105,7 +105,10 @@ impl SetState {
 }
 
 pub(super) fn padded(fields: &[DataType]) -> usize {
-    fields.iter().map(|t| t.padded()).sum()
+    match fields {
+        [one] => one.len(),
+        many => many.iter().map(|t| t.padded()).sum(),
+    }
 }
 
 fn check_name(name: &str) -> Result<(), i32> {

@@ -90,6 +90,7 @@ fn name(e: &Expr) -> &str {
         Expr::Masquerade { .. } => "masq",
         Expr::Reject(_) => "reject",
         Expr::Counter => "counter",
+        Expr::Notrack => "notrack",
         Expr::Other(n) => n,
     }
 }
@@ -227,8 +228,8 @@ pub(crate) fn put(b: &mut Builder, e: &Expr) {
             b.attr(1, &[0; 8]);
             b.attr(2, &[0; 8]);
         }
-        // Refused before it comes here.
-        Expr::Other(_) => {}
+        // The one without data; the other is refused before it comes here.
+        Expr::Notrack | Expr::Other(_) => {}
     }
     b.close(data);
     b.close(elem);
@@ -338,6 +339,7 @@ fn parse_known(name: &str, a: Attrs<'_>) -> Option<Expr> {
             _ => return None,
         },
         "counter" => Expr::Counter,
+        "notrack" => Expr::Notrack,
         _ => return None,
     })
 }
