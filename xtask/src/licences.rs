@@ -45,7 +45,7 @@ pub fn check(meta: &Metadata) -> Vec<String> {
     found
 }
 
-/// Whether we can take something under this expression (SPDX 2.3, annex D; `/` is crates.io's old `OR`).
+/// Whether we can take something under this expression (SPDX 2.3, annex D; `/` is cargo's old `OR`).
 fn accept(text: &str) -> Result<(), String> {
     let spaced = text.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
