@@ -1,13 +1,12 @@
 //! `seaway agent --cleanup`: nothing of ours stays on the node.
 
 use anyhow::Context;
-use fabric::{Fabric, FabricKernel, Image};
+use fabric::{Fabric, FabricKernel, Image, Joined};
 use kernel::{Nftables, Rt, Sysctls};
 use kernel_api::Nft;
 use kernel_api::nft::{NftRequest, TableName};
 use plan::{Caps, Kernel, converge};
 
-use super::turn::Host;
 use super::{AgentArgs, conflist, lock};
 
 /// Removes links (pods' included), routes, neighbours, forwarding entries, the nftables table, the CNI configuration,
@@ -19,7 +18,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if remove(&file)? {
         println!("removed {}", file.display());
     }
-    let host = Host { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
+    let host = Joined { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
     let mut fabric = FabricKernel::new(host, &Caps::default());
     let have = fabric.observe()?;
     let done = converge(&Fabric, &mut fabric, &Image::default(), Some(&have))?;

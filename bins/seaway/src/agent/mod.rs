@@ -28,7 +28,6 @@ use types::NodeName;
 
 pub use datapath::{Setup, local_state};
 pub use facts::{IfaceChoice, observe as observe_facts, vxlan_mac};
-pub use turn::Host;
 
 /// The network of one node: run it as root on every node.
 #[derive(clap::Args, Debug, Clone)]

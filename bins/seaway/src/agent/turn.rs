@@ -7,10 +7,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use fabric::FabricKernel;
+use fabric::{FabricKernel, Joined};
 use kernel::{Ct, DirWatch, Monitor, Nftables, Rt, Sysctls};
 use kernel_api::conntrack::Flow;
-use kernel_api::{RequestError, Rtnetlink, Sysctl};
 use plan::{Caps, Next, Pacer, PacerInput, PacerState, Refused};
 use plane_nft::NftKernel;
 use source::{InSync, Reader};
@@ -47,48 +46,13 @@ pub struct Turn {
 }
 
 /// Links, routes and sysctls of one namespace behind one value.
-pub struct Host {
-    /// rtnetlink.
-    pub rt: Rt,
-    /// Sysctls.
-    pub sysctls: Sysctls,
-}
-
-impl Rtnetlink for Host {
-    fn links(&mut self) -> Result<Vec<kernel_api::rt::Link>, RequestError> {
-        self.rt.links()
-    }
-    fn addresses(&mut self) -> Result<Vec<kernel_api::rt::Address>, RequestError> {
-        self.rt.addresses()
-    }
-    fn routes(&mut self) -> Result<Vec<kernel_api::rt::ObservedRoute>, RequestError> {
-        self.rt.routes()
-    }
-    fn neighbours(&mut self) -> Result<Vec<kernel_api::rt::Neighbour>, RequestError> {
-        self.rt.neighbours()
-    }
-    fn fdb(&mut self) -> Result<Vec<kernel_api::rt::FdbEntry>, RequestError> {
-        self.rt.fdb()
-    }
-    fn run(&mut self, requests: &[kernel_api::rt::RtRequest]) -> Result<(), RequestError> {
-        self.rt.run(requests)
-    }
-}
-
-impl Sysctl for Host {
-    fn get(&mut self, path: &str) -> Result<Option<String>, RequestError> {
-        self.sysctls.get(path)
-    }
-    fn set(&mut self, path: &str, value: &str) -> Result<(), RequestError> {
-        self.sysctls.set(path, value)
-    }
-}
+type Host = Joined<Rt, Sysctls>;
 
 type Real = Datapath<Host, Nftables, NftKernel<Nftables, Ct>>;
 
 /// The datapath of this thread's namespace, and a monitor of what others do to it.
 fn open(setup: Setup) -> anyhow::Result<(Real, Monitor)> {
-    let host = Host { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
+    let host = Joined { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
     let nft = || Nftables::open().context("open nf_tables: the kernel needs CONFIG_NF_TABLES");
     let ct = Ct::open().context("open conntrack: the kernel needs CONFIG_NF_CT_NETLINK")?;
     let (reads, writes) = (nft()?, nft()?);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Context;
-use fabric::{Fabric, FabricKernel};
+use fabric::{Fabric, FabricKernel, Joined};
 use kernel::{Ct, Netns, Nftables, Rt, Sysctls};
 use lab::LabName;
 use plan::{Caps, Dataplane, Kernel};
@@ -14,7 +14,7 @@ use source::{Source, Target, WatchConfig};
 use types::NodeName;
 
 use super::walk::NodeView;
-use crate::agent::{Host, Setup, local_state, observe_facts};
+use crate::agent::{Setup, local_state, observe_facts};
 
 /// Everything a trace looks at.
 pub struct Seen {
@@ -71,7 +71,7 @@ fn node(
     snapshot: &ClusterSnapshot,
 ) -> anyhow::Result<NodeView> {
     let addresses = snapshot.nodes.get(name).map(|n| n.internal_ips.iter().copied().collect()).unwrap_or_default();
-    let host = Host { rt: Rt::open_in(netns)?, sysctls: Sysctls::open_in(netns) };
+    let host = Joined { rt: Rt::open_in(netns)?, sysctls: Sysctls::open_in(netns) };
     let mut fabric = FabricKernel::new(host, &Caps::default());
     let facts = observe_facts(fabric.kernel(), None, &addresses, &std::collections::BTreeSet::new())?;
     fabric.set_caps(&facts.caps);
