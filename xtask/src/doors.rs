@@ -52,6 +52,10 @@ pub const DOORS: &[Door] = &[
     door("cni", "types", "attachments carry the newtypes"),
     door("cni", "ipam", "ADD takes an address, DEL gives it back"),
     door("cni", "kernel-api", "verbs are plans of kernel-api requests"),
+    door("plugins", "types", "results carry the newtypes"),
+    door("plugins", "cni", "each is a cni::Plugin"),
+    door("plugins", "ipam", "host-local's locks"),
+    door("plugins", "kernel-api", "verbs are kernel-api requests"),
     // Around the agent.
     door("apiserver", "types", "Service ranges"),
     door("apiserver", "controller", "its admission uses the allocators of ClusterIP and NodePort"),
@@ -70,6 +74,8 @@ pub const DOORS: &[Door] = &[
     tests("plane-*", "kernel", "and against the kernel"),
     tests("cni", "kernel-fake", "the same cases against the fake"),
     tests("cni", "kernel", "and against the kernel"),
+    tests("plugins", "kernel-fake", "faults in the middle of a verb"),
+    tests("plugins", "kernel", "the real thing"),
     tests("source", "apiserver", "a real API to watch"),
     tests("source", "controller", "its loop with the real controllers"),
 ];

@@ -15,12 +15,23 @@ fn main() -> ExitCode {
     // Waits here are shorter than the 50 us by which the kernel may stretch each.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let out = cni::execute(&mut kernel::Linux, &env, &mut io::stdin().lock(), now);
+    let (machine, stdin) = (&mut kernel::Linux, &mut io::stdin().lock());
+    // Called by a reference plugin's name (a link to this program), it is that plugin.
+    let out = match called().as_deref().and_then(plugins::by_name) {
+        Some(plugin) => cni::serve(plugin.as_ref(), plugins::by_name, machine, &env, stdin, now),
+        None => cni::execute(machine, &env, stdin, now),
+    };
     if !out.stdout.is_empty() {
         // A reader that went away does not make the attachment undone.
         let _ = writeln!(io::stdout().lock(), "{}", out.stdout);
     }
     ExitCode::from(out.exit)
+}
+
+/// The name this program was called by.
+fn called() -> Option<String> {
+    let path = std::env::args_os().next()?;
+    Some(std::path::Path::new(&path).file_name()?.to_str()?.to_owned())
 }
 
 /// Somebody ran us from a shell.

@@ -40,10 +40,12 @@ pub struct Env {
     pub ifname: Option<OsString>,
     /// `CNI_ARGS`.
     pub args: Option<OsString>,
+    /// `CNI_PATH`: where plugins are, separated by colons.
+    pub path: Option<OsString>,
 }
 
 impl Env {
-    /// Those of this process. `CNI_PATH` is not looked at: nothing is delegated.
+    /// Those of this process.
     #[must_use]
     pub fn of_process() -> Self {
         let get = std::env::var_os;
@@ -53,6 +55,27 @@ impl Env {
             netns: get("CNI_NETNS"),
             ifname: get("CNI_IFNAME"),
             args: get("CNI_ARGS"),
+            path: get("CNI_PATH"),
+        }
+    }
+
+    /// `CNI_PATH`, empty when it is missing or no text.
+    pub(crate) fn path_text(&self) -> &str {
+        self.path.as_deref().and_then(|p| p.to_str()).unwrap_or_default()
+    }
+}
+
+impl Command {
+    /// As it is written in `CNI_COMMAND`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
         }
     }
 }
@@ -70,6 +93,8 @@ pub struct Call {
     pub pod: Option<PodRef>,
     /// Addresses asked for by `IP=` in `CNI_ARGS`.
     pub ips: Vec<IpAddr>,
+    /// `CNI_ARGS` as `KEY=VALUE` pairs, for plugins with keys of their own; see [`Call::arg`].
+    pub args: Box<str>,
 }
 
 fn bad(what: impl std::fmt::Display) -> Error {
@@ -96,11 +121,27 @@ pub(crate) fn is_identifier(s: &str) -> bool {
 }
 
 impl Call {
-    /// Checks the variables that `CNI_COMMAND` calls for.
+    /// Checks the variables that `CNI_COMMAND` calls for, and that every key of `CNI_ARGS` is known.
     ///
     /// # Errors
     /// Code 4, naming every variable that is missing, or the one that is wrong.
     pub fn parse(env: &Env) -> Result<Self, Error> {
+        let mut call = Self::lenient(env)?;
+        (call.pod, call.ips) = parse_args(&call.args)?;
+        Ok(call)
+    }
+
+    /// The value of a key of `CNI_ARGS`.
+    #[must_use]
+    pub fn arg(&self, key: &str) -> Option<&str> {
+        self.args.split(';').filter_map(|p| p.split_once('=')).find(|(k, _)| *k == key).map(|(_, v)| v)
+    }
+
+    /// Checks the variables that `CNI_COMMAND` calls for; the keys of `CNI_ARGS` are left to who reads them.
+    ///
+    /// # Errors
+    /// Code 4, naming every variable that is missing, or the one that is wrong.
+    pub fn lenient(env: &Env) -> Result<Self, Error> {
         let command = match text("CNI_COMMAND", env.command.as_ref())? {
             Some("ADD") => Command::Add,
             Some("DEL") => Command::Del,
@@ -111,7 +152,7 @@ impl Call {
             None => return Err(bad("CNI_COMMAND is missing: one of ADD, DEL, CHECK, GC, STATUS, VERSION")),
             Some(c) => return Err(bad(format!("CNI_COMMAND is {c:?}: one of ADD, DEL, CHECK, GC, STATUS, VERSION"))),
         };
-        let mut call = Self { command, key: None, netns: None, pod: None, ips: Vec::new() };
+        let mut call = Self { command, key: None, netns: None, pod: None, ips: Vec::new(), args: "".into() };
         if matches!(command, Command::Gc | Command::Status | Command::Version) {
             return Ok(call);
         }
@@ -144,9 +185,7 @@ impl Call {
             }
             call.netns = Some(path.into());
         }
-        let (pod, ips) = parse_args(text("CNI_ARGS", env.args.as_ref())?.unwrap_or_default())?;
-        call.pod = pod;
-        call.ips = ips;
+        call.args = text("CNI_ARGS", env.args.as_ref())?.unwrap_or_default().into();
         Ok(call)
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use types::{Cidr, Family};
 
 use crate::args::{address, is_identifier};
+use crate::fields::{bad, shown};
 use crate::{Code, Error, TYPE, Version};
 
 /// Bytes of configuration that are read at most. A GC lists every attachment of the node.
@@ -37,21 +38,8 @@ pub struct NetConf {
     pub valid: Option<Vec<Key>>,
 }
 
-fn bad(what: impl std::fmt::Display) -> Error {
-    Error::new(Code::InvalidConfig, format!("invalid network configuration: {what}"))
-}
-
 fn wrong(field: &str, v: &Value, want: &str) -> Error {
     bad(format!("{field} is {}: {want}", shown(v)))
-}
-
-/// A value in an error: not more of it than fits a line.
-fn shown(v: &Value) -> String {
-    let text = v.to_string();
-    match text.char_indices().nth(80) {
-        Some((i, _)) => format!("{}...", &text[..i]),
-        None => text,
-    }
 }
 
 /// Reads all of standard input, within bounds.
@@ -249,7 +237,7 @@ fn ranges(list: &[Value]) -> Result<Vec<Cidr>, Error> {
     Ok(out)
 }
 
-fn attachments(list: &[Value]) -> Result<Vec<Key>, Error> {
+pub(crate) fn attachments(list: &[Value]) -> Result<Vec<Key>, Error> {
     let field = |i| format!("cni.dev/valid-attachments[{i}]");
     list.iter()
         .enumerate()

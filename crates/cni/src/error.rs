@@ -36,6 +36,28 @@ pub enum Code {
     Differs = 101,
     /// A requested address cannot be given.
     Address = 102,
+    /// Another plugin that was run failed in a way of its own.
+    Delegate = 103,
+}
+
+impl Code {
+    /// The code that another plugin gave.
+    #[must_use]
+    pub fn of(number: u32) -> Self {
+        match number {
+            1 => Self::IncompatibleVersion,
+            2 => Self::UnsupportedField,
+            3 => Self::UnknownContainer,
+            4 => Self::InvalidEnvironment,
+            5 => Self::Io,
+            6 => Self::Decode,
+            7 => Self::InvalidConfig,
+            11 => Self::TryAgainLater,
+            50 => Self::NotAvailable,
+            51 => Self::LimitedConnectivity,
+            _ => Self::Delegate,
+        }
+    }
 }
 
 /// What goes wrong in a call.

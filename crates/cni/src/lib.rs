@@ -17,23 +17,31 @@
 mod args;
 mod config;
 mod conflist;
+mod delegate;
 mod error;
+mod fields;
 mod gc;
+mod ipam_call;
 mod observe;
 mod ops;
 pub mod plan;
 mod reply;
+mod result;
+mod skel;
 mod version;
 
 pub use args::{Call, Command, Env, parse_args};
 pub use config::NetConf;
 pub use conflist::{ConflistSpec, conflist, write_atomically};
 pub use error::{Code, Error};
+pub use fields::{Fields, bad};
 pub use gc::{gone, namespace_gone};
 pub use kernel_api::machine::{Machine, Netns};
 pub use observe::{View, differences};
 pub use ops::{Outcome, execute, remove, remove_if_gone, rewire};
 pub use reply::{merged, result};
+pub use result::{CniResult, Dns, Interface, Ip, IpNet, RouteConf, route};
+pub use skel::{Context, Plugin, Registry, serve};
 pub use version::Version;
 
 /// The plugin's name: the `type` of a configuration and the name of the binary.

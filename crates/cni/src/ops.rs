@@ -8,13 +8,14 @@ use std::time::Duration;
 use ipam::{Journal, Key, KeyLock, Record, Request};
 use kernel_api::rt::{RtRequest, SetLink};
 use kernel_api::{RequestError, Rtnetlink, errno};
-use serde_json::{Value, json};
+use serde_json::Value;
 use types::{Family, OwnedName};
 
 use crate::args::{Call, Command, Env};
 use crate::config::{self, NetConf};
 use crate::observe::{View, differences, paired};
 use crate::plan::{self, AddPlan};
+use crate::skel::{has_command, spoken};
 use crate::{Code, Error, Machine, Netns, Version, gc, reply};
 
 /// What a call leaves on standard output, and whether it went well.
@@ -47,20 +48,10 @@ fn call(
     let call = Call::parse(env)?;
     let object = config::object(&config::read(stdin)?)?;
     if call.command == Command::Version {
-        // The answer does not depend on what was asked, so that a runtime of any age learns what is spoken.
-        let spoken = Version::ALL.map(Version::as_str);
-        return Ok(Some(json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": spoken})));
+        return Ok(Some(spoken()));
     }
     *version = config::version(&object)?;
-    let since = match call.command {
-        Command::Check => Version::V0_4_0,
-        Command::Gc | Command::Status => Version::V1_1_0,
-        _ => Version::V0_3_0,
-    };
-    if *version < since {
-        return Err(Error::new(Code::IncompatibleVersion, "incompatible CNI versions")
-            .with(format!("the configuration's cniVersion is {version}; this command exists since {since}")));
-    }
+    has_command(*version, call.command)?;
     let conf = NetConf::from_object(*version, object)?;
     match (call.command, &call.key) {
         (Command::Add, Some(key)) => {
@@ -80,7 +71,7 @@ fn call(
     }
 }
 
-fn undone(e: Error, undo: Result<(), Error>) -> Error {
+pub(crate) fn undone(e: Error, undo: Result<(), Error>) -> Error {
     match undo {
         Ok(()) => e,
         Err(u) => {
@@ -90,7 +81,7 @@ fn undone(e: Error, undo: Result<(), Error>) -> Error {
     }
 }
 
-fn open_netns<M: Machine>(machine: &mut M, path: &str) -> Result<M::Netns, Error> {
+pub(crate) fn open_netns<M: Machine>(machine: &mut M, path: &str) -> Result<M::Netns, Error> {
     let netns = machine.open(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => {
             Error::new(Code::UnknownContainer, format!("CNI_NETNS {path}: there is no such network namespace"))
@@ -104,7 +95,7 @@ fn open_netns<M: Machine>(machine: &mut M, path: &str) -> Result<M::Netns, Error
     Ok(netns)
 }
 
-fn host<M: Machine>(machine: &mut M) -> Result<<M::Netns as Netns>::Rt, Error> {
+pub(crate) fn host<M: Machine>(machine: &mut M) -> Result<<M::Netns as Netns>::Rt, Error> {
     machine.host().map_err(|e| Error::new(Code::Kernel, format!("open rtnetlink in the node's namespace: {e}")))
 }
 

@@ -111,7 +111,14 @@ impl Rtnetlink for MockRt {
 
 pub fn env(command: &str, container: &str, netns: &str, ifname: &str) -> Env {
     let var = |s: &str| (!s.is_empty()).then(|| s.into());
-    Env { command: var(command), container_id: var(container), netns: var(netns), ifname: var(ifname), args: None }
+    Env {
+        command: var(command),
+        container_id: var(container),
+        netns: var(netns),
+        ifname: var(ifname),
+        args: None,
+        path: None,
+    }
 }
 
 pub fn record(container: &str, addresses: &[&str]) -> Record {

@@ -1,0 +1,9 @@
+//! The reference plugins' names: ours beside the reference ones (Debian's containernetworking-plugins) with the same
+//! configuration, in namespaces of their own; what both answer and leave in the kernel is compared.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod twin;
+
+mod loopback;

@@ -1,0 +1,41 @@
+//! Owns: the CNI plugins that users know by name (`bridge`, `host-local`, `portmap`, ...): each takes the reference
+//! plugin's configuration and gives the same observable result.
+//! Never does: the protocol around the verbs and delegation (crate `cni`); anything of the agent or the cluster.
+//! Tested by: tests/ (the kernel, in fresh namespaces; the reference plugins beside ours), tests/vm for devices that
+//! not every kernel has.
+
+mod loopback;
+
+use cni::{Code, Error, Plugin};
+use kernel_api::machine::{Machine, Netns};
+
+/// The names that [`by_name`] knows, sorted.
+pub const NAMES: &[&str] = &["loopback"];
+
+/// The plugin of that name.
+#[must_use]
+pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
+    Some(match name {
+        "loopback" => Box::new(loopback::Loopback),
+        _ => return None,
+    })
+}
+
+/// Rtnetlink inside a container's namespace, which is at `path`.
+pub(crate) fn inside<N: Netns>(netns: &N, path: &str) -> Result<N::Rt, Error> {
+    netns.rtnetlink().map_err(|e| Error::new(Code::Kernel, format!("open rtnetlink in {path}: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_served_and_in_order() {
+        assert!(NAMES.is_sorted());
+        for name in NAMES {
+            assert!(by_name::<kernel::Linux>(name).is_some(), "{name}");
+        }
+        assert!(by_name::<kernel::Linux>("nothing").is_none());
+    }
+}
