@@ -156,7 +156,7 @@ impl NetConf {
             ("cni.dev/valid-attachments", Value::Array(list)) => self.valid = Some(attachments(&list)?),
             ("cni.dev/valid-attachments", v) => return Err(wrong(field, &v, "a list is needed")),
             // What the runtime, not the administrator, puts there.
-            ("capabilities" | "args", Value::Object(_)) => {}
+            ("capabilities" | "args", Value::Object(_)) | ("cniVersions", Value::Array(_)) => {}
             (f, _) if f.starts_with("cni.dev/") => {}
             (_, v) => {
                 let msg = format!("unsupported field in the network configuration: {field} = {}", shown(&v));

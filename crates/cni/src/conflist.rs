@@ -10,6 +10,11 @@ use types::Cidr;
 
 use crate::{TYPE, Version};
 
+/// What a runtime that does not read `cniVersions` is to speak: libcni before 1.2 (containerd 1.x, podman 4) takes
+/// `cniVersion` as it is and fails on an answer in a version that it does not know. Those from 1.2 on choose the newest
+/// of `cniVersions` that they speak (CNI specification 1.1.0, section 1).
+const OLDEST: Version = Version::V0_4_0;
+
 /// What the agent knows that the plugin needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConflistSpec {
@@ -37,7 +42,12 @@ pub fn conflist(spec: &ConflistSpec) -> String {
         "capabilities": {"ips": true},
     })];
     plugins.extend(spec.chained.iter().cloned());
-    let list = json!({"cniVersion": Version::NEWEST.as_str(), "name": spec.name, "plugins": plugins});
+    let list = json!({
+        "cniVersion": OLDEST.as_str(),
+        "cniVersions": Version::ALL.iter().filter(|v| **v >= OLDEST).map(|v| v.as_str()).collect::<Vec<_>>(),
+        "name": spec.name,
+        "plugins": plugins,
+    });
     // `{:#}` of a JSON value is its indented form.
     format!("{list:#}\n")
 }

@@ -17,6 +17,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// The interface of a pod's first network.
 pub const IFNAME: &str = "eth0";
 
+/// The versions of the specification that are spoken here, oldest first.
+const SPOKEN: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
 /// A network configuration list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConfList {
@@ -63,7 +66,13 @@ impl ConfList {
         if plugins.is_empty() || plugins.iter().any(|p| !p.get("type").is_some_and(Value::is_string)) {
             return Err(LabError::new("field \"plugins\": each needs a \"type\""));
         }
-        Ok(Self { name: need("name")?, version: need("cniVersion")?, plugins })
+        // As libcni chooses: the newest of `cniVersions` that is spoken here.
+        let newest = SPOKEN.iter().rfind(|s| v["cniVersions"].as_array().is_some_and(|a| a.contains(&json!(s))));
+        let version = match newest {
+            Some(v) => (*v).to_owned(),
+            None => need("cniVersion")?,
+        };
+        Ok(Self { name: need("name")?, version, plugins })
     }
 
     /// What one plugin gets on standard input.
@@ -284,6 +293,17 @@ mod tests {
         let none = r#"{"cniVersion":"1.0.0","name":"n","type":"none"}"#;
         let e = r.add(&ConfList::parse(none).unwrap(), &Attachment::default()).await.unwrap_err();
         assert!(e.to_string().contains("not found in"), "{e}");
+    }
+
+    #[test]
+    fn of_several_versions_the_newest_spoken_is_chosen() {
+        let chosen = |versions: &str| {
+            let text = format!("{{\"name\":\"n\",\"type\":\"t\",\"cniVersion\":\"0.4.0\"{versions}}}");
+            ConfList::parse(&text).unwrap().version
+        };
+        assert_eq!(chosen(""), "0.4.0");
+        assert_eq!(chosen(",\"cniVersions\":[\"1.1.0\",\"0.4.0\",\"1.0.0\",\"9.0.0\"]"), "1.1.0");
+        assert_eq!(chosen(",\"cniVersions\":[\"9.0.0\"]"), "0.4.0");
     }
 
     #[test]
