@@ -103,9 +103,9 @@ impl Compiler {
     fn peers(&mut self, intent: &NodeIntent, caps: &Caps) {
         for (node, peer) in intent.peers.iter().rev() {
             for r in &peer.routes {
-                if let Some(own) = intent.pod_cidrs.iter().find(|own| own.contains_cidr(&r.cidr)) {
+                if intent.pod_cidrs.contains(&r.cidr) {
                     let why = format!(
-                        "{} lies in this node's own range {own}: packets to it stay here; give each node its own range",
+                        "{} is this node's own range too: packets to it stay here; give each node its own range",
                         r.cidr
                     );
                     self.refuse(node, "spec.podCIDRs", why);

@@ -130,7 +130,7 @@ fn refusals() {
         clash.peers.get_mut(&node_name(n)).unwrap().routes.iter_mut().for_each(f);
     };
     change(1, &|r| *r = PeerRoute { cidr: pod_cidr(Family::V4, 2), reach: reach(node_addr(Family::V4, 1), 1, 2) });
-    change(3, &|r| r.cidr = "10.244.0.128/25".parse().unwrap());
+    change(3, &|r| r.cidr = pod_cidr(Family::V4, 0));
     change(4, &|r| r.reach = reach(node_addr(Family::V6, 4), 4, 4));
     change(5, &|r| r.reach = reach(node_addr(Family::V4, 5), 2, 5));
     golden("clashes", None, &clash);

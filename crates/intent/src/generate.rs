@@ -101,6 +101,7 @@ pub enum Reaches {
 struct RawPeer {
     reach: [u8; 2],
     second_range: bool,
+    borrows: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -166,8 +167,8 @@ pub fn node_intent() -> impl Strategy<Value = NodeIntent> {
 
 /// The same with peers all reached in one way.
 pub fn node_intent_with(reaches: Reaches) -> impl Strategy<Value = NodeIntent> {
-    let peer =
-        ([0u8..3, 0u8..3], prop::bool::weighted(0.2)).prop_map(|(reach, second_range)| RawPeer { reach, second_range });
+    let peer = ([0u8..3, 0u8..3], prop::bool::weighted(0.2), prop::bool::weighted(0.2))
+        .prop_map(|(reach, second_range, borrows)| RawPeer { reach, second_range, borrows });
     let pod = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.1)).prop_map(|(v4, v6, borrowed)| RawPod {
         v4,
         v6,
@@ -198,7 +199,6 @@ fn build(
 ) -> NodeIntent {
     let mut intent = NodeIntent::empty(node_name(0));
     intent.families = families;
-    intent.masquerade = masquerade;
     // The underlay of a single-stack cluster has the same family.
     let underlay = match families.iter().collect::<Vec<_>>()[..] {
         [only] => only,
@@ -220,7 +220,7 @@ fn build(
                 let reach = match (reaches, reach) {
                     (Reaches::Direct, _) | (Reaches::Mixed, 0) => Reach::Direct { next_hop: node_addr(f, i) },
                     (Reaches::Vxlan, _) | (Reaches::Mixed, 1) => {
-                        Reach::Vxlan { remote: node_addr(underlay, i), mac: vtep_mac(i), gateway: cidr.addr() }
+                        Reach::vxlan(cidr, node_addr(underlay, i), vtep_mac(i))
                     }
                     (Reaches::Mixed, _) => {
                         Reach::None { why: format!("node{i}: nothing published: start the agent there") }
@@ -231,6 +231,9 @@ fn build(
             range(pod_cidr(f, i));
             if raw.second_range {
                 range(pod_cidr(f, 100 + i));
+            }
+            if raw.borrows {
+                range(Cidr::host(pod_addr(f, 0, 150 + i)));
             }
         }
         let addresses = families.iter().map(|f| node_addr(f, i)).collect();
@@ -258,9 +261,16 @@ fn build(
             fams = families;
         }
         let addresses: BTreeSet<IpAddr> = fams.iter().map(|f| pod_addr(f, owner, slot)).collect();
+        // A borrowed address that the node knows to be its own, or one that only its record tells of.
+        if owner != 0 && n.is_multiple_of(2) {
+            intent.pod_cidrs.extend(addresses.iter().map(|a| Cidr::host(*a)));
+        }
         let link = OwnedName::for_container(&key.container_id, &key.ifname);
         let pod = Some(ObjectName::new("default", &format!("pod{n}")));
         intent.attachments.insert(key, Attachment { pod, link, addresses, host_ports: Vec::new() });
+    }
+    if masquerade {
+        intent.masqueraded = intent.pod_cidrs.iter().copied().collect();
     }
     intent.services = build_services(&intent, services);
     intent

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
-use types::{Cidr, Family, FamilySet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
+use types::{Cidr, FamilySet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
 
 /// Everything one node must do. The order of no collection here carries meaning; all are sorted, so equal intents
 /// print equal.
@@ -17,13 +17,14 @@ pub struct NodeIntent {
     pub families: FamilySet,
     /// This node's own addresses (Node `status.addresses`, InternalIP and ExternalIP).
     pub addresses: BTreeSet<IpAddr>,
-    /// Pod ranges this node owns (Node `spec.podCIDRs`), at most one per family.
+    /// Pod ranges this node owns: Node `spec.podCIDRs`, its blocks of address pools, and each address it borrowed from
+    /// another node's block as a host range. They do not overlap.
     pub pod_cidrs: Vec<Cidr>,
     /// Pod ranges of the whole cluster: traffic from a pod to these is never masqueraded.
     pub cluster_cidrs: BTreeSet<Cidr>,
-    /// Whether traffic from this node's pods to outside the cluster takes the node's address (spec: fully random
+    /// Those of `pod_cidrs` whose pods' traffic to outside the cluster takes the node's address (spec: fully random
     /// source ports).
-    pub masquerade: bool,
+    pub masqueraded: BTreeSet<Cidr>,
     /// The backend this node sends with.
     pub backend: Backend,
     /// The VXLAN device this node must have, to send or, while peers still send so, to receive.
@@ -48,7 +49,7 @@ impl NodeIntent {
             addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
             cluster_cidrs: BTreeSet::new(),
-            masquerade: false,
+            masqueraded: BTreeSet::new(),
             backend: Backend::HostGw,
             vxlan: None,
             peers: BTreeMap::new(),
@@ -56,12 +57,6 @@ impl NodeIntent {
             services: BTreeMap::new(),
             policies: BTreeMap::new(),
         }
-    }
-
-    /// This node's pod range of a family.
-    #[must_use]
-    pub fn pod_cidr(&self, family: Family) -> Option<Cidr> {
-        self.pod_cidrs.iter().copied().find(|c| c.family() == family)
     }
 
     /// The pod interface that holds an address.
@@ -119,7 +114,8 @@ pub struct Vxlan {
     pub mac: Mac,
     /// Outer source address; its family is the family of the whole underlay.
     pub local: IpAddr,
-    /// Addresses on the device, each as a host route: the first address of each of this node's pod ranges.
+    /// Addresses on the device, each as a host route: the first address of each of the Node's `spec.podCIDRs`. Of a
+    /// block every address may be a pod's, so blocks give none.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -128,7 +124,8 @@ pub struct Vxlan {
 pub struct Peer {
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// Its pod ranges and how to reach each.
+    /// Its pod ranges and how to reach each. One may lie within a range of another node, or of this one: an address
+    /// that the peer borrowed. The longest prefix wins.
     pub routes: Vec<PeerRoute>,
 }
 
@@ -156,7 +153,7 @@ pub enum Reach {
         remote: IpAddr,
         /// The hardware address of the peer's VXLAN device.
         mac: Mac,
-        /// The gateway address inside the overlay: the first address of the range.
+        /// The gateway address inside the overlay, see [`Reach::vxlan`].
         gateway: IpAddr,
     },
     /// No way; packets to the range are refused on this node.
@@ -164,6 +161,25 @@ pub enum Reach {
         /// Why, for status and log: names the node, the field and the fix.
         why: String,
     },
+}
+
+impl Reach {
+    /// Through the VXLAN device of the peer that has `mac`. The gateway is the first address of the range: unlike the
+    /// peer's own address it is of the range's family. A single IPv6 address cannot be its own gateway, since the way to
+    /// a gateway is made before the way through it; there it is the link-local address that the peer's device would have
+    /// (RFC 4291, appendix A), which the kernel takes without asking for a way.
+    #[must_use]
+    pub fn vxlan(cidr: Cidr, remote: IpAddr, mac: Mac) -> Self {
+        let gateway = match cidr.addr() {
+            IpAddr::V6(_) if cidr.len() == 128 => {
+                let [a, b, c, d, e, f] = mac.0.map(u16::from);
+                let last = [(a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f];
+                Ipv6Addr::new(0xfe80, 0, 0, 0, last[0], last[1], last[2], last[3]).into()
+            }
+            addr => addr,
+        };
+        Self::Vxlan { remote, mac, gateway }
+    }
 }
 
 /// Which interface of which container.

@@ -125,8 +125,7 @@ fn stays(intent: &NodeIntent, packet: &Packet, dst: IpAddr) -> bool {
 
 /// Whether a packet from a pod of this node to `dst` must take the node's address.
 fn leaves_cluster(intent: &NodeIntent, src: IpAddr, dst: IpAddr) -> bool {
-    intent.masquerade
-        && intent.pod_cidrs.iter().any(|c| c.contains(src))
+    in_any(&intent.masqueraded, src)
         && !in_any(&intent.cluster_cidrs, dst)
         && !intent.is_node_address(dst)
         && !dst.is_multicast()
@@ -145,15 +144,13 @@ pub fn path(intent: &NodeIntent, dst: IpAddr) -> Path {
     if let Some((key, _)) = intent.attachment_of(dst) {
         return Path::Pod(key.clone());
     }
-    if intent.pod_cidrs.iter().any(|c| c.contains(dst)) {
-        return Path::Nowhere;
-    }
-    // The longest prefix wins, as in any routing table.
+    let own = intent.pod_cidrs.iter().filter(|c| c.contains(dst)).map(Cidr::len).max();
+    // The longest prefix wins, as in any routing table: a peer may have borrowed an address out of this node's range.
     let route = intent
         .peers
         .iter()
         .flat_map(|(node, p)| p.routes.iter().map(move |r| (node, r)))
-        .filter(|(_, r)| r.cidr.contains(dst))
+        .filter(|(_, r)| r.cidr.contains(dst) && own.is_none_or(|len| r.cidr.len() > len))
         .max_by_key(|(_, r)| r.cidr.len());
     match route {
         Some((node, r)) => match r.reach {
@@ -161,6 +158,7 @@ pub fn path(intent: &NodeIntent, dst: IpAddr) -> Path {
             Reach::Vxlan { .. } => Path::Peer { node: node.clone(), tunnel: true },
             Reach::None { .. } => Path::Nowhere,
         },
+        None if own.is_some() => Path::Nowhere,
         None => Path::Outside,
     }
 }
@@ -250,7 +248,7 @@ mod tests {
     fn intent_with(services: Vec<(&str, ServicePort)>) -> NodeIntent {
         let mut i = NodeIntent::empty("node0".parse().unwrap());
         i.families = FamilySet { v4: true, v6: false };
-        i.masquerade = true;
+        i.masqueraded.insert("10.244.0.0/24".parse().unwrap());
         i.addresses.insert(ip(NODE));
         i.pod_cidrs.push("10.244.0.0/24".parse().unwrap());
         i.cluster_cidrs.insert("10.244.0.0/16".parse().unwrap());

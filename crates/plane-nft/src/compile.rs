@@ -152,9 +152,7 @@ impl Compiler {
     /// Addresses and ranges of the cluster.
     fn cluster(&mut self, intent: &NodeIntent) {
         self.put_ranges("cluster_cidrs", &intent.cluster_cidrs);
-        if intent.masquerade {
-            self.put_ranges("masqueraded", &intent.pod_cidrs);
-        }
+        self.put_ranges("masqueraded", &intent.masqueraded);
         let cluster_ips: BTreeSet<IpAddr> =
             intent.services.values().flat_map(|s| s.cluster_ips.iter().copied()).collect();
         for a in intent.addresses.iter().chain(intent.peers.values().flat_map(|p| &p.addresses)) {

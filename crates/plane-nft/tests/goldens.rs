@@ -31,12 +31,12 @@ fn node(name: &str) -> NodeName {
 fn cluster(families: FamilySet) -> NodeIntent {
     let mut i = NodeIntent::empty(node("node0"));
     i.families = families;
-    i.masquerade = true;
     let of = |f: Family, v4: &str, v6: &str| if f == Family::V4 { v4.to_owned() } else { v6.to_owned() };
     let mut peer = Peer { addresses: BTreeSet::new(), routes: vec![] };
     for f in families.iter() {
         i.addresses.insert(addr(&of(f, "192.168.7.10", "fd00:7::10")));
         i.pod_cidrs.push(of(f, "10.244.0.0/24", "fd00:10:244::/64").parse().unwrap());
+        i.masqueraded.extend(i.pod_cidrs.last());
         i.cluster_cidrs.insert(of(f, "10.244.0.0/16", "fd00:10:244::/48").parse().unwrap());
         peer.addresses.insert(addr(&of(f, "192.168.7.11", "fd00:7::11")));
     }

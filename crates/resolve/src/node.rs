@@ -39,7 +39,6 @@ pub(crate) fn fill(
 ) {
     let settings = &snapshot.settings;
     let sound = compare(snapshot, problems);
-    intent.masquerade = settings.masquerade;
     intent.backend = settings.backend;
     // A range that lies outside the configured ones still holds pods; between pods nothing is masqueraded.
     intent.cluster_cidrs = settings.cluster_cidrs.iter().copied().collect();
@@ -54,6 +53,9 @@ pub(crate) fn fill(
         Some(own) => {
             intent.addresses = own.addresses();
             intent.pod_cidrs = own.cidrs.clone();
+            if settings.masquerade {
+                intent.masqueraded = own.cidrs.iter().copied().collect();
+            }
             if own.cidrs.is_empty() {
                 problems.push(Problem::new(
                     object(&local.node),
@@ -243,7 +245,7 @@ fn reach(
     if let (true, Some(dev)) = (sends_vxlan, &intent.vxlan)
         && let Some(data) = peer.node.vxlan.filter(|d| fits(d, dev))
     {
-        return Reach::Vxlan { remote: data.address, mac: data.mac, gateway: cidr.addr() };
+        return Reach::vxlan(cidr, data.address, data.mac);
     }
     let family = cidr.family();
     let candidates: Vec<IpAddr> =

@@ -24,7 +24,7 @@ fn host_gw_routes_to_neighbours() {
     all.push(settings(json!({"backend": "host-gw", "clusterCIDR": "10.244.0.0/16", "masquerade": "false"})));
     let r = on_node1(&all);
     assert_eq!(r.problems, []);
-    assert_eq!((r.intent.backend, r.intent.masquerade, r.intent.vxlan.clone()), (Backend::HostGw, false, None));
+    assert_eq!((r.intent.backend, r.intent.masqueraded.len(), r.intent.vxlan.clone()), (Backend::HostGw, 0, None));
     assert_eq!(r.intent.cluster_cidrs, ["10.244.0.0/16".parse().unwrap()].into());
     assert_eq!(r.intent.pod_cidrs, ["10.244.1.0/24".parse().unwrap()]);
     assert_eq!(reach(&r, "node2"), [direct("192.168.0.2")]);

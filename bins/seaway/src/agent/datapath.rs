@@ -202,9 +202,10 @@ fn carries(have: Option<&fabric::Image>) -> bool {
     })
 }
 
-/// The addresses that a VXLAN device of this node has.
+/// The addresses that a VXLAN device of this node may have had: see [`intent::Vxlan`]. A pod's is none of them.
 fn first_addresses(intent: &NodeIntent) -> Vec<IpAddr> {
-    intent.pod_cidrs.iter().map(types::Cidr::addr).collect()
+    let first = intent.pod_cidrs.iter().map(types::Cidr::addr);
+    first.filter(|a| intent.attachment_of(*a).is_none()).collect()
 }
 
 /// What only this node knows, as the resolver wants it.

@@ -103,6 +103,10 @@ fn gateway_v6(ns: &Namespace, gateway: IpAddr, link: &IfName, onlink: bool) -> R
     if ns.is_local(gateway) || gateway.is_multicast() || gateway.is_unspecified() {
         return Err(errno::EINVAL);
     }
+    // A link-local gateway is believed.
+    if matches!(gateway, IpAddr::V6(a) if a.is_unicast_link_local()) {
+        return Ok(());
+    }
     let best = |by: &dyn Fn(&Route) -> bool| {
         ns.routes
             .iter()
