@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-down test check bench fuzz deps build release install uninstall root rust
+.PHONY: help demo demo-down test vm check bench fuzz deps build release install uninstall root rust
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -31,7 +31,9 @@ help: ## print this
 NEEDS_BUILD := cc:gcc as:binutils
 NEEDS_LAB := ip:iproute2 nft:nftables ping:iputils-ping nsenter:util-linux
 NEEDS_TEST := $(NEEDS_LAB) curl:curl conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client \
-	/usr/lib/cni/bridge:containernetworking-plugins
+	/usr/lib/cni/bridge:containernetworking-plugins $(NEEDS_VM)
+# The machine of tests/vm, and tools that its tests run inside. Its kernel is fetched by the tests, not installed.
+NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:ipvsadm tcpdump:tcpdump conntrack:conntrack
 NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 NEEDS_FUZZ := c++:g++
 
@@ -114,6 +116,10 @@ test: root rust ## everything that proves it: lints, house checks, all tests, wi
 	@# Tests with labs, kernels and clocks, one at a time: two cores are no place for two clusters.
 	@failed=0; $(CARGO) test --locked --workspace --lib --bins --no-fail-fast || failed=1; \
 	$(CARGO) test --locked --workspace --test '*' --no-fail-fast -- --test-threads=1 || failed=1; exit $$failed
+
+vm: rust ## the tests that need a kernel with more in it than this machine's: in QEMU, no root, no KVM needed
+	@$(call need,$(NEEDS_VM))
+	@$(CARGO) test --locked -p seaway-tests-vm --no-fail-fast -- --test-threads=1
 
 fuzz: rust ## every decoder of foreign bytes for FUZZ_SECONDS (60) each
 	@$(call need,$(NEEDS_FUZZ))

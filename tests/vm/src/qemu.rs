@@ -1,0 +1,171 @@
+//! One machine: started, listened to, ended.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use kernel::Spawn;
+
+use crate::debian::{Kernel, tool};
+use crate::wire::{Decoder, Event};
+use crate::{BOOT_LIMIT, TEST_LIMIT};
+
+/// MiB.
+const MEMORY: &str = "768";
+/// Lines of the console in an error.
+const TAIL: usize = 40;
+
+/// A machine that ends with its holder. It also ends with the thread that started it.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a machine to its end, gives its messages as they come.
+///
+/// # Errors
+/// When it does not start, does not boot, says nothing for too long, panics or ends early. The error has the last lines
+/// of its console.
+pub fn run(cache: &Path, kernel: &Kernel, initramfs: &Path, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+    // Where KVM is there it may still not work: the first run finds out.
+    let verdict = cache.join("accel");
+    let known = std::fs::read_to_string(&verdict).unwrap_or_default();
+    if known.trim() != "tcg" && File::options().read(true).write(true).open("/dev/kvm").is_ok() {
+        match attempt("kvm", Duration::from_secs(30), cache, kernel, initramfs, on_event) {
+            Err(End::NoBoot(e)) => eprintln!("KVM does not work here, going on with TCG: {e:#}"),
+            r => return r.map_err(End::into_error),
+        }
+    }
+    let _ = std::fs::write(&verdict, "tcg\n");
+    attempt("tcg", BOOT_LIMIT, cache, kernel, initramfs, on_event).map_err(End::into_error)
+}
+
+/// Why a machine did not come to a good end.
+enum End {
+    /// Before its first message.
+    NoBoot(anyhow::Error),
+    /// After it.
+    Later(anyhow::Error),
+}
+
+impl End {
+    fn into_error(self) -> anyhow::Error {
+        match self {
+            Self::NoBoot(e) | Self::Later(e) => e,
+        }
+    }
+}
+
+fn attempt(
+    accel: &str,
+    boot: Duration,
+    cache: &Path,
+    kernel: &Kernel,
+    initramfs: &Path,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<(), End> {
+    let console = cache.join("console.log");
+    let mut ready = false;
+    let mut seen = |e: Event| {
+        ready |= matches!(e, Event::Ready { .. });
+        on_event(e);
+    };
+    let result = start(accel, &console, cache, kernel, initramfs).and_then(|m| listen(m, boot, &mut seen));
+    result.map_err(|e| {
+        let e =
+            e.context(format!("the machine ({accel}); its console ends with:\n{}\nthe error", tail(&console, TAIL)));
+        if ready { End::Later(e) } else { End::NoBoot(e) }
+    })
+}
+
+fn start(accel: &str, console: &Path, cache: &Path, kernel: &Kernel, initramfs: &Path) -> Result<Machine> {
+    let (program, package, machine, port) = if cfg!(target_arch = "x86_64") {
+        ("qemu-system-x86_64", "qemu-system-x86", "q35", "ttyS0")
+    } else {
+        bail!("the machine is described for x86_64 only: add this one's to tests/vm/src/qemu.rs");
+    };
+    let program = tool(program, package)?;
+    let _ = std::fs::remove_file(console);
+    // A panic reboots, a reboot ends qemu.
+    let append = format!("console={port} quiet loglevel=4 panic=-1 oops=panic mitigations=off random.trust_cpu=on");
+    let console_port = format!("file:{}", console.display());
+    let errors = File::create(cache.join("qemu.log")).context("make qemu.log")?;
+    let child = Spawn::new(program)
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot"])
+        .args(["-machine", machine, "-accel", accel, "-cpu", "max", "-smp", "1", "-m", MEMORY])
+        .args([OsStr::new("-kernel"), kernel.image.as_os_str()])
+        .args([OsStr::new("-initrd"), initramfs.as_os_str()])
+        .args(["-append", &append])
+        .args(["-serial", &console_port, "-serial", "stdio"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(errors)
+        .die_with_parent()
+        .spawn()
+        .context("start qemu")?;
+    Ok(Machine(child))
+}
+
+/// Reads messages until the last one, or until one is late.
+fn listen(mut machine: Machine, boot: Duration, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+    let mut from = machine.0.stdout.take().context("qemu's output is a pipe")?;
+    let (send, bytes) = mpsc::channel();
+    // Ends with the pipe.
+    std::thread::Builder::new().name("vm-wire".into()).spawn(move || {
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(n) = from.read(&mut buffer) {
+            if n == 0 || send.send(buffer[..n].to_vec()).is_err() {
+                break;
+            }
+        }
+    })?;
+    let mut decoder = Decoder::default();
+    let mut doing = "boot".to_owned();
+    let mut limit = boot;
+    let mut since = Instant::now();
+    loop {
+        let left = limit.saturating_sub(since.elapsed());
+        let got = match bytes.recv_timeout(left) {
+            Ok(got) => got,
+            Err(RecvTimeoutError::Timeout) => bail!("{doing}: nothing for {} s", limit.as_secs()),
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("{doing}: it ended ({})", machine.0.wait().context("wait for qemu")?)
+            }
+        };
+        for event in decoder.push(&got) {
+            // The machine itself ends a test that takes too long; it gets time to say so.
+            limit = TEST_LIMIT + Duration::from_secs(30);
+            since = Instant::now();
+            match &event {
+                Event::Ready { .. } => doing = "ready".into(),
+                Event::Started { name } => doing.clone_from(name),
+                Event::Result { name, .. } => doing = format!("after {name}"),
+                Event::Broken { why } => bail!("its first process gave up: {why}"),
+                Event::End => return Ok(()),
+            }
+            on_event(event);
+        }
+    }
+}
+
+/// The last lines of a file.
+fn tail(file: &Path, lines: usize) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(mut f) = File::open(file) {
+        let len = f.metadata().map_or(0, |m| m.len());
+        let _ = f.seek(SeekFrom::Start(len.saturating_sub(64 * 1024)));
+        let _ = f.read_to_end(&mut bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<&str> = text.lines().map(|l| l.trim_end_matches('\r')).collect();
+    if all.is_empty() { "(nothing)".into() } else { all[all.len().saturating_sub(lines)..].join("\n") }
+}

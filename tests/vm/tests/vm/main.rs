@@ -1,0 +1,7 @@
+//! Tests that run in the machine: see the crate's own page (`src/lib.rs`). A new one is a function whose first line is
+//! `in_vm!();`, in the file of its subject.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
+mod features;
+mod rt;
+mod tools;
