@@ -17,10 +17,9 @@ fn main() -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (machine, stdin) = (&mut kernel::Linux, &mut io::stdin().lock());
     // Called by a reference plugin's name (a link to this program), it is that plugin.
-    let out = match called().as_deref().and_then(plugins::by_name) {
-        Some(plugin) => cni::serve(plugin.as_ref(), plugins::by_name, machine, &env, stdin, now),
-        None => cni::execute(machine, &env, stdin, now),
-    };
+    let plugin = called().as_deref().and_then(plugins::by_name);
+    let plugin = plugin.as_deref().unwrap_or(&cni::Seaway);
+    let out = cni::serve(plugin, plugins::by_name, machine, &env, stdin, now);
     if !out.stdout.is_empty() {
         // A reader that went away does not make the attachment undone.
         let _ = writeln!(io::stdout().lock(), "{}", out.stdout);

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use types::{Cidr, Family};
 
 use crate::args::{address, is_identifier};
-use crate::fields::{bad, shown};
+use crate::fields::{Fields, bad, shown};
+use crate::result::{CniResult, Dns};
 use crate::{Code, Error, TYPE, Version};
 
 /// Bytes of configuration that are read at most. A GC lists every attachment of the node.
@@ -29,11 +30,11 @@ pub struct NetConf {
     /// `dataDir`.
     pub data_dir: PathBuf,
     /// `dns`: handed on as it is.
-    pub dns: Option<Value>,
+    pub dns: Option<Dns>,
     /// `runtimeConfig.ips`: addresses asked for.
     pub ips: Vec<IpAddr>,
     /// `prevResult`: the answer of the plugin before us.
-    pub prev_result: Option<Map<String, Value>>,
+    pub prev_result: Option<CniResult>,
     /// `cni.dev/valid-attachments`.
     pub valid: Option<Vec<Key>>,
 }
@@ -146,11 +147,11 @@ impl NetConf {
             ("dataDir", v) => return Err(wrong(field, &v, "an absolute path is needed")),
             ("ranges", Value::Array(list)) => self.ranges = ranges(&list)?,
             ("ranges", v) => return Err(wrong(field, &v, "a list of ranges is needed, e.g. [\"10.244.1.0/24\"]")),
-            ("dns", v @ Value::Object(_)) => self.dns = Some(v),
+            ("dns", Value::Object(m)) => self.dns = Some(Dns::read(&Fields::new(&m, "dns"))?),
             ("dns", v) => return Err(wrong(field, &v, "an object is needed")),
             ("runtimeConfig", Value::Object(rc)) => self.runtime_config(&rc)?,
             ("runtimeConfig", v) => return Err(wrong(field, &v, "an object is needed")),
-            ("prevResult", Value::Object(p)) => self.prev_result = Some(p),
+            ("prevResult", Value::Object(p)) => self.prev_result = Some(CniResult::read(&p, "prevResult")?),
             ("prevResult", Value::Null) => {}
             ("prevResult", v) => return Err(wrong(field, &v, "an object is needed")),
             ("cni.dev/valid-attachments", Value::Array(list)) => self.valid = Some(attachments(&list)?),

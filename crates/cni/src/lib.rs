@@ -38,10 +38,10 @@ pub use fields::{Fields, bad};
 pub use gc::{gone, namespace_gone};
 pub use kernel_api::machine::{Machine, Netns};
 pub use observe::{View, differences};
-pub use ops::{Outcome, execute, remove, remove_if_gone, rewire};
+pub use ops::{Seaway, remove, remove_if_gone, rewire};
 pub use reply::{merged, result};
 pub use result::{CniResult, Dns, Interface, Ip, IpNet, RouteConf, route};
-pub use skel::{Context, Plugin, Registry, serve};
+pub use skel::{Context, Outcome, Plugin, Registry, serve};
 pub use version::Version;
 
 /// The plugin's name: the `type` of a configuration and the name of the binary.

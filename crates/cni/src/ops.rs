@@ -5,69 +5,55 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipam::{Journal, Key, KeyLock, Record, Request};
+use ipam::{Journal, Key, KeyLock, PodRef, Record, Request};
 use kernel_api::rt::{RtRequest, SetLink};
 use kernel_api::{RequestError, Rtnetlink, errno};
-use serde_json::Value;
 use types::{Family, OwnedName};
 
-use crate::args::{Call, Command, Env};
-use crate::config::{self, NetConf};
+use crate::args::parse_args;
+use crate::config::NetConf;
 use crate::observe::{View, differences, paired};
 use crate::plan::{self, AddPlan};
-use crate::skel::{has_command, spoken};
-use crate::{Code, Error, Machine, Netns, Version, gc, reply};
+use crate::result::{CniResult, IpNet};
+use crate::skel::{Context, Plugin};
+use crate::{Code, Error, Machine, Netns, gc, reply};
 
-/// What a call leaves on standard output, and whether it went well.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    /// JSON, or nothing.
-    pub stdout: String,
-    /// The process's exit code.
-    pub exit: u8,
-}
+/// Seaway's own plugin: wiring mode `routed`, addresses from the journal.
+pub struct Seaway;
 
-/// One call from environment and standard input to standard output. `now` is seconds since 1970.
-pub fn execute(machine: &mut impl Machine, env: &Env, stdin: &mut dyn io::Read, now: u64) -> Outcome {
-    let mut version = Version::NEWEST;
-    match call(machine, env, stdin, now, &mut version) {
-        Ok(Some(v)) => Outcome { stdout: v.to_string(), exit: 0 },
-        Ok(None) => Outcome { stdout: String::new(), exit: 0 },
-        Err(e) => Outcome { stdout: e.to_json(version), exit: 1 },
+impl Seaway {
+    fn conf<M: Machine>(cx: &Context<'_, M>) -> Result<NetConf, Error> {
+        NetConf::from_object(cx.version, cx.conf.clone())
     }
 }
 
-/// `version` becomes the configuration's as soon as it is known, so that errors are in its form.
-fn call(
-    machine: &mut impl Machine,
-    env: &Env,
-    stdin: &mut dyn io::Read,
-    now: u64,
-    version: &mut Version,
-) -> Result<Option<Value>, Error> {
-    let call = Call::parse(env)?;
-    let object = config::object(&config::read(stdin)?)?;
-    if call.command == Command::Version {
-        return Ok(Some(spoken()));
+impl<M: Machine> Plugin<M> for Seaway {
+    fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
+        let conf = Self::conf(cx)?;
+        let (pod, ips) = parse_args(&cx.call.args)?;
+        let record = add(cx, &conf, pod.as_ref(), &ips)?;
+        Ok(reply::merged(&record, &conf))
     }
-    *version = config::version(&object)?;
-    has_command(*version, call.command)?;
-    let conf = NetConf::from_object(*version, object)?;
-    match (call.command, &call.key) {
-        (Command::Add, Some(key)) => {
-            let record = add(machine, &conf, &call, key, now)?;
-            // A result that cannot be given is a failed ADD: undo it.
-            match reply::merged(&record, &conf) {
-                Ok(v) => Ok(Some(v)),
-                Err(e) => Err(undone(e, remove(machine, &conf.data_dir, key).map(drop))),
-            }
-        }
-        (Command::Del, Some(key)) => remove(machine, &conf.data_dir, key).map(|_| None),
-        (Command::Check, Some(key)) => check(machine, &conf, &call, key).map(|()| None),
-        (Command::Gc, _) => gc::run(machine, &conf).map(|()| None),
-        (Command::Status, _) => status(machine, &conf).map(|()| None),
-        // `Call::parse` gives a key to those that need one.
-        (Command::Version | Command::Add | Command::Del | Command::Check, _) => Ok(None),
+
+    fn del(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
+        let conf = Self::conf(cx)?;
+        parse_args(&cx.call.args)?;
+        remove(cx.machine, &conf.data_dir, cx.key()?).map(drop)
+    }
+
+    fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
+        let conf = Self::conf(cx)?;
+        check(cx, &conf)
+    }
+
+    fn gc(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
+        let conf = Self::conf(cx)?;
+        gc::run(cx.machine, &conf)
+    }
+
+    fn status(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
+        let conf = Self::conf(cx)?;
+        status(cx.machine, &conf)
     }
 }
 
@@ -104,19 +90,24 @@ fn inside<N: Netns>(netns: &N, path: &str) -> Result<N::Rt, Error> {
 }
 
 /// ADD: the record first, so that whatever a crash leaves behind is known; then the kernel.
-fn add<M: Machine>(machine: &mut M, conf: &NetConf, call: &Call, key: &Key, now: u64) -> Result<Record, Error> {
+fn add<M: Machine>(
+    cx: &mut Context<'_, M>,
+    conf: &NetConf,
+    pod: Option<&PodRef>,
+    ips: &[IpAddr],
+) -> Result<Record, Error> {
     let mtu = conf.for_add()?;
-    let path = call.netns.as_deref().unwrap_or_default();
-    let netns = open_netns(machine, path)?;
+    let netns = cx.netns()?;
+    let (path, key, now) = (cx.netns_path(), cx.key()?, cx.now);
     let link = key.link();
     let _lock = KeyLock::take(&conf.data_dir, &link)?;
-    let requested = if conf.ips.is_empty() { &call.ips } else { &conf.ips };
+    let requested = if conf.ips.is_empty() { ips } else { &conf.ips };
     let request = Request {
         key,
         network: &conf.name,
         netns: path,
         inode: netns.inode(),
-        pod: call.pod.as_ref(),
+        pod,
         ranges: &conf.ranges,
         requested,
         mtu,
@@ -127,6 +118,7 @@ fn add<M: Machine>(machine: &mut M, conf: &NetConf, call: &Call, key: &Key, now:
         let mut journal = Journal::open(&conf.data_dir)?;
         (journal.knows(key), journal.allocate(&request)?)
     };
+    let machine = &mut *cx.machine;
     let wired = if known { heal(machine, &record, &netns) } else { wire(machine, &record, &netns) };
     match wired {
         Ok(()) => Ok(record),
@@ -335,35 +327,31 @@ pub(crate) fn delete_link(rt: &mut impl Rtnetlink, link: &OwnedName) -> Result<(
     }
 }
 
-fn check(machine: &mut impl Machine, conf: &NetConf, call: &Call, key: &Key) -> Result<(), Error> {
-    let Some(prev) = &conf.prev_result else {
+fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Error> {
+    let key = cx.key()?.clone();
+    let Some(prev) = &cx.prev else {
         let msg = "invalid network configuration: prevResult is missing: CHECK needs the result of ADD";
         return Err(Error::new(Code::InvalidConfig, msg));
     };
+    let told: Vec<IpNet> = prev.ips.iter().map(|i| i.address).collect();
     let _lock = KeyLock::take(&conf.data_dir, &key.link())?;
-    let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == *key);
+    let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == key);
     let Some(r) = record else {
         return Err(Error::new(Code::UnknownContainer, format!("{key} is not attached to network {}", conf.name)));
     };
-    let path = call.netns.as_deref().unwrap_or_default();
-    let netns = open_netns(machine, path)?;
+    let netns = cx.netns()?;
+    let path = cx.netns_path();
     let mut out = Vec::new();
     if netns.inode() != r.inode {
         out.push(format!("pod: {path} is another network namespace than the one that {key} was added in"));
     }
-    let ips: Vec<&str> = prev
-        .get("ips")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|ip| ip.get("address").and_then(Value::as_str))
-        .collect();
-    for a in &r.addresses {
-        if !ips.contains(&format!("{a}/{}", Family::of(*a).bits()).as_str()) {
-            out.push(format!("prevResult.ips lacks {a}, which the record has"));
+    for &addr in &r.addresses {
+        if !told.contains(&IpNet { addr, len: Family::of(addr).bits() }) {
+            out.push(format!("prevResult.ips lacks {addr}, which the record has"));
         }
     }
-    out.extend(differences(&r, &View::of(&mut host(machine)?)?, &View::of(&mut inside(&netns, path)?)?));
+    let inside = View::of(&mut inside(&netns, path)?)?;
+    out.extend(differences(&r, &View::of(&mut cx.host()?)?, &inside));
     if out.is_empty() {
         return Ok(());
     }

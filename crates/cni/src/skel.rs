@@ -10,7 +10,16 @@ use crate::args::{Call, Command, Env};
 use crate::config;
 use crate::fields::{Fields, bad};
 use crate::result::CniResult;
-use crate::{Code, Error, Outcome, Version};
+use crate::{Code, Error, Version};
+
+/// What a call leaves on standard output, and whether it went well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// JSON, or nothing.
+    pub stdout: String,
+    /// The process's exit code.
+    pub exit: u8,
+}
 
 /// A plugin's verbs. Any may be called at any time, together with others, again, or after a crash in the middle.
 pub trait Plugin<M: Machine> {
@@ -72,16 +81,16 @@ pub struct Context<'a, M: Machine> {
     pub registry: Registry<M>,
 }
 
-impl<M: Machine> Context<'_, M> {
+impl<'a, M: Machine> Context<'a, M> {
     /// The configuration's fields.
     #[must_use]
-    pub fn fields(&self) -> Fields<'_> {
+    pub fn fields(&self) -> Fields<'a> {
         Fields::new(self.conf, "")
     }
 
     /// The network's name.
     #[must_use]
-    pub fn network(&self) -> &str {
+    pub fn network(&self) -> &'a str {
         self.conf.get("name").and_then(Value::as_str).unwrap_or_default()
     }
 
@@ -89,7 +98,7 @@ impl<M: Machine> Context<'_, M> {
     ///
     /// # Errors
     /// Code 4 in a GC or STATUS, which have none.
-    pub fn key(&self) -> Result<&Key, Error> {
+    pub fn key(&self) -> Result<&'a Key, Error> {
         let says = "invalid environment: CNI_CONTAINERID and CNI_IFNAME are needed";
         self.call.key.as_ref().ok_or_else(|| Error::new(Code::InvalidEnvironment, says))
     }
@@ -104,7 +113,7 @@ impl<M: Machine> Context<'_, M> {
 
     /// The path of the container's namespace as it was given.
     #[must_use]
-    pub fn netns_path(&self) -> &str {
+    pub fn netns_path(&self) -> &'a str {
         self.call.netns.as_deref().unwrap_or_default()
     }
 

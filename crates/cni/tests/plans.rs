@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use cni::{View, plan};
-use common::{Mock, POD, dual, env, golden, record};
+use common::{Mock, POD, dual, env, execute, golden, record};
 use ipam::Record;
 use kernel_api::errno;
 use kernel_api::rt::{Address, Link, LinkKind, Neighbour, NetnsFd, NewLinkKind, Route, RtRequest};
@@ -67,7 +67,7 @@ fn a_refusal_at_any_request_undoes_everything_and_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let mut m = Mock::default();
         m.0.borrow_mut().refuse = Some((n, errno::ENOBUFS));
-        let r = cni::execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
+        let r = execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
         assert_eq!(r.exit, 1, "request {n}: {}", r.stdout);
         assert!(r.stdout.contains("No buffer space") && r.stdout.contains("\"code\":100"), "{}", r.stdout);
         let log = m.0.borrow();
@@ -84,7 +84,7 @@ fn ipv6_is_switched_on_where_a_runtime_switched_it_off() {
     let mut m = Mock::default();
     let first_pod_request_of_v6 = 1 + 2;
     m.0.borrow_mut().refuse = Some((first_pod_request_of_v6, errno::EACCES));
-    let r = cni::execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
+    let r = execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
     assert_eq!(r.exit, 0, "{}", r.stdout);
     assert_eq!(m.0.borrow().sysctls, ["net/ipv6/conf/eth0/disable_ipv6 = 0"]);
 }
@@ -94,7 +94,7 @@ fn add_answers_when_the_kernel_delivers() {
     let dir = tempfile::tempdir().unwrap();
     let mut m = Mock::default();
     m.0.borrow_mut().late = 30;
-    let r = cni::execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
+    let r = execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
     assert_eq!((r.exit, m.0.borrow().looked), (0, 31), "{}", r.stdout);
 }
 
@@ -103,7 +103,7 @@ fn the_record_is_written_before_the_link_and_removed_after_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut m = Mock::default();
     let call =
-        |m: &mut Mock, command| cni::execute(m, &env(command, "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
+        |m: &mut Mock, command| execute(m, &env(command, "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
     assert_eq!(call(&mut m, "ADD").exit, 0);
     assert_eq!(ipam::read(dir.path()).unwrap().len(), 1);
     // The link cannot be deleted: the record stays, so that somebody comes back for both.
@@ -126,7 +126,7 @@ fn the_record_is_written_before_the_link_and_removed_after_it() {
 fn a_del_leaves_no_directory_behind() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("ipam");
-    let r = cni::execute(&mut Mock::default(), &env("DEL", "c1", "", "eth0"), &mut conf(&missing).as_bytes(), 1);
+    let r = execute(&mut Mock::default(), &env("DEL", "c1", "", "eth0"), &mut conf(&missing).as_bytes(), 1);
     assert_eq!((r.exit, r.stdout.as_str()), (0, ""));
     assert!(!missing.exists());
 }

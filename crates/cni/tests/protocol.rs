@@ -7,12 +7,12 @@ mod common;
 use std::fmt::Write;
 
 use cni::{Call, ConflistSpec, Env, NetConf, Version};
-use common::{Mock, dual, env, golden, record};
+use common::{Mock, dual, env, execute, golden, record};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn run(e: &Env, stdin: &str) -> cni::Outcome {
-    cni::execute(&mut Mock::default(), e, &mut stdin.as_bytes(), 1_700_000_000)
+    execute(&mut Mock::default(), e, &mut stdin.as_bytes(), 1_700_000_000)
 }
 
 /// Indented, for a reviewer.
@@ -26,10 +26,10 @@ fn pretty(text: &str) -> String {
 
 #[test]
 fn results_of_every_version() {
-    let dns = json!({"nameservers": ["10.96.0.10"]});
+    let dns = cni::Dns { nameservers: vec!["10.96.0.10".into()], ..cni::Dns::default() };
     let mut out = String::new();
     for v in Version::ALL {
-        writeln!(out, "# {v}\n{:#}", cni::result(&dual(), v, Some(&dns))).unwrap();
+        writeln!(out, "# {v}\n{:#}", cni::result(&dual(), Some(&dns)).write(v)).unwrap();
     }
     golden("results.txt", &out);
 }
@@ -47,7 +47,7 @@ fn results_after_another_plugin() {
         });
         let conf = conf(&json!({"prevResult": prev, "cniVersion": v.as_str()}));
         let conf = NetConf::parse(conf.as_bytes()).unwrap();
-        writeln!(out, "# {v}\n{:#}", cni::merged(&record("c1", &["10.244.1.2"]), &conf).unwrap()).unwrap();
+        writeln!(out, "# {v}\n{:#}", cni::merged(&record("c1", &["10.244.1.2"]), &conf).write(v)).unwrap();
     }
     golden("chained.txt", &out);
 }
@@ -287,7 +287,7 @@ proptest! {
             }
         }
         if let Ok(conf) = NetConf::parse(c.to_string().as_bytes()) {
-            let _ = cni::merged(&dual(), &conf);
+            let _ = cni::merged(&dual(), &conf).write(conf.version);
         }
     }
 }

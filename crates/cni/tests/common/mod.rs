@@ -150,3 +150,8 @@ pub fn golden(name: &str, have: &str) {
     let want = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(want == have, "{} differs from what it should be; this is what is:\n{have}", path.display());
 }
+
+/// One call of seaway-cni with no other plugin at hand.
+pub fn execute(m: &mut Mock, env: &Env, stdin: &mut dyn std::io::Read, now: u64) -> cni::Outcome {
+    cni::serve(&cni::Seaway, |_| None, m, env, stdin, now)
+}
