@@ -122,10 +122,10 @@ impl World {
 pub fn cluster(families: FamilySet) -> NodeIntent {
     let mut i = NodeIntent::empty(node_name(0));
     i.families = families;
-    i.masquerade = true;
     for f in families.iter() {
         i.addresses.insert(node_addr(f, 0));
         i.pod_cidrs.push(pod_cidr(f, 0));
+        i.masqueraded.insert(pod_cidr(f, 0));
         let whole: Cidr = if f == Family::V4 { "10.244.0.0/16" } else { "fd00:10:244::/48" }.parse().unwrap();
         i.cluster_cidrs.insert(whole);
     }
