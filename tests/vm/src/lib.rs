@@ -18,7 +18,7 @@
 //! inside, with what it printed there. So `cargo test -p seaway-tests-vm links::` is one boot and those tests.
 //!
 //! Inside, every test is a process of its own in fresh network, mount and PID namespaces, as root, with loopback up: what
-//! it leaves behind ends with it. It has [`TEST_LIMIT`]. The tools of [`image::TOOLS`] are in PATH, kernel modules are loaded on demand as
+//! it leaves behind ends with it. It has [`TEST_LIMIT`] of time. The tools of [`image::TOOLS`] are in PATH, kernel modules are loaded on demand as
 //! on any host (`ip link add ... type vrf` finds its module), our own programs are in [`PROGRAMS`]. /tmp and /run are
 //! memory.
 
@@ -37,8 +37,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use wire::{Event, Outcome};
 
-/// How long one test may take inside.
+/// How long one test may take inside, unless [`LIMIT`] says another time.
 pub const TEST_LIMIT: Duration = Duration::from_secs(60);
+/// A variable of the environment, outside: seconds that one test may take.
+pub const LIMIT: &str = "SEAWAY_VM_TEST_SECONDS";
 /// How long the machine may take from power on to the first test. It takes 3 s; a busy machine is slower.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// Where our own programs are inside.
@@ -61,6 +63,13 @@ macro_rules! in_vm {
             return vm.report($crate::name_of(&here));
         }
     };
+}
+
+/// How long one test may take: what [`LIMIT`] says, else [`TEST_LIMIT`]. Inside it is the kernel that hands the variable
+/// on to its first process.
+#[must_use]
+pub fn test_limit() -> Duration {
+    std::env::var(LIMIT).ok().and_then(|s| s.parse().ok()).map_or(TEST_LIMIT, Duration::from_secs)
 }
 
 /// Whether this process runs in the machine.

@@ -13,7 +13,7 @@ use kernel::Spawn;
 
 use crate::debian::{Kernel, tool};
 use crate::wire::{Decoder, Event};
-use crate::{BOOT_LIMIT, TEST_LIMIT};
+use crate::{BOOT_LIMIT, LIMIT, test_limit};
 
 /// MiB.
 const MEMORY: &str = "768";
@@ -96,7 +96,11 @@ fn start(accel: &str, console: &Path, cache: &Path, kernel: &Kernel, initramfs: 
     let program = tool(program, package)?;
     let _ = std::fs::remove_file(console);
     // A panic reboots, a reboot ends qemu.
-    let append = format!("console={port} quiet loglevel=4 panic=-1 oops=panic mitigations=off random.trust_cpu=on");
+    // The last words are the environment of the first process.
+    let append = format!(
+        "console={port} quiet loglevel=4 panic=-1 oops=panic mitigations=off random.trust_cpu=on {LIMIT}={}",
+        test_limit().as_secs()
+    );
     let console_port = format!("file:{}", console.display());
     let errors = File::create(cache.join("qemu.log")).context("make qemu.log")?;
     let child = Spawn::new(program)
@@ -143,7 +147,7 @@ fn listen(mut machine: Machine, boot: Duration, on_event: &mut dyn FnMut(Event))
         };
         for event in decoder.push(&got) {
             // The machine itself ends a test that takes too long; it gets time to say so.
-            limit = TEST_LIMIT + Duration::from_secs(30);
+            limit = test_limit() + Duration::from_secs(30);
             since = Instant::now();
             match &event {
                 Event::Ready { .. } => doing = "ready".into(),
@@ -168,4 +172,49 @@ fn tail(file: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().map(|l| l.trim_end_matches('\r')).collect();
     if all.is_empty() { "(nothing)".into() } else { all[all.len().saturating_sub(lines)..].join("\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A "machine" that is a shell.
+    fn shell(script: &str) -> Machine {
+        let out = Spawn::new("sh").args(["-c", script]).stdout(Stdio::piped()).die_with_parent().spawn();
+        Machine(out.unwrap())
+    }
+
+    fn heard(script: &str) -> (Vec<Event>, String) {
+        let mut events = Vec::new();
+        let r = listen(shell(script), Duration::from_millis(300), &mut |e| events.push(e));
+        (events, r.err().map(|e| format!("{e:#}")).unwrap_or_default())
+    }
+
+    #[test]
+    fn silence_an_early_end_and_giving_up_are_errors() {
+        let (events, e) = heard("sleep 100");
+        assert_eq!((events.len(), e.as_str()), (0, "boot: nothing for 0 s"));
+        let (events, e) = heard("echo seaway-vm ready 6.1; echo seaway-vm start a::b; exit 3");
+        assert_eq!((events.len(), e.as_str()), (2, "a::b: it ended (exit status: 3)"));
+        let (_, e) = heard("echo seaway-vm broken no port; sleep 100");
+        assert_eq!(e, "its first process gave up: no port");
+        let (events, e) = heard("echo seaway-vm ready 6.1; echo seaway-vm end; sleep 100");
+        assert_eq!((events.len(), e.as_str()), (1, ""));
+    }
+
+    #[test]
+    fn a_machine_ends_with_its_holder() {
+        let m = shell("sleep 100");
+        let pid = m.0.id();
+        drop(m);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn the_console_is_cut_to_its_last_lines() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(tail(file.path(), 2), "(nothing)");
+        std::fs::write(file.path(), "a\r\nb\nc\n").unwrap();
+        assert_eq!(tail(file.path(), 2), "b\nc");
+    }
 }

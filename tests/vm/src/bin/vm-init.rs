@@ -15,7 +15,7 @@ use kernel_api::rt::{RtRequest, SetLink};
 use rustix::mount::{MountFlags, mount};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use vm::wire::{Event, LONGEST_OUTPUT, Outcome};
-use vm::{BINARY, INSIDE, LIST, PROGRAMS, TEST_LIMIT};
+use vm::{BINARY, INSIDE, LIST, PROGRAMS, test_limit};
 
 /// What a test prints goes here.
 const OUTPUT: &str = "/run/output";
@@ -101,7 +101,7 @@ fn test(name: &str) -> Result<(bool, Vec<u8>)> {
         .stderr(out)
         .spawn()
         .context("start the test")?;
-    let ended = kernel::process::wait_for_end(child.id(), TEST_LIMIT)?;
+    let ended = kernel::process::wait_for_end(child.id(), test_limit())?;
     if !ended {
         // Its namespace, with all that it started, ends with it.
         child.kill()?;
@@ -109,7 +109,7 @@ fn test(name: &str) -> Result<(bool, Vec<u8>)> {
     let status = child.wait()?;
     let mut output = output()?;
     if !ended {
-        output.extend(format!("\nended after {} s\n", TEST_LIMIT.as_secs()).into_bytes());
+        output.extend(format!("\nended after {} s\n", test_limit().as_secs()).into_bytes());
     } else if status.code() == Some(0) && !contains(&output, b"test result: ok. 1 passed") {
         bail!("the test binary did not run it: {}", String::from_utf8_lossy(&output));
     }
