@@ -1,0 +1,134 @@
+//! Programs: Debian's, ours, and those that Debian does not have, built from their released Go modules.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Where Debian's containernetworking-plugins puts the reference plugins.
+pub const REFERENCE: &str = "/usr/lib/cni";
+
+/// A program of Debian's.
+///
+/// # Panics
+/// When it is missing: says which package has it.
+#[must_use]
+pub fn debian(program: &str, package: &str) -> PathBuf {
+    let dirs = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", REFERENCE];
+    dirs.iter()
+        .map(|d| Path::new(d).join(program))
+        .find(|p| p.is_file())
+        .unwrap_or_else(|| panic!("{program} is missing: apt-get install --no-install-recommends {package}"))
+}
+
+/// The directory of the profile that this test was built with: `target/debug`.
+fn profile() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    // target/debug/deps/test-hash
+    test.parent().unwrap().parent().unwrap().to_owned()
+}
+
+/// One of the project's own programs, built by the same cargo into the same directory as this test.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn ours(package: &str) -> PathBuf {
+    let dir = profile();
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "-q", "--locked", "-p", package]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.env("CARGO_TARGET_DIR", dir.parent().unwrap());
+    if dir.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "cargo build -p {package} failed");
+    let program = dir.join(package);
+    assert!(program.is_file(), "{} was not built", program.display());
+    program
+}
+
+/// The plugin.
+#[must_use]
+pub fn plugin() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| ours("seaway-cni"))
+}
+
+/// A command of a released Go module.
+#[derive(Debug, Clone, Copy)]
+pub struct Go {
+    module: &'static str,
+    version: &'static str,
+    /// Below the module.
+    commands: &'static [&'static str],
+    tags: &'static str,
+}
+
+/// The reference client of the specification.
+pub const CNITOOL: Go =
+    Go { module: "github.com/containernetworking/cni", version: "v1.3.1", commands: &["cnitool"], tags: "" };
+/// The client of the container runtime interface.
+pub const CRICTL: Go = Go { module: "sigs.k8s.io/cri-tools", version: "v1.36.0", commands: &["cmd/crictl"], tags: "" };
+/// A containerd whose libcni speaks 1.1.0.
+pub const CONTAINERD: Go = Go {
+    module: "github.com/containerd/containerd/v2",
+    version: "v2.2.9",
+    commands: &["cmd/containerd", "cmd/containerd-shim-runc-v2", "cmd/ctr"],
+    tags: "no_btrfs,no_devmapper,no_zfs,no_aufs",
+};
+/// Reference plugins that speak 1.1.0.
+pub const PLUGINS: Go = Go {
+    module: "github.com/containernetworking/plugins",
+    version: "v1.9.1",
+    commands: &[
+        "plugins/main/bridge",
+        "plugins/main/ptp",
+        "plugins/ipam/host-local",
+        "plugins/meta/portmap",
+        "plugins/meta/bandwidth",
+        "plugins/meta/firewall",
+        "plugins/meta/tuning",
+        "plugins/meta/sbr",
+    ],
+    tags: "",
+};
+
+impl Go {
+    /// The directory with its commands; built once, kept below the target directory.
+    ///
+    /// # Panics
+    /// When it does not build.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        let cache = profile().parent().unwrap().join("interop");
+        let name = self.module.trim_end_matches("/v2").rsplit('/').next().unwrap();
+        let done = cache.join(format!("{name}-{}", self.version));
+        if done.is_dir() {
+            return done;
+        }
+        let (module, out) = (cache.join(format!("{name}.mod")), cache.join(format!("{name}.new")));
+        for d in [&module, &out] {
+            let _ = fs::remove_dir_all(d);
+            fs::create_dir_all(d).unwrap();
+        }
+        // A module of our own that requires theirs, so that their go.mod is taken as it was released.
+        let text = format!("module interop\n\ngo 1.24.0\n\nrequire {} {}\n", self.module, self.version);
+        fs::write(module.join("go.mod"), text).unwrap();
+        eprintln!("building {}@{} (once)", self.module, self.version);
+        let mut c = Command::new("go");
+        c.current_dir(&module).env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false").env("GOTOOLCHAIN", "local");
+        c.args(["build", "-mod=mod", "-trimpath", "-ldflags", "-s -w", "-tags", self.tags, "-o"]);
+        c.arg(&out).args(self.commands.iter().map(|p| format!("{}/{p}", self.module)));
+        let built = c.output().unwrap_or_else(|e| panic!("go: {e}: install Go 1.26 or newer (https://go.dev/dl)"));
+        assert!(built.status.success(), "{}: {}", self.module, String::from_utf8_lossy(&built.stderr));
+        fs::rename(&out, &done).unwrap();
+        let _ = fs::remove_dir_all(&module);
+        done
+    }
+
+    /// One of its commands.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+}
