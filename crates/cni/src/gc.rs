@@ -5,16 +5,16 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use ipam::{Journal, KeyLock, Record};
+use ipam::{Journal, Record};
 use kernel_api::Rtnetlink;
 use types::OwnedName;
 
 use crate::config::NetConf;
-use crate::ops::{delete_link, remove};
+use crate::ops::{delete_link, lock, remove};
 use crate::{Code, Error, Machine};
 
 /// Removes every attachment of this network that the runtime does not list as valid, every host end that belongs to no
-/// attachment, and the lock files of processes that died.
+/// attachment.
 ///
 /// One data directory serves one network namespace: host ends are recognised by their name, and one without a record
 /// there is taken for left over.
@@ -41,7 +41,7 @@ pub(crate) fn run(machine: &mut impl Machine, conf: &NetConf) -> Result<(), Erro
     let kept: BTreeSet<_> = records.iter().map(|r| r.link.clone()).chain(valid.iter().map(|k| k.link())).collect();
     for link in links.iter().filter(|l| !kept.contains(*l)) {
         let orphan = || {
-            let _lock = KeyLock::take(dir, link)?;
+            let _lock = lock(machine, dir, link)?;
             // Perhaps an ADD of the same name came since.
             if ipam::read(dir)?.iter().any(|r| r.link == *link) { Ok(()) } else { Ok(delete_link(&mut rt, link)?) }
         };
@@ -49,7 +49,6 @@ pub(crate) fn run(machine: &mut impl Machine, conf: &NetConf) -> Result<(), Erro
         failed.extend(result.err());
     }
     if dir.exists() {
-        failed.extend(ipam::stray_key_locks(dir).err().map(Into::into));
         match Journal::open_existing(dir) {
             Ok(Some(mut j)) => j.remove_strays(),
             Ok(None) => {}

@@ -81,6 +81,11 @@ pub(crate) fn open_netns<M: Machine>(machine: &mut M, path: &str) -> Result<M::N
     Ok(netns)
 }
 
+/// The attachment's lock: see [`KeyLock`].
+pub(crate) fn lock(machine: &mut impl Machine, dir: &Path, link: &OwnedName) -> Result<KeyLock, Error> {
+    Ok(KeyLock::take(dir, link, |file, at| machine.lock(file, at))?)
+}
+
 pub(crate) fn host<M: Machine>(machine: &mut M) -> Result<<M::Netns as Netns>::Rt, Error> {
     machine.host().map_err(|e| Error::new(Code::Kernel, format!("open rtnetlink in the node's namespace: {e}")))
 }
@@ -100,7 +105,7 @@ fn add<M: Machine>(
     let netns = cx.netns()?;
     let (path, key, now) = (cx.netns_path(), cx.key()?, cx.now);
     let link = key.link();
-    let _lock = KeyLock::take(&conf.data_dir, &link)?;
+    let _lock = lock(cx.machine, &conf.data_dir, &link)?;
     let requested = if conf.ips.is_empty() { ips } else { &conf.ips };
     let request = Request {
         key,
@@ -272,7 +277,7 @@ fn heal<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(),
 /// # Errors
 /// Code 3 when the pod's namespace is gone; otherwise what failed.
 pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), Error> {
-    let _lock = KeyLock::take(dir, &key.link())?;
+    let _lock = lock(machine, dir, &key.link())?;
     // Looked up under the lock: a DEL may just have removed it.
     let record = ipam::read(dir)?.into_iter().find(|r| r.key == *key);
     let Some(record) = record else {
@@ -293,7 +298,7 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
 /// When the kernel refuses, or the journal cannot be read or written.
 pub fn remove(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<Option<Record>, Error> {
     // Without a directory nothing was ever added; a DEL leaves none behind.
-    let _lock = if dir.exists() { Some(KeyLock::take(dir, &key.link())?) } else { None };
+    let _lock = if dir.exists() { Some(lock(machine, dir, &key.link())?) } else { None };
     remove_locked(machine, dir, key)
 }
 
@@ -304,7 +309,7 @@ pub fn remove(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<Optio
 /// # Errors
 /// As [`remove`].
 pub fn remove_if_gone(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<bool, Error> {
-    let _lock = KeyLock::take(dir, &key.link())?;
+    let _lock = lock(machine, dir, &key.link())?;
     match ipam::read(dir)?.iter().find(|r| r.key == *key) {
         Some(r) if gc::namespace_gone(r) => remove_locked(machine, dir, key).map(|r| r.is_some()),
         _ => Ok(false),
@@ -334,7 +339,7 @@ fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Erro
         return Err(Error::new(Code::InvalidConfig, msg));
     };
     let told: Vec<IpNet> = prev.ips.iter().map(|i| i.address).collect();
-    let _lock = KeyLock::take(&conf.data_dir, &key.link())?;
+    let _lock = lock(cx.machine, &conf.data_dir, &key.link())?;
     let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == key);
     let Some(r) = record else {
         return Err(Error::new(Code::UnknownContainer, format!("{key} is not attached to network {}", conf.name)));

@@ -20,9 +20,7 @@ pub const METRIC_V6: u32 = 1024;
 /// The pod end's hardware address: the digits of the host end's name, so that it needs no record.
 #[must_use]
 pub fn pod_mac(link: &OwnedName) -> Mac {
-    let digits = &link.as_str()[link.as_str().len().saturating_sub(12)..];
-    let bits = u64::from_str_radix(digits, 16).unwrap_or(1);
-    let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
+    let [_, _, a, b, c, d, e, f] = link.digits().to_be_bytes();
     let mac = Mac::local([a, b, c, d, e, f]);
     if mac == HOST_MAC { Mac([0xee, 0xee, 0xee, 0xee, 0xee, 0xef]) } else { mac }
 }

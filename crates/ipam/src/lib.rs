@@ -10,7 +10,7 @@
 //!   id), `A` an attachment added, `D` one removed, `X` an `A` that was removed in place because the disk had no room
 //!   for a `D`, `L` the addresses given out last (after a compaction). The CRC is CRC-32 (IEEE 802.3) of kind and JSON.
 //! - `lock`: an empty file; `flock` on it guards the journal. Locks die with their process.
-//! - `keys/`: one empty file per attachment being worked on right now, `flock`ed by who does.
+//! - `busy`: an empty file; a byte of it is locked for each attachment that is being worked on right now.
 //!
 //! # What survives what
 //! A record is one `write`; kill -9 cannot tear what the kernel has taken, and the page cache outlives the process, so
@@ -32,7 +32,7 @@ pub use alloc::{Usage, usable};
 pub use check::{Fault, Report, check, repair};
 pub use error::IpamError;
 pub use journal::{Journal, Request, boot_id, parse, read};
-pub use lock::{KeyLock, stray_key_locks};
+pub use lock::KeyLock;
 pub use record::{Key, PodRef, Record};
 
 /// Where the journal is unless the configuration says otherwise. On a tmpfs on every distribution with systemd.

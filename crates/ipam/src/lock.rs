@@ -2,8 +2,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 use types::OwnedName;
@@ -12,80 +12,38 @@ use crate::IpamError;
 
 /// Held while an attachment is being made, checked or removed; released on drop and by the death of the process.
 ///
-/// The file is removed while it is still held. Who waited on the removed file notices that the path no longer leads to
-/// it and starts over, so two holders never exist and no file stays behind.
+/// It is one byte of the file `busy`, which is always empty and stays: making a file for each would cost more than most
+/// of an ADD, would fail on a full disk when a pod wants to go, and would leave files behind whoever is killed.
 #[derive(Debug)]
 pub struct KeyLock {
-    path: PathBuf,
     _file: File,
 }
 
 impl KeyLock {
-    /// Waits for the lock of the attachment whose host end is `link`. Makes `dir` when it is missing.
+    /// Waits for the lock of the attachment whose host end is `link`. Makes `dir` when it is missing. `lock` waits until
+    /// it alone holds one byte of a file, until the file is closed: an open file description lock (`F_OFD_SETLKW`,
+    /// fcntl(2)), so that threads exclude each other as well.
     ///
     /// # Errors
-    /// When the lock file cannot be made.
-    pub fn take(dir: &Path, link: &OwnedName) -> Result<Self, IpamError> {
-        let keys = dir.join("keys");
-        let path = keys.join(link.as_str());
-        loop {
-            let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-            let file = match open() {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    make_dir(&keys)?;
-                    open()
-                }
-                r => r,
+    /// When the file cannot be opened or locked.
+    pub fn take(
+        dir: &Path,
+        link: &OwnedName,
+        lock: impl FnOnce(&File, u64) -> io::Result<()>,
+    ) -> Result<Self, IpamError> {
+        let path = dir.join("busy");
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = match open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                make_dir(dir)?;
+                open()
             }
-            .map_err(|e| IpamError::io("create lock file", &path, e))?;
-            lock(&file, FlockOperation::LockExclusive).map_err(|e| IpamError::io("lock", &path, e))?;
-            let same = match (file.metadata(), fs::metadata(&path)) {
-                (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
-                _ => false,
-            };
-            if same {
-                return Ok(Self { path, _file: file });
-            }
+            r => r,
         }
+        .map_err(|e| IpamError::io("open lock file", &path, e))?;
+        lock(&file, link.digits()).map_err(|e| IpamError::io("lock", &path, e))?;
+        Ok(Self { _file: file })
     }
-}
-
-impl Drop for KeyLock {
-    fn drop(&mut self) {
-        // Fails only when the directory was taken away or became read-only; then there is nothing to tidy.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Removes the lock files of processes that died; gives their names. Files in use are left alone.
-///
-/// # Errors
-/// When the directory cannot be read.
-pub fn stray_key_locks(dir: &Path) -> Result<Vec<String>, IpamError> {
-    let keys = dir.join("keys");
-    let entries = match fs::read_dir(&keys) {
-        Ok(e) => e,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(IpamError::io("read directory", &keys, e)),
-    };
-    let mut out = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| IpamError::io("read directory", &keys, e))?;
-        let Ok(file) = File::open(entry.path()) else { continue };
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            continue;
-        }
-        // As in `KeyLock::drop`: removed while held.
-        let same = match (file.metadata(), fs::metadata(entry.path())) {
-            (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
-            _ => false,
-        };
-        if same && fs::remove_file(entry.path()).is_ok() {
-            out.push(entry.file_name().to_string_lossy().into_owned());
-        }
-    }
-    out.sort();
-    Ok(out)
 }
 
 /// `flock`, again after a signal.

@@ -1,5 +1,6 @@
 //! The machine's namespaces, for code that works in two of them at once: a pod's and the node's.
 
+use std::fs::File;
 use std::io;
 use std::net::Ipv6Addr;
 
@@ -22,6 +23,13 @@ pub trait Machine {
     /// # Errors
     /// `NotFound` when nothing is there, `InvalidInput` when it is no network namespace.
     fn open(&mut self, path: &str) -> io::Result<Self::Netns>;
+
+    /// Waits until nobody else holds byte `at` (below 2^63) of `file`, which is open for writing, and holds it until
+    /// every copy of the descriptor is closed: an open file description lock (`F_OFD_SETLKW`, fcntl(2)).
+    ///
+    /// # Errors
+    /// When the file system has no locks.
+    fn lock(&mut self, file: &File, at: u64) -> io::Result<()>;
 }
 
 /// An open network namespace.

@@ -1,13 +1,15 @@
 //! The whole machine behind one value: what works in two namespaces at once opens them here.
 
+use std::fs::File;
 use std::io;
 use std::net::Ipv6Addr;
+use std::os::fd::AsFd;
 
 use kernel_api::machine::{Machine, Netns as Opened};
 use kernel_api::rt::NetnsFd;
 use kernel_api::{RequestError, Sysctl};
 
-use crate::{Netns, Rt, Sysctls};
+use crate::{Netns, Rt, Sysctls, sys};
 
 /// The machine itself.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,6 +22,9 @@ impl Machine for Linux {
     }
     fn open(&mut self, path: &str) -> io::Result<Netns> {
         Netns::open(path)
+    }
+    fn lock(&mut self, file: &File, at: u64) -> io::Result<()> {
+        sys::lock_byte(file.as_fd(), at)
     }
 }
 

@@ -8,7 +8,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use common::{fresh, name, veth};
-use kernel::{Netns, Rt, Sysctls};
+use kernel::{Linux, Netns, Rt, Sysctls};
+use kernel_api::machine::Machine as _;
 use kernel_api::{Sysctl as _, errno};
 
 /// Removes what a failed test leaves.
@@ -113,4 +114,29 @@ fn sysctls_of_links_and_those_that_are_not_there() {
             assert!(s.set(bad, "1").is_err(), "{bad:?}");
         }
     });
+}
+
+#[test]
+fn one_holder_per_byte_of_a_file() {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let open = || std::fs::OpenOptions::new().write(true).open(file.path()).unwrap();
+    // Another byte is nobody's business; the far end of what a lock may name is taken.
+    let other = open();
+    Linux.lock(&other, (1 << 48) - 1).unwrap();
+    let inside = AtomicUsize::new(0);
+    std::thread::scope(|s| {
+        for _ in 0..8 {
+            s.spawn(|| {
+                for _ in 0..50 {
+                    let mine = open();
+                    Linux.lock(&mine, 7).unwrap();
+                    assert_eq!(inside.fetch_add(1, SeqCst), 0);
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, SeqCst);
+                }
+            });
+        }
+    });
+    assert_eq!(file.as_file().metadata().unwrap().len(), 0);
 }

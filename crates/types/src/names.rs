@@ -101,6 +101,13 @@ impl OwnedName {
         !self.0.as_str().starts_with(VXLAN_LINK_PREFIX)
     }
 
+    /// The number at the end of a pod link's name: below 2^48, different for different names.
+    #[must_use]
+    pub fn digits(&self) -> u64 {
+        let name = self.as_str();
+        u64::from_str_radix(name.get(name.len().saturating_sub(12)..).unwrap_or_default(), 16).unwrap_or(1)
+    }
+
     /// The name.
     #[must_use]
     pub fn name(&self) -> &IfName {

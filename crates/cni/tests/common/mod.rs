@@ -48,6 +48,9 @@ impl Machine for Mock {
             _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
+    fn lock(&mut self, _: &std::fs::File, _: u64) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Netns for MockNetns {

@@ -22,6 +22,8 @@ const ERR_ATTR_MSG: u16 = 1;
 const PATIENCE_S: i64 = 20;
 /// Wanted receive buffer in bytes; the kernel doubles it.
 const RECEIVE_BUFFER: i32 = 4 << 20;
+/// Bytes that one datagram may have before the buffer grows; the kernel's replies to dumps have at most half.
+const RECEIVE: usize = 64 << 10;
 /// How often an interrupted dump is tried again.
 const DUMP_TRIES: usize = 20;
 /// A reply larger than this is refused rather than held (the kernel's own bound on one is 64 KiB per attribute).
@@ -73,7 +75,7 @@ impl Socket {
             let _ = sys::set_option(s, libc::SOL_NETLINK, option, 1);
         }
         sys::set_receive_timeout(s, PATIENCE_S)?;
-        let socket = Self { fd, port, seq: 0, buf: vec![0; 64 << 10] };
+        let socket = Self { fd, port, seq: 0, buf: Vec::with_capacity(RECEIVE) };
         socket.receive_buffer(RECEIVE_BUFFER);
         Ok(socket)
     }
@@ -131,11 +133,11 @@ impl Socket {
                 Ok((_, port)) if port != 0 => {}
                 Ok((n, _)) if n > self.buf.len() => {
                     if n <= LARGEST_REPLY {
-                        self.buf.resize(n.next_power_of_two(), 0);
+                        self.buf.reserve(n.next_power_of_two() - self.buf.len());
                     }
                     return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
                 }
-                Ok((n, _)) => return Ok(Some(self.buf.get(..n).unwrap_or(&[]))),
+                Ok(_) => return Ok(Some(&self.buf)),
                 Err(e) if !wait && e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(e) => return Err(e),
             }
@@ -276,7 +278,7 @@ mod tests {
     fn a_buffer_too_small_grows_and_the_dump_is_tried_again() {
         let ns = crate::Netns::new().unwrap();
         let mut s = ns.run(|| Socket::open(libc::NETLINK_ROUTE).unwrap()).unwrap();
-        s.buf = vec![0; 32];
+        s.buf = Vec::with_capacity(32);
         let mut tries = 0;
         let found = s
             .dump(
@@ -290,7 +292,7 @@ mod tests {
             )
             .unwrap();
         assert_eq!(found.len(), 1, "the loopback");
-        assert!(tries > 1 && s.buf.len() > 32);
+        assert!(tries > 1 && s.buf.capacity() > 32);
     }
 
     #[test]

@@ -110,26 +110,29 @@ pub(crate) fn send(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     again(|| check_len(unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), 0) }))
 }
 
-/// Receives one datagram; returns its true length, which exceeds the buffer's when it was cut (`MSG_TRUNC`), and the
-/// sender's port id (0 is the kernel).
-pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8], wait: bool) -> io::Result<(usize, u32)> {
+/// Receives one datagram into `buf`, as much of it as `buf` has room for; returns its true length, which exceeds
+/// `buf.len()` when it was cut (`MSG_TRUNC`), and the sender's port id (0 is the kernel).
+pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut Vec<u8>, wait: bool) -> io::Result<(usize, u32)> {
     let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
+    buf.clear();
     // SAFETY: sockaddr_nl is plain integers, for which zero is valid.
     let mut addr: libc::sockaddr_nl = unsafe { mem::zeroed() };
     let mut alen = mem::size_of::<libc::sockaddr_nl>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most buf.len() bytes of data and `alen` bytes of address.
+    // SAFETY: the kernel writes at most buf.capacity() bytes of data and `alen` bytes of address.
     let n = again(|| {
         check_len(unsafe {
             libc::recvfrom(
                 fd.as_raw_fd(),
                 buf.as_mut_ptr().cast(),
-                buf.len(),
+                buf.capacity(),
                 flags,
                 (&raw mut addr).cast(),
                 &raw mut alen,
             )
         })
     })?;
+    // SAFETY: the kernel has written as many bytes as it says, and at most the capacity it was given.
+    unsafe { buf.set_len(n.min(buf.capacity())) };
     Ok((n, addr.nl_pid))
 }
 
@@ -189,6 +192,18 @@ pub(crate) fn umount(target: &CStr, flags: i32) -> io::Result<()> {
 pub(crate) fn flock(fd: BorrowedFd<'_>, operation: i32) -> io::Result<()> {
     // SAFETY: no pointers.
     again(|| check(unsafe { libc::flock(fd.as_raw_fd(), operation) }).map(drop))
+}
+
+/// Waits for an exclusive lock on one byte of a file, held by the open file description (`F_OFD_SETLKW`, fcntl(2)).
+pub(crate) fn lock_byte(fd: BorrowedFd<'_>, at: u64) -> io::Result<()> {
+    // SAFETY: flock is plain integers, for which zero is valid; `l_pid` must be zero.
+    let mut l: libc::flock = unsafe { mem::zeroed() };
+    l.l_type = libc::F_WRLCK as libc::c_short;
+    l.l_whence = libc::SEEK_SET as libc::c_short;
+    l.l_start = libc::off_t::try_from(at).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    l.l_len = 1;
+    // SAFETY: the struct lives across the call.
+    again(|| check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLKW, &raw const l) }).map(drop))
 }
 
 /// kill(2); signal 0 only asks whether the process is there.
