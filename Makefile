@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-down test vm check bench fuzz deps build release install uninstall root rust
+.PHONY: help demo demo-down test vm check bench fuzz deps build cni install uninstall root rust
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -65,8 +65,23 @@ root:
 
 build: rust
 	@$(CARGO) build --release --locked -p seaway
-	@# A runtime starts the plugin for every pod: without a dynamic linker it starts a quarter of a millisecond sooner.
-	@$(CARGO) rustc --release --locked -p seaway-cni --bin seaway-cni -- -C target-feature=+crt-static -C relocation-model=static
+	@$(MAKE) --no-print-directory cni
+
+# A runtime starts the plugin for every pod. Static and at a fixed address it needs no dynamic linker (0.25 ms); with
+# musl it does not ask the processor what it can do, each answer of which a virtual machine's host gives (0.25 ms).
+MUSL := $(shell uname -m)-unknown-linux-musl
+CNI_FLAGS := --locked --profile cni -p seaway-cni --bin seaway-cni
+CNI_STATIC := -C target-feature=+crt-static -C relocation-model=static
+
+cni: rust
+	@libs() { [[ -d $$(rustc --print target-libdir --target $(MUSL))/ ]]; }; \
+	if libs || { rustup target add $(MUSL) >/dev/null 2>&1 && libs; }; then \
+		$(CARGO) rustc --target $(MUSL) $(CNI_FLAGS) -- $(CNI_STATIC); built=$(TARGET)/$(MUSL)/cni; \
+	else \
+		echo "this Rust has no standard library for $(MUSL): the CNI plugin is linked with glibc and starts slower"; \
+		$(CARGO) rustc $(CNI_FLAGS) -- $(CNI_STATIC); built=$(TARGET)/cni; \
+	fi; \
+	install -D "$$built/seaway-cni" $(TARGET)/release/seaway-cni
 
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 

@@ -43,7 +43,8 @@ pub fn cni_config(data: &[u8]) {
 pub fn cni_env(data: &[u8]) {
     let mut lines = data.split(|b| *b == b'\n').map(|l| Some(OsString::from_vec(l.to_vec())));
     let mut next = || lines.next().flatten();
-    let env = cni::Env { command: next(), container_id: next(), netns: next(), ifname: next(), args: next(), path: None };
+    let env =
+        cni::Env { command: next(), container_id: next(), netns: next(), ifname: next(), args: next(), path: None };
     if let Ok(call) = cni::Call::parse(&env) {
         let named = matches!(call.command, cni::Command::Add | cni::Command::Del | cni::Command::Check);
         assert_eq!(call.key.is_some(), named, "an interface is named when one is needed");

@@ -241,12 +241,10 @@ fn gc_leaves_what_is_listed_and_nothing_else_of_ours() {
         n.pod(p);
         n.add(p);
     }
-    // Of another network in the same directory; a host end without record; a lock of a process that died; a foreign
-    // interface.
+    // Of another network in the same directory; a host end without record; a foreign interface.
     n.pod("other");
     n.call("ADD", "other", &n.conf_with("name", json!("other"))).unwrap();
     n.sh("ip link add sea00000000dead type veth peer name x; ip link add seahorse type veth peer name y");
-    std::fs::write(n.data_dir().join("keys/sea00000000beef"), "").unwrap();
     let list = json!([{"containerID": "b", "ifname": "eth0"}, {"containerID": "never", "ifname": "eth0"}]);
     let conf = n.conf_with("cni.dev/valid-attachments", list);
     assert_eq!(n.call("GC", "-", &conf), Ok(Value::Null));
