@@ -37,6 +37,8 @@ pub mod errno {
     pub const EINVAL: i32 = 22;
     /// Out of range.
     pub const ERANGE: i32 = 34;
+    /// What a decision was made on has changed.
+    pub const ERESTART: i32 = 85;
     /// Not supported.
     pub const EOPNOTSUPP: i32 = 95;
     /// Protocol family not supported.

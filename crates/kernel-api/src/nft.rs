@@ -24,6 +24,12 @@ pub trait Nft {
     /// # Errors
     /// The first refusal, with its index; then nothing has changed.
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError>;
+    /// The same, if the generation still is `generation` (`NFNL_BATCH_GENID`): what was decided on a reading of the
+    /// tables is done only to those very tables.
+    ///
+    /// # Errors
+    /// ERESTART when somebody committed meanwhile: read again. Otherwise as [`Nft::commit`].
+    fn commit_at(&mut self, generation: u32, requests: &[NftRequest]) -> Result<(), RequestError>;
 }
 
 /// A table of ours: family inet, name `seaway` or `seaway-*`. The only constructor checks the name, so no other table
@@ -259,6 +265,17 @@ pub struct Element {
     pub key_end: Option<Vec<u8>>,
     /// What it maps to.
     pub data: Option<ElementData>,
+    /// The comment, at most 127 bytes (`NFTNL_UDATA_SET_ELEM_COMMENT` in the user data, as nft writes it). It stays what
+    /// it was when the element was made; it is no part of its identity.
+    pub comment: Option<String>,
+}
+
+impl Element {
+    /// A key that is no range, with what it maps to.
+    #[must_use]
+    pub fn new(key: Vec<u8>, data: Option<ElementData>) -> Self {
+        Self { key, key_end: None, data, comment: None }
+    }
 }
 
 /// What an element maps to.
@@ -538,5 +555,8 @@ impl<T: Nft + ?Sized> Nft for &mut T {
     }
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {
         (**self).commit(requests)
+    }
+    fn commit_at(&mut self, generation: u32, requests: &[NftRequest]) -> Result<(), RequestError> {
+        (**self).commit_at(generation, requests)
     }
 }

@@ -131,6 +131,14 @@ impl Nft for FakeNft {
             Some(Fault::Crash) => Err(RequestError::new("commit", errno::EIO)),
         }
     }
+
+    fn commit_at(&mut self, generation: u32, requests: &[NftRequest]) -> Result<(), RequestError> {
+        if generation == self.generation {
+            self.commit(requests)
+        } else {
+            Err(RequestError::new("commit", errno::ERESTART))
+        }
+    }
 }
 
 impl FakeNft {

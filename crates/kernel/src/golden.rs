@@ -164,7 +164,7 @@ fn rtnetlink_requests() {
 }
 
 fn nft_case(cases: &mut BTreeMap<String, String>, title: &str, requests: &[NftRequest]) {
-    let mut batch = Batch::new(1);
+    let mut batch = Batch::new(1, None);
     let mut shapes = Shapes::new();
     for r in requests {
         if let NftRequest::SetAdd(t, s) = r {
@@ -206,8 +206,12 @@ fn nf_tables_requests() {
         constant: false,
         timeout: false,
     };
-    let e =
-        |key: &[u8], end: Option<&[u8]>, data| Element { key: key.to_vec(), key_end: end.map(<[u8]>::to_vec), data };
+    let e = |key: &[u8], end: Option<&[u8]>, data| Element {
+        key: key.to_vec(),
+        key_end: end.map(<[u8]>::to_vec),
+        data,
+        comment: None,
+    };
     let add = |s: Set, e: Element| {
         let s = [NftRequest::SetAdd(t.clone(), s), NftRequest::ElementsAdd(t.clone(), "s".into(), vec![e.clone()])];
         [s.to_vec(), vec![NftRequest::ElementsDel(t.clone(), "s".into(), vec![e])]].concat()

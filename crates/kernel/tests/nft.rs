@@ -39,7 +39,7 @@ fn service(i: u32) -> Element {
     key.extend([6, 0, 0, 0, 0, 80, 0, 0]);
     let mut data = (0x0af4_0000 + i).to_be_bytes().to_vec();
     data.extend([0x1f, 0x90, 0, 0]);
-    Element { key, key_end: None, data: Some(ElementData::Value(data)) }
+    Element { key, key_end: None, data: Some(ElementData::Value(data)), comment: None }
 }
 
 const SERVICE: [DataType; 3] = [DataType::Ipv4Addr, DataType::InetProto, DataType::InetService];
@@ -288,8 +288,8 @@ fn every_expression() -> (Table, Vec<&'static str>) {
         (
             "nets".to_owned(),
             vec![
-                Element { key: vec![10, 0, 0, 0], key_end: Some(vec![10, 255, 255, 255]), data: None },
-                Element { key: vec![192, 168, 0, 1], key_end: None, data: None },
+                Element { key: vec![10, 0, 0, 0], key_end: Some(vec![10, 255, 255, 255]), data: None, comment: None },
+                Element { key: vec![192, 168, 0, 1], key_end: None, data: None, comment: None },
             ],
         ),
         (
@@ -298,6 +298,7 @@ fn every_expression() -> (Table, Vec<&'static str>) {
                 key: vec![0, 0, 0, 0],
                 key_end: None,
                 data: Some(ElementData::Value(vec![10, 244, 0, 2, 0x1f, 0x90, 0, 0])),
+                comment: Some("who made it".into()),
             }],
         ),
     ];
@@ -335,7 +336,7 @@ fn every_expression_reads_back_and_nft_prints_it_as_a_person_would() {
             "elements = { 10.0.0.1 . tcp . 80 : goto out }",
             "elements = { 10.0.0.0/8, 192.168.0.1 }",
             "type mark : ipv4_addr . inet_service",
-            "elements = { 0x00000000 : 10.244.0.2 . 8080 }",
+            "elements = { 0x00000000 comment \"who made it\" : 10.244.0.2 . 8080 }",
             "type nat hook prerouting priority dstnat; policy accept;",
         ] {
             assert!(lines.contains(&t), "nft does not print {t:?}:\n{shown}");
@@ -536,7 +537,12 @@ fn intervals_of_one_field_and_of_several() {
     fresh(|| {
         let mut n = Nftables::open().unwrap();
         let t = seaway();
-        let e = |a: &[u8], b: &[u8]| Element { key: a.to_vec(), key_end: (a != b).then(|| b.to_vec()), data: None };
+        let e = |a: &[u8], b: &[u8]| Element {
+            key: a.to_vec(),
+            key_end: (a != b).then(|| b.to_vec()),
+            data: None,
+            comment: None,
+        };
         let nets = vec![
             e(&[0, 0, 0, 0], &[0, 255, 255, 255]),
             e(&[10, 0, 0, 0], &[10, 0, 0, 255]),

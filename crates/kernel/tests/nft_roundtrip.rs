@@ -71,7 +71,7 @@ fn elements(s: &Set) -> BoxedStrategy<Vec<Element>> {
     if !s.interval {
         return btree_set(bytes(s.key.clone()), 0..20)
             .prop_flat_map(move |keys| keys.into_iter().map(|k| (Just(k), data.clone())).collect::<Vec<_>>())
-            .prop_map(|all| all.into_iter().map(|(key, data)| Element { key, key_end: None, data }).collect())
+            .prop_map(|all| all.into_iter().map(|(key, data)| Element::new(key, data)).collect())
             .boxed();
     }
     let pad = if rest.is_empty() { first.len() } else { first.padded() };
@@ -112,7 +112,7 @@ fn elements(s: &Set) -> BoxedStrategy<Vec<Element>> {
                     a.resize(pad, 0);
                     b.resize(pad, 0);
                     let (key, end) = ([a, low].concat(), [b, high].concat());
-                    Element { key_end: (end != key).then_some(end), key, data }
+                    Element { key_end: (end != key).then_some(end), ..Element::new(key, data) }
                 })
                 .collect()
         })

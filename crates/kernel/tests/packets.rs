@@ -70,7 +70,7 @@ fn service(t: &TableName, v6: bool, vip: IpAddr, endpoints: &[SocketAddr]) -> Ve
         let mut data = raw(e.ip());
         data.extend(e.port().to_be_bytes());
         data.extend([0, 0]);
-        Element { key: i.to_ne_bytes().to_vec(), key_end: None, data: Some(ElementData::Value(data)) }
+        Element { key: i.to_ne_bytes().to_vec(), key_end: None, data: Some(ElementData::Value(data)), comment: None }
     });
     let lookup = |set: &str, into| Expr::Lookup { set: format!("{set}{tag}"), sreg: r(0), into, invert: false };
     vec![
@@ -85,12 +85,12 @@ fn service(t: &TableName, v6: bool, vip: IpAddr, endpoints: &[SocketAddr]) -> Ve
         NftRequest::ElementsAdd(
             t.clone(),
             format!("services{tag}"),
-            vec![Element { key: key(80), key_end: None, data: goto(&chain) }],
+            vec![Element { key: key(80), key_end: None, data: goto(&chain), comment: None }],
         ),
         NftRequest::ElementsAdd(
             t.clone(),
             format!("none{tag}"),
-            vec![Element { key: key(81), key_end: None, data: goto(&format!("reset{tag}")) }],
+            vec![Element { key: key(81), key_end: None, data: goto(&format!("reset{tag}")), comment: None }],
         ),
         NftRequest::ElementsAdd(t.clone(), format!("slots{tag}"), slots.collect()),
         rule(

@@ -176,8 +176,9 @@ fn our_own_commits_do_not_wake_us() {
             constant: false,
             timeout: false,
         };
-        let elements: Vec<Element> =
-            (0..20_000u32).map(|i| Element { key: i.to_be_bytes().to_vec(), key_end: None, data: None }).collect();
+        let elements: Vec<Element> = (0..20_000u32)
+            .map(|i| Element { key: i.to_be_bytes().to_vec(), key_end: None, data: None, comment: None })
+            .collect();
         let c = seen(&mut m, || {
             n.commit(&[
                 NftRequest::TableAdd(t.clone()),

@@ -164,5 +164,6 @@ fn element(key: &Key, data: Option<&Data>) -> Element {
             Data::Value(v) => Some(ElementData::Value(v.to_vec())),
             Data::Verdict(v) => Some(ElementData::Verdict(v.clone())),
         }),
+        comment: None,
     }
 }

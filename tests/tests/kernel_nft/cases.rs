@@ -39,11 +39,11 @@ fn set(name: &str, key: &[DataType], data: Option<SetData>, interval: bool) -> R
 }
 
 fn el(key: &[u8]) -> Element {
-    Element { key: key.to_vec(), key_end: None, data: None }
+    Element { key: key.to_vec(), key_end: None, data: None, comment: None }
 }
 
 fn range(first: &[u8], last: &[u8]) -> Element {
-    Element { key: first.to_vec(), key_end: Some(last.to_vec()), data: None }
+    Element { key: first.to_vec(), key_end: Some(last.to_vec()), data: None, comment: None }
 }
 
 fn to(key: &[u8], v: Verdict) -> Element {
@@ -415,5 +415,20 @@ fn the_generation_tells_that_somebody_changed_something() {
         assert_ne!(after, g);
         nft.commit(&[R::ChainDel(t(), "nope".into())]).unwrap_err();
         assert_eq!(nft.generation().unwrap(), after, "a refused transaction is none");
+        let e = nft.commit_at(g, &[chain("late")]).unwrap_err();
+        assert_eq!((e.errno, e.index), (errno::ERESTART, None));
+        assert_eq!(nft.generation().unwrap(), after);
+        nft.commit_at(after, &[chain("at-once")]).unwrap();
+        let comments = |nft: &mut dyn Nft| {
+            let t = nft.table(&t()).unwrap().unwrap();
+            let all = t.elements.into_iter().flat_map(|(_, e)| e).filter_map(|e| e.comment);
+            all.collect::<Vec<_>>()
+        };
+        let with = |c: &str| Element { comment: Some(c.into()), ..el(&[9, 9, 9, 9]) };
+        nft.commit(&[add("plain", with("first"))]).unwrap();
+        nft.commit(&[add("plain", with("second"))]).unwrap();
+        assert_eq!(comments(nft), ["first"], "the comment stays what it was");
+        let e = nft.commit(&[add("plain", Element { key: vec![8; 4], ..with(&"x".repeat(128)) })]).unwrap_err();
+        assert_eq!((e.errno, e.index), (errno::EINVAL, Some(0)));
     }
 }

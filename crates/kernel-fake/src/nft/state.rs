@@ -20,11 +20,14 @@ const COMMENT_MAX: usize = 128;
 /// A key and the end of its range.
 type ElementKey = (Vec<u8>, Option<Vec<u8>>);
 
+/// What an element maps to, and its comment.
+type Held = (Option<ElementData>, Option<String>);
+
 /// One set with its elements.
 #[derive(Debug, Clone)]
 pub(super) struct SetState {
     pub set: Set,
-    elements: BTreeMap<ElementKey, Option<ElementData>>,
+    elements: BTreeMap<ElementKey, Held>,
 }
 
 /// One table.
@@ -38,10 +41,11 @@ pub(super) struct State {
 
 impl State {
     pub fn dump(&self) -> Table {
-        let element = |((key, key_end), data): (&ElementKey, &Option<ElementData>)| Element {
+        let element = |((key, key_end), (data, comment)): (&ElementKey, &Held)| Element {
             key: key.clone(),
             key_end: key_end.clone(),
             data: data.clone(),
+            comment: comment.clone(),
         };
         Table {
             flags: self.flags,
@@ -57,7 +61,7 @@ impl State {
             t.sets.into_iter().map(|s| (s.name.clone(), SetState { set: s, elements: BTreeMap::new() })).collect();
         for (name, elements) in t.elements {
             if let Some(s) = sets.get_mut(&name) {
-                s.elements.extend(elements.into_iter().map(|e| ((e.key, e.key_end), e.data)));
+                s.elements.extend(elements.into_iter().map(|e| ((e.key, e.key_end), (e.data, e.comment))));
             }
         }
         Self { flags: t.flags, chains: t.chains, sets, rules: t.rules }
@@ -93,7 +97,7 @@ impl State {
 
 impl SetState {
     pub fn verdicts(&self) -> impl Iterator<Item = &Verdict> {
-        self.elements.values().filter_map(|d| match d {
+        self.elements.values().filter_map(|(d, _)| match d {
             Some(ElementData::Verdict(v)) => Some(v),
             _ => None,
         })
@@ -267,8 +271,11 @@ fn element_add(t: &mut State, name: &str, e: &Element) -> Result<(), i32> {
         (Some(SetData::Verdict), Some(ElementData::Verdict(v))) => t.check_verdict(v)?,
         _ => return Err(errno::EINVAL),
     }
+    if e.comment.as_ref().is_some_and(|c| c.len() >= COMMENT_MAX) {
+        return Err(errno::EINVAL);
+    }
     match s.elements.get(&key) {
-        Some(old) if *old == e.data => return Ok(()),
+        Some((old, _)) if *old == e.data => return Ok(()),
         Some(_) => return Err(errno::EEXIST),
         None => {}
     }
@@ -276,7 +283,7 @@ fn element_add(t: &mut State, name: &str, e: &Element) -> Result<(), i32> {
         return Err(errno::EEXIST);
     }
     if let Some(s) = t.sets.get_mut(name) {
-        s.elements.insert(key, e.data.clone());
+        s.elements.insert(key, (e.data.clone(), e.comment.clone()));
     }
     Ok(())
 }

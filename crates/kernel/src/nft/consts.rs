@@ -3,6 +3,8 @@
 pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub(crate) const BATCH_BEGIN: u16 = 16;
 pub(crate) const BATCH_END: u16 = 17;
+/// `NFNL_BATCH_GENID`
+pub(crate) const BATCH_GENID: u16 = 1;
 /// `NFPROTO_INET`
 pub(crate) const INET: u8 = 1;
 
@@ -45,7 +47,7 @@ pub(crate) const RULE_CHAIN: u16 = 2;
 pub(crate) const RULE_HANDLE: u16 = 3;
 pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 pub(crate) const RULE_USERDATA: u16 = 7;
-/// `NFTNL_UDATA_RULE_COMMENT`
+/// `NFTNL_UDATA_RULE_COMMENT`, `NFTNL_UDATA_SET_ELEM_COMMENT`
 pub(crate) const UDATA_COMMENT: u8 = 0;
 /// nft's own bound on a comment in bytes (`NFTNL_UDATA_COMMENT_MAXLEN`).
 pub(crate) const COMMENT_MAX: usize = 128;
@@ -83,6 +85,8 @@ pub(crate) const ELEMS_ELEMENTS: u16 = 3;
 pub(crate) const ELEM_KEY: u16 = 1;
 pub(crate) const ELEM_DATA: u16 = 2;
 pub(crate) const ELEM_FLAGS: u16 = 3;
+/// `NFTA_SET_ELEM_USERDATA`
+pub(crate) const ELEM_USERDATA: u16 = 6;
 pub(crate) const ELEM_KEY_END: u16 = 10;
 pub(crate) const ELEM_F_INTERVAL_END: u32 = 1;
 pub(crate) const ELEM_F_CATCHALL: u32 = 2;

@@ -97,7 +97,7 @@ pub(crate) fn elements(m: &Message<'_>, into: &mut Vec<Element>, ends: &mut Vec<
         }
         let key_end = value(ELEM_KEY_END).filter(|k| *k != key);
         let data = e.get(ELEM_DATA).and_then(|d| expr::parse_data(Attrs(d)));
-        into.push(Element { key, key_end, data });
+        into.push(Element { key, key_end, data, comment: e.get(ELEM_USERDATA).and_then(comment) });
     }
 }
 
@@ -111,7 +111,7 @@ pub(crate) fn rule(m: &Message<'_>) -> Option<Rule> {
     })
 }
 
-/// The comment in a rule's user data: a list of (type, length, value).
+/// The comment in a rule's or element's user data: a list of (type, length, value).
 fn comment(mut b: &[u8]) -> Option<String> {
     while let [kind, len, rest @ ..] = b {
         let value = rest.get(..usize::from(*len))?;

@@ -76,10 +76,14 @@ pub(crate) fn nfgen(b: &mut Builder, family: u8, resource: u16) {
 }
 
 impl Batch {
-    pub(crate) fn new(first: u32) -> Self {
+    /// With a generation, the kernel refuses the batch when it is not the current one.
+    pub(crate) fn new(first: u32, generation: Option<u32>) -> Self {
         let mut batch = Self { out: Builder::new(), of: Vec::new(), next: first + 1, sets: 0 };
         batch.out.begin(BATCH_BEGIN, REQUEST, first);
         nfgen(&mut batch.out, 0, NFNL_SUBSYS_NFTABLES);
+        if let Some(g) = generation {
+            batch.out.attr_be32(BATCH_GENID, g);
+        }
         batch.out.end();
         batch
     }
@@ -171,12 +175,14 @@ impl Batch {
                     Shape::Pairs => {
                         for half in interval::split(e) {
                             let flags = if half.of.is_none() { ELEM_F_INTERVAL_END } else { 0 };
-                            element(&mut self.out, &half.key, None, half.of.and_then(|e| e.data.as_ref()), flags);
+                            let (data, comment) =
+                                half.of.map_or((None, None), |e| (e.data.as_ref(), e.comment.as_deref()));
+                            element(&mut self.out, &half.key, None, data, flags, comment)?;
                         }
                     }
                     Shape::Plain | Shape::Ranges => {
                         let end = e.key_end.as_deref().filter(|k| *k != e.key);
-                        element(&mut self.out, &e.key, end, e.data.as_ref(), 0);
+                        element(&mut self.out, &e.key, end, e.data.as_ref(), 0, e.comment.as_deref())?;
                     }
                 }
             }
@@ -255,7 +261,14 @@ fn set(b: &mut Builder, s: &Set, id: u32) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn element(b: &mut Builder, key: &[u8], end: Option<&[u8]>, data: Option<&ElementData>, flags: u32) {
+fn element(
+    b: &mut Builder,
+    key: &[u8],
+    end: Option<&[u8]>,
+    data: Option<&ElementData>,
+    flags: u32,
+    comment: Option<&str>,
+) -> Result<(), Refusal> {
     let n = b.open(LIST_ELEM);
     if flags != 0 {
         b.attr_be32(ELEM_FLAGS, flags);
@@ -269,7 +282,24 @@ fn element(b: &mut Builder, key: &[u8], end: Option<&[u8]>, data: Option<&Elemen
         Some(ElementData::Value(v)) => expr::put_value(b, ELEM_DATA, v),
         Some(ElementData::Verdict(v)) => expr::put_verdict(b, ELEM_DATA, v),
     }
+    if let Some(c) = comment {
+        b.attr(ELEM_USERDATA, &udata_comment("an element", c)?);
+    }
     b.close(n);
+    Ok(())
+}
+
+/// User data with a comment (`NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_SET_ELEM_COMMENT` are both 0).
+fn udata_comment(of: &str, c: &str) -> Result<Vec<u8>, Refusal> {
+    if c.len() >= COMMENT_MAX {
+        let message = Some(format!("the comment of {of} is longer than {} bytes", COMMENT_MAX - 1));
+        return Err(Refusal { errno: libc::EINVAL, message });
+    }
+    // The length counts the final NUL.
+    let mut user = vec![UDATA_COMMENT, (c.len() + 1) as u8];
+    user.extend(c.as_bytes());
+    user.push(0);
+    Ok(user)
 }
 
 fn rule(b: &mut Builder, r: &Rule) -> Result<(), Refusal> {
@@ -283,15 +313,7 @@ fn rule(b: &mut Builder, r: &Rule) -> Result<(), Refusal> {
     }
     b.close(n);
     if let Some(c) = &r.comment {
-        if c.len() >= COMMENT_MAX {
-            let message = Some(format!("the comment of a rule is longer than {} bytes", COMMENT_MAX - 1));
-            return Err(Refusal { errno: libc::EINVAL, message });
-        }
-        // The length counts the final NUL.
-        let mut user = vec![UDATA_COMMENT, (c.len() + 1) as u8];
-        user.extend(c.as_bytes());
-        user.push(0);
-        b.attr(RULE_USERDATA, &user);
+        b.attr(RULE_USERDATA, &udata_comment("a rule", c)?);
     }
     Ok(())
 }

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     fn range(a: &[u8], b: &[u8]) -> Element {
-        Element { key: a.to_vec(), key_end: (a != b).then(|| b.to_vec()), data: None }
+        Element { key_end: (a != b).then(|| b.to_vec()), ..Element::new(a.to_vec(), None) }
     }
 
     #[test]
@@ -74,7 +74,7 @@ mod tests {
         let (mut starts, mut ends) = (Vec::new(), Vec::new());
         for h in all.iter().flat_map(split) {
             match h.of {
-                Some(_) => starts.push(Element { key: h.key, key_end: None, data: None }),
+                Some(_) => starts.push(Element::new(h.key, None)),
                 None => ends.push(h.key),
             }
         }

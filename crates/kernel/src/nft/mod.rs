@@ -252,6 +252,16 @@ impl Nft for Nftables {
     }
 
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {
+        self.commit_if(None, requests)
+    }
+
+    fn commit_at(&mut self, generation: u32, requests: &[NftRequest]) -> Result<(), RequestError> {
+        self.commit_if(Some(generation), requests)
+    }
+}
+
+impl Nftables {
+    fn commit_if(&mut self, generation: Option<u32>, requests: &[NftRequest]) -> Result<(), RequestError> {
         let text = |i: usize| requests.get(i).map(ToString::to_string).unwrap_or_default();
         let whole = || format!("commit of {} nf_tables requests", requests.len());
         let shapes = self.shapes(requests).map_err(|r| r.of(whole(), None))?;
@@ -264,7 +274,7 @@ impl Nft for Nftables {
             })
             .sum();
         let first = self.socket.sequence(chunks + 2);
-        let mut batch = Batch::new(first);
+        let mut batch = Batch::new(first, generation);
         for (i, r) in requests.iter().enumerate() {
             batch.push(i, r, &shapes).map_err(|refusal| refusal.of(text(i), Some(i)))?;
         }
