@@ -253,6 +253,13 @@ fn gc_leaves_what_is_listed_and_nothing_else_of_ours() {
     n.sh_pod("b", "ping -nq -c1 -W1 192.0.2.1");
     assert_eq!(n.call("GC", "-", &conf), Ok(Value::Null));
     n.assert_exactly(&set(&["b", "other"]));
+    // Named as in the released text of 1.1.0.
+    let list = json!([{"containerID": "b", "ifname": "eth0"}]);
+    assert_eq!(n.call("GC", "-", &n.conf_with("cni.dev/attachments", list)), Ok(Value::Null));
+    n.assert_exactly(&set(&["b", "other"]));
+    // libcni leaves out a list that a runtime did not give: nothing lives.
+    assert_eq!(n.call("GC", "-", &n.conf), Ok(Value::Null));
+    n.assert_exactly(&set(&["other"]));
 }
 
 #[test]

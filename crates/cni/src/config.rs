@@ -35,7 +35,7 @@ pub struct NetConf {
     pub ips: Vec<IpAddr>,
     /// `prevResult`: the answer of the plugin before us.
     pub prev_result: Option<CniResult>,
-    /// `cni.dev/valid-attachments`.
+    /// `cni.dev/valid-attachments`; none is an empty list, as libcni leaves out a list with nothing in it.
     pub valid: Option<Vec<Key>>,
 }
 
@@ -155,6 +155,11 @@ impl NetConf {
             ("prevResult", Value::Null) => {}
             ("prevResult", v) => return Err(wrong(field, &v, "an object is needed")),
             ("cni.dev/valid-attachments", Value::Array(list)) => self.valid = Some(attachments(&list)?),
+            // The released specification 1.1.0 names it so (containernetworking/cni issue 1101).
+            ("cni.dev/attachments", Value::Array(list)) if self.valid.is_none() => {
+                self.valid = Some(attachments(&list)?)
+            }
+            ("cni.dev/valid-attachments" | "cni.dev/attachments", Value::Null) => {}
             ("cni.dev/valid-attachments", v) => return Err(wrong(field, &v, "a list is needed")),
             // What the runtime, not the administrator, puts there.
             ("capabilities" | "args", Value::Object(_)) | ("cniVersions", Value::Array(_)) => {}

@@ -19,12 +19,7 @@ use crate::{Code, Error, Machine};
 /// One data directory serves one network namespace: host ends are recognised by their name, and one without a record
 /// there is taken for left over.
 pub(crate) fn run(machine: &mut impl Machine, conf: &NetConf) -> Result<(), Error> {
-    let Some(valid) = &conf.valid else {
-        let msg =
-            "invalid network configuration: cni.dev/valid-attachments is missing: GC needs the list of what lives";
-        return Err(Error::new(Code::InvalidConfig, msg));
-    };
-    let valid: BTreeSet<_> = valid.iter().collect();
+    let valid: BTreeSet<_> = conf.valid.iter().flatten().collect();
     let dir = &conf.data_dir;
     let mut failed: Vec<Error> = Vec::new();
 

@@ -158,15 +158,15 @@ impl<'a, M: Machine> Context<'a, M> {
         self.prev.as_ref().ok_or_else(|| bad(says))
     }
 
-    /// `cni.dev/valid-attachments`, for GC.
+    /// `cni.dev/valid-attachments`, for GC. None is an empty list: libcni leaves it out when a runtime lists nothing.
     ///
     /// # Errors
-    /// Code 7 when it is missing or malformed.
+    /// Code 7 when it is malformed.
     pub fn valid_attachments(&self) -> Result<Vec<Key>, Error> {
-        match self.fields().value("cni.dev/valid-attachments") {
-            Some(Value::Array(list)) => config::attachments(list),
-            _ => Err(bad("cni.dev/valid-attachments is missing: GC needs the list of what lives")),
-        }
+        // The second is what the released specification 1.1.0 calls it (containernetworking/cni issue 1101).
+        let named = |f| self.fields().list(f).and_then(config::attachments);
+        let valid = named("cni.dev/valid-attachments")?;
+        if valid.is_empty() { named("cni.dev/attachments") } else { Ok(valid) }
     }
 }
 

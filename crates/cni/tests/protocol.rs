@@ -121,7 +121,7 @@ fn every_error_names_object_field_and_fix() {
         ("a capability we lack", add(), conf(&json!({"runtimeConfig": {"portMappings": []}}))),
         ("prevResult is a text", add(), conf(&json!({"prevResult": "x"}))),
         ("CHECK without prevResult", env("CHECK", "c1", "/run/netns/x", "eth0"), conf(&json!({}))),
-        ("GC without list", env("GC", "", "", ""), conf(&json!({}))),
+        ("GC with no list", env("GC", "", "", ""), conf(&json!({"cni.dev/valid-attachments": "all"}))),
         (
             "GC with a bad list",
             env("GC", "", "", ""),

@@ -23,6 +23,8 @@ use crate::tools::{REFERENCE, debian, plugin};
 pub const ADDRESSES: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 /// Of the machine at the other end of the uplink, network namespace `outside`.
 pub const OUTSIDE: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+/// Where the agent writes the network's configuration.
+pub const CONFLIST: &str = "/etc/cni/net.d/10-seaway.conflist";
 /// Where the journal is when a configuration does not say.
 pub const JOURNAL: &str = ipam::DEFAULT_DIR;
 

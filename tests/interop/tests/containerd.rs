@@ -5,13 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use interop::image::{self, BOX};
-use interop::node::{ADDRESSES, wait};
+use interop::node::{ADDRESSES, CONFLIST, JOURNAL, wait};
 use interop::tools::{CONTAINERD, CRICTL, debian};
 use interop::{Node, page};
 use seaway_tests_interop as interop;
 use serde_json::{Value, json};
-
-const CONFLIST: &str = "/etc/cni/net.d/10-seaway.conflist";
 
 /// A node with a running containerd.
 struct Runtime {
@@ -139,7 +137,7 @@ fn pods_reach_each_other_and_the_node(release: Release) {
     r.conflist();
     let (a, b) = (r.pod("a", &json!({})), r.pod("b", &json!({})));
     assert_eq!((a.ips.len(), b.ips.len()), (2, 2));
-    assert_eq!(r.node.records(interop::node::JOURNAL).len(), 2);
+    assert_eq!(r.node.records(JOURNAL).len(), 2);
     for (ip, node) in b.ips.iter().zip(ADDRESSES) {
         r.exec(&a, &["ping", "-c1", "-W2", ip]);
         r.exec(&a, &["ping", "-c1", "-W2", node]);
