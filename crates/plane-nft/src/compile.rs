@@ -164,6 +164,9 @@ impl Compiler {
         if let Some(v) = &intent.vxlan {
             let key = Key::one(v.port.to_be_bytes().to_vec());
             self.put(in_family("tunnel_ports", Family::of(v.local)), key, Data::Member);
+            for (name, hook, rules) in layout::tunnel_chains(Family::of(v.local)) {
+                self.image.chains.insert(name, Chain { hook, rules });
+            }
         }
         for a in cluster_ips {
             self.put_addr("cluster_ips", a);

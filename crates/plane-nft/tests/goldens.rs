@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
-use intent::{Affinity, Endpoint, NodeIntent, Peer, ServiceKey, ServicePort, TrafficPolicy};
+use intent::{Affinity, Endpoint, NodeIntent, Peer, ServiceKey, ServicePort, TrafficPolicy, Vxlan};
 use plan::{Caps, Dataplane, Plan};
 use plane_nft::{Image, NftPlane, render};
 use types::{Family, FamilySet, NodeName, ObjectName, Proto};
@@ -110,5 +110,15 @@ fn the_plan_of_a_change() {
     }
     let plan = |want: &NodeIntent, have: Image| Plan { batches: NftPlane.plan(&compile(want), &have) }.to_string();
     golden("endpoint_gone.plan", &plan(&after, compile(&before)));
+    let mut tunnel = shop();
+    tunnel.vxlan = Some(Vxlan {
+        vni: 1,
+        port: 8472,
+        mac: "02:00:00:00:00:01".parse().unwrap(),
+        local: addr("192.168.7.10"),
+        addresses: Vec::new(),
+    });
+    golden("tunnel_comes.plan", &plan(&tunnel, compile(&before)));
+    golden("tunnel_goes.plan", &plan(&before, compile(&tunnel)));
     golden("first.plan", &plan(&cluster(FamilySet { v4: true, v6: true }), Image::default()));
 }
