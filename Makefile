@@ -65,6 +65,7 @@ root:
 
 build: rust
 	@$(CARGO) build --release --locked -p seaway
+	@$(CARGO) build --release --locked -p seaway-pause
 	@$(MAKE) --no-print-directory cni
 
 # A runtime starts the plugin for every pod. Static and at a fixed address it needs no dynamic linker (0.25 ms); with
@@ -150,6 +151,7 @@ bench: root rust ## every measured comparison, side by side in one run, with its
 
 install: build ## binaries, systemd unit, man pages, completions to PREFIX (/usr/local); the CNI plugin to CNIDIR
 	install -Dm755 $(SEAWAY) $(DESTDIR)$(BINDIR)/seaway
+	install -Dm755 $(TARGET)/release/seaway-pause $(DESTDIR)$(BINDIR)/seaway-pause
 	install -Dm755 $(TARGET)/release/seaway-cni $(DESTDIR)$(CNIDIR)/seaway-cni
 	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(MANDIR)/man1
 	sed 's|@BINDIR@|$(BINDIR)|' deploy/seaway-agent.service > $(DESTDIR)$(UNITDIR)/seaway-agent.service
@@ -162,7 +164,7 @@ install: build ## binaries, systemd unit, man pages, completions to PREFIX (/usr
 	$(SEAWAY) completions fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/seaway.fish
 
 uninstall: ## remove what install put there
-	rm -f $(DESTDIR)$(BINDIR)/seaway $(DESTDIR)$(CNIDIR)/seaway-cni $(DESTDIR)$(UNITDIR)/seaway-agent.service
+	rm -f $(DESTDIR)$(BINDIR)/seaway $(DESTDIR)$(BINDIR)/seaway-pause $(DESTDIR)$(CNIDIR)/seaway-cni $(DESTDIR)$(UNITDIR)/seaway-agent.service
 	rm -f $(DESTDIR)$(MANDIR)/man1/seaway.1 $(DESTDIR)$(MANDIR)/man1/seaway-*.1
 	rm -f $(DESTDIR)$(DATADIR)/bash-completion/completions/seaway $(DESTDIR)$(DATADIR)/zsh/site-functions/_seaway \
 		$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/seaway.fish
