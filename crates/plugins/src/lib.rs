@@ -4,19 +4,24 @@
 //! Tested by: tests/ (the kernel, in fresh namespaces; the reference plugins beside ours), tests/vm for devices that
 //! not every kernel has.
 
+mod envargs;
+mod host_local;
 mod loopback;
+mod static_ips;
 
 use cni::{Code, Error, Plugin};
 use kernel_api::machine::{Machine, Netns};
 
 /// The names that [`by_name`] knows, sorted.
-pub const NAMES: &[&str] = &["loopback"];
+pub const NAMES: &[&str] = &["host-local", "loopback", "static"];
 
 /// The plugin of that name.
 #[must_use]
 pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
     Some(match name {
+        "host-local" => Box::new(host_local::HostLocal),
         "loopback" => Box::new(loopback::Loopback),
+        "static" => Box::new(static_ips::Static),
         _ => return None,
     })
 }

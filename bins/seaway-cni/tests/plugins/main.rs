@@ -6,4 +6,6 @@
 mod common;
 mod twin;
 
+mod host_local;
 mod loopback;
+mod static_ips;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -72,6 +72,16 @@ impl Twin {
         conf: &Value,
         env: &[(&str, &str)],
     ) -> Result<Value, Value> {
+        let mut out = self.spawn(command, container, conf, env).wait_with_output().unwrap();
+        if self.whose == Whose::Theirs {
+            // Some of them chat.
+            out.stderr.clear();
+        }
+        answer(out)
+    }
+
+    /// Starts a call.
+    pub fn spawn(&self, command: &str, container: &str, conf: &Value, env: &[(&str, &str)]) -> Child {
         let netns = self.node.dir.path().join("netns").join(container);
         let mut c = Command::new(self.path.join(conf["type"].as_str().expect("type")));
         // iptables and the like are on the path of a runtime.
@@ -85,12 +95,7 @@ impl Twin {
         c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.node.ns.run(|| c.spawn().expect("start the plugin")).unwrap();
         let _ = child.stdin.take().unwrap().write_all(conf.to_string().as_bytes());
-        let mut out = child.wait_with_output().unwrap();
-        if self.whose == Whose::Theirs {
-            // Some of them chat.
-            out.stderr.clear();
-        }
-        answer(out)
+        child
     }
 
     pub fn add(&self, container: &str, conf: &Value) -> Value {
@@ -189,6 +194,37 @@ impl Twin {
         };
         json!({"links": links, "routes4": routes("-4"), "routes6": routes("-6"), "rules4": rules("-4"), "rules6": rules("-6")})
     }
+}
+
+/// A copy of `v` with one field set.
+pub fn with(v: &Value, field: &str, value: Value) -> Value {
+    let mut v = v.clone();
+    v[field] = value;
+    v
+}
+
+/// An ADD with this configuration is refused by both, and ours names what is wrong with `why`.
+pub fn refused_by_both(conf: impl Fn(&Twin) -> Value, why: &str) {
+    for whose in BOTH {
+        let t = Twin::new(whose);
+        t.node.pod("c1");
+        let before = (t.inside("c1"), t.outside());
+        let c = conf(&t);
+        let e = t.call("ADD", "c1", &c).expect_err(&format!("{whose:?} takes {c}"));
+        if whose == Whose::Ours {
+            let says = format!("{} {}", e["msg"], e["details"]);
+            assert!(says.contains(why), "{c}: {says}");
+            assert_eq!((t.inside("c1"), t.outside()), before, "{c}: something is left");
+        }
+    }
+}
+
+/// The first configuration of the plugin's page.
+pub fn page(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/plugins").join(format!("{name}.md"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let block = text.split("```json\n").nth(1).and_then(|t| t.split("```").next()).expect("a json block");
+    serde_json::from_str(block).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 fn flag(l: &Value, name: &str) -> bool {
