@@ -4,4 +4,10 @@
 
 mod features;
 mod rt;
+mod sctp;
 mod tools;
+
+/// One node as a router between pods and the world, as the tests of the nftables plane have it.
+#[allow(dead_code)] // a part of it is used here
+#[path = "../../../tests/kernel_nft/world.rs"]
+mod world;
