@@ -1,5 +1,7 @@
 //! From a request to its verb.
 
+mod scale;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::admission::Ranges;
-use crate::error::{Causes, Result, Status};
+use crate::error::{Result, Status};
 use crate::http::{
     Out, Query, View, content_type, decode, json as respond, json_bytes, negotiate, read_body, segments, text,
     wants_aggregated, warn, yaml,
@@ -18,11 +20,11 @@ use crate::http::{
 use crate::metrics::Metrics;
 use crate::objects::{self, DeleteOptions, Part, Unknown, bind, place, shape, to_client, to_stored};
 use crate::read::{self, Shown, WatchSettings};
-use crate::resource::{Resource, core, find};
+use crate::resource::{Resource, core};
 use crate::selector::Selector;
-use crate::store::{Store, Stored};
-use crate::util::{at, int_at, list_at, obj, str_at};
-use crate::{discovery, patch, schema};
+use crate::store::{Store, Stored, Tx};
+use crate::util::{list_at, obj, str_at};
+use crate::{discovery, patch};
 
 /// The running API: everything a request needs.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ pub(crate) struct Api {
 
 /// What a path means.
 struct Target {
-    res: &'static Resource,
+    res: Arc<Resource>,
     ns: String,
     name: String,
     sub: String,
@@ -51,18 +53,18 @@ struct Call<'a> {
     body: Bytes,
 }
 
-fn target(group: &str, version: &str, rest: &[String]) -> Result<Target> {
+fn target(store: &Store, group: &str, version: &str, rest: &[String]) -> Result<Target> {
     let s = |i: usize| rest.get(i).map_or("", String::as_str);
     // `namespaces/NS/PLURAL...` unless it is the namespace itself or a subresource of it.
     let inner = s(0) == "namespaces" && rest.len() >= 3 && !(group.is_empty() && matches!(s(2), "status" | "finalize"));
     let (ns, rest) = if inner { (s(1), &rest[2..]) } else { ("", rest) };
     let plural = rest.first().map_or("", String::as_str);
-    let res = find(group, version, plural).ok_or_else(Status::no_such_path)?;
+    let res = store.read().find(group, version, plural).ok_or_else(Status::no_such_path)?;
     if inner && !res.namespaced || rest.len() > 3 {
         return Err(Status::no_such_path());
     }
     let part = |i: usize| rest.get(i).cloned().unwrap_or_default();
-    let t = Target { res, ns: ns.to_owned(), name: part(1), sub: part(2) };
+    let t = Target { res: res.clone(), ns: ns.to_owned(), name: part(1), sub: part(2) };
     if !t.sub.is_empty() && !res.subresources.contains(&t.sub.as_str()) {
         return Err(Status::no_such_path());
     }
@@ -72,10 +74,11 @@ fn target(group: &str, version: &str, rest: &[String]) -> Result<Target> {
     Ok(t)
 }
 
-fn fixed(path: &[String], aggregated: bool) -> Option<Response<Out>> {
+fn fixed(store: &Store, path: &[String], aggregated: bool) -> Option<Response<Out>> {
+    let all = || store.read().resources();
     let s: Vec<&str> = path.iter().map(String::as_str).collect();
     let agg = |core| {
-        let mut r = respond(200, &discovery::aggregated(core));
+        let mut r = respond(200, &discovery::aggregated(&all(), core));
         r.headers_mut().insert(
             header::CONTENT_TYPE,
             header::HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"),
@@ -92,14 +95,14 @@ fn fixed(path: &[String], aggregated: bool) -> Option<Response<Out>> {
         ["api"] if aggregated => return Some(agg(true)),
         ["apis"] if aggregated => return Some(agg(false)),
         ["api"] => discovery::core_versions(),
-        ["apis"] => discovery::group_list(),
-        ["apis", g] => discovery::group(g)?,
-        ["api", v] => discovery::resources("", v)?,
-        ["apis", g, v] => discovery::resources(g, v)?,
-        ["openapi", "v2"] => discovery::openapi_v2(),
-        ["openapi", "v3"] => discovery::openapi_index(),
-        ["openapi", "v3", "api", v] => discovery::openapi("", v)?,
-        ["openapi", "v3", "apis", g, v] => discovery::openapi(g, v)?,
+        ["apis"] => discovery::group_list(&all()),
+        ["apis", g] => discovery::group(&all(), g)?,
+        ["api", v] => discovery::resources(&all(), "", v)?,
+        ["apis", g, v] => discovery::resources(&all(), g, v)?,
+        ["openapi", "v2"] => discovery::openapi_v2(&all()),
+        ["openapi", "v3"] => discovery::openapi_index(&all()),
+        ["openapi", "v3", "api", v] => discovery::openapi(&all(), "", v)?,
+        ["openapi", "v3", "apis", g, v] => discovery::openapi(&all(), g, v)?,
         _ => return None,
     };
     Some(respond(200, &v))
@@ -131,7 +134,7 @@ where
         return Ok(text(200, &api.metrics.render(&api.store)));
     }
     if req.method() == Method::GET
-        && let Some(r) = fixed(&path, wants_aggregated(req.headers()))
+        && let Some(r) = fixed(&api.store, &path, wants_aggregated(req.headers()))
     {
         return Ok(r);
     }
@@ -152,13 +155,20 @@ where
         let name = str_at(&body, &["metadata", "name"]).to_owned();
         return binding(api, ns, name, body, false).await;
     }
-    let target = target(group, &version, rest)?;
+    let target = target(&api.store, group, &version, rest)?;
     let q = Query::parse(req.uri().query());
     let view = negotiate(req.headers())?;
     let method = req.method().clone();
     let content_type = content_type(req.headers());
     let body = read_body(req.into_body()).await?;
+    let deprecated: Vec<String> = target.res.custom.iter().filter_map(|c| c.warning.clone()).collect();
     let call = Call { api, target, q, view, content_type, body };
+    let mut answer = verb(call, &method).await?;
+    warn(&mut answer, &deprecated);
+    Ok(answer)
+}
+
+async fn verb(call: Call<'_>, method: &Method) -> Result<Response<Out>> {
     let named = !call.target.name.is_empty();
     match (method.as_str(), named, call.target.sub.as_str()) {
         ("GET", _, "") => call.read(),
@@ -170,7 +180,7 @@ where
             binding(call.api, call.target.ns.clone(), call.target.name.clone(), body, call.q.dry_run()?).await
         }
         ("POST", true, "eviction") => call.evict().await,
-        ("PUT" | "PATCH", true, "scale") => call.put_scale(method == Method::PATCH).await,
+        ("PUT" | "PATCH", true, "scale") => call.put_scale(*method == Method::PATCH).await,
         ("PUT", true, "finalize") => call.finalize().await,
         ("PUT", true, "" | "status" | "ephemeralcontainers") => call.update().await,
         ("PATCH", true, "" | "status" | "ephemeralcontainers") => call.patch().await,
@@ -195,11 +205,11 @@ async fn binding(api: &Api, ns: String, name: String, body: Value, dry: bool) ->
 
 impl Call<'_> {
     fn shown(&self) -> Result<Shown> {
-        Shown::new(self.target.res, self.view, &self.q)
+        Shown::new(self.target.res.clone(), self.view, &self.q)
     }
 
     fn selector(&self) -> Result<Selector> {
-        Selector::parse(self.target.res, self.q.get("labelSelector"), self.q.get("fieldSelector"))
+        Selector::parse(&self.target.res, self.q.get("labelSelector"), self.q.get("fieldSelector"))
     }
 
     fn unknown(&self) -> Result<Unknown> {
@@ -227,12 +237,12 @@ impl Call<'_> {
         let (t, shown) = (&self.target, self.shown()?);
         let watch = self.q.flag("watch");
         if !t.name.is_empty() && !watch {
-            return read::get(&self.api.store, shown, &t.ns, &t.name);
+            return read::get(&self.api.store, &shown, &t.ns, &t.name);
         }
         let selector = if t.name.is_empty() {
             self.selector()?
         } else {
-            Selector::parse(t.res, "", &format!("metadata.name={}", t.name))?
+            Selector::parse(&t.res, "", &format!("metadata.name={}", t.name))?
         };
         if watch {
             let settings = WatchSettings { bookmark_every: self.api.bookmark_interval, stop: self.api.stop.clone() };
@@ -242,22 +252,32 @@ impl Call<'_> {
     }
 
     async fn create(self) -> Result<Response<Out>> {
-        let res = self.target.res;
+        let res = self.target.res.clone();
         if res.namespaced && self.target.ns.is_empty() {
             return Err(Status::method_not_allowed("POST"));
         }
-        let mut v = decode(&self.content_type, &self.body)?;
-        let warnings = shape(res, &mut v, self.unknown()?)?;
-        place(res, &mut v, &self.target.ns)?;
-        let v = to_stored(v, res);
+        let mut v = self.object()?;
+        let warnings = shape(&res, &mut v, self.unknown()?)?;
+        place(&res, &mut v, &self.target.ns)?;
+        let v = to_stored(v, &res);
         let ranges = self.api.ranges.clone();
-        let o = self.api.store.write(self.q.dry_run()?, move |tx| objects::create(tx, res, v, &ranges)).await?;
+        let write = move |tx: &mut Tx<'_>| objects::create(tx, &*tx.current(&res)?, v, &ranges);
+        let o = self.api.store.write(self.q.dry_run()?, write).await?;
         self.answer(201, &o, &warnings)
+    }
+
+    /// The object of the body.
+    fn object(&self) -> Result<Value> {
+        // Custom kinds have no protobuf form.
+        if self.target.res.custom.is_some() && self.content_type == "application/vnd.kubernetes.protobuf" {
+            return Err(Status::unsupported_media(&self.content_type, "application/json, application/yaml"));
+        }
+        decode(&self.content_type, &self.body)
     }
 
     /// The object that a PUT carries, checked against the path.
     fn incoming(&self, v: &mut Value) -> Result<Vec<String>> {
-        let res = self.target.res;
+        let res = &self.target.res;
         let warnings = shape(res, v, self.unknown()?)?;
         place(res, v, &self.target.ns)?;
         if str_at(v, &["metadata", "name"]).is_empty() {
@@ -270,29 +290,31 @@ impl Call<'_> {
     }
 
     async fn update(self) -> Result<Response<Out>> {
-        let (res, part) = (self.target.res, self.part());
-        let mut v = decode(&self.content_type, &self.body)?;
+        let (res, part) = (self.target.res.clone(), self.part());
+        let mut v = self.object()?;
         let warnings = self.incoming(&mut v)?;
-        let v = to_stored(v, res);
+        let v = to_stored(v, &res);
         let (name, key) = (self.target.name.clone(), res.key(&self.target.ns, &self.target.name));
         let ranges = self.api.ranges.clone();
         let o = self
             .api
             .store
             .write(self.q.dry_run()?, move |tx| {
-                let old = tx.get(res, &key).ok_or_else(|| Status::not_found(res, &name))?;
-                objects::replace(tx, res, &key, &old, v, part, &ranges)
+                let res = tx.current(&res)?;
+                let old = tx.get(&res, &key).ok_or_else(|| Status::not_found(&res, &name))?;
+                objects::replace(tx, &res, &key, &old, v, part, &ranges)
             })
             .await?;
         self.answer(200, &o, &warnings)
     }
 
     async fn patch(self) -> Result<Response<Out>> {
-        let (res, part, unknown) = (self.target.res, self.part(), self.unknown()?);
+        let (res, part, unknown) = (self.target.res.clone(), self.part(), self.unknown()?);
+        let custom = res.custom.is_some();
         let kind = match self.content_type.as_str() {
             "application/json-patch+json" => Patch::Json(decode("", &self.body)?),
             "application/merge-patch+json" => Patch::Merge(decode("", &self.body)?),
-            "application/strategic-merge-patch+json" => Patch::Strategic(decode("", &self.body)?),
+            "application/strategic-merge-patch+json" if !custom => Patch::Strategic(decode("", &self.body)?),
             "application/apply-patch+yaml" | "application/apply-patch+json" => {
                 let manager = self.q.get("fieldManager");
                 if manager.is_empty() || manager.len() > 128 {
@@ -303,10 +325,12 @@ impl Call<'_> {
                 Patch::Apply(yaml(&self.body)?, manager.to_owned(), self.q.flag("force"))
             }
             other => {
+                let strategic = if custom { "" } else { "application/strategic-merge-patch+json, " };
                 return Err(Status::unsupported_media(
                     other,
-                    "application/json-patch+json, application/merge-patch+json, \
-                     application/strategic-merge-patch+json, application/apply-patch+yaml",
+                    &format!(
+                        "application/json-patch+json, application/merge-patch+json, {strategic}application/apply-patch+yaml"
+                    ),
                 ));
             }
         };
@@ -316,6 +340,7 @@ impl Call<'_> {
             .api
             .store
             .write(self.q.dry_run()?, move |tx| {
+                let res = &*tx.current(&res)?;
                 let key = res.key(&ns, &name);
                 let old = tx.get(res, &key);
                 let patched = match (&old, kind) {
@@ -365,10 +390,11 @@ impl Call<'_> {
     }
 
     async fn delete(self) -> Result<Response<Out>> {
-        let (res, options) = (self.target.res, self.delete_options()?);
+        let (res, options) = (self.target.res.clone(), self.delete_options()?);
         let key = res.key(&self.target.ns, &self.target.name);
-        let (o, gone) = self.api.store.write(self.dry()?, move |tx| objects::delete(tx, res, &key, &options)).await?;
-        if gone && res.plural != "pods" {
+        let kind = res.clone();
+        let (o, gone) = self.api.store.write(self.dry()?, move |tx| objects::delete(tx, &kind, &key, &options)).await?;
+        if gone && res.schema != "Pod" {
             let d = json!({"name": self.target.name, "group": res.group, "kind": res.plural, "uid": o.uid});
             return Ok(success(200, d));
         }
@@ -376,19 +402,20 @@ impl Call<'_> {
     }
 
     async fn delete_collection(self) -> Result<Response<Out>> {
-        let (res, options, selector) = (self.target.res, self.delete_options()?, self.selector()?);
+        let (res, options, selector) = (self.target.res.clone(), self.delete_options()?, self.selector()?);
         if res.namespaced && self.target.ns.is_empty() {
             return Err(Status::method_not_allowed("DELETE"));
         }
-        let keys = read::keys(&self.api.store, res, &self.target.ns, &selector, &self.q)?;
+        let keys = read::keys(&self.api.store, &res, &self.target.ns, &selector, &self.q)?;
+        let kind = res.clone();
         let gone = self
             .api
             .store
             .write(self.dry()?, move |tx| {
                 let mut gone = Vec::new();
                 for key in keys {
-                    match objects::delete(tx, res, &key, &options) {
-                        Ok((o, _)) => gone.push(to_client(o.value(), res)),
+                    match objects::delete(tx, &kind, &key, &options) {
+                        Ok((o, _)) => gone.push(to_client(o.value(), &kind)),
                         // Somebody else was faster.
                         Err(e) if e.code == 404 => {}
                         Err(e) => return Err(e),
@@ -400,15 +427,15 @@ impl Call<'_> {
         let rev = self.api.store.read().revision.to_string();
         Ok(respond(
             200,
-            &json!({"kind": format!("{}List", res.kind), "apiVersion": res.api_version(), "metadata": {"resourceVersion": rev}, "items": gone}),
+            &json!({"kind": res.list_kind, "apiVersion": res.api_version(), "metadata": {"resourceVersion": rev}, "items": gone}),
         ))
     }
 
     async fn evict(self) -> Result<Response<Out>> {
         let body = if self.body.is_empty() { json!({}) } else { decode(&self.content_type, &self.body)? };
         let options = DeleteOptions::parse(&body["deleteOptions"])?;
-        let (res, key) = (self.target.res, self.target.res.key(&self.target.ns, &self.target.name));
-        self.api.store.write(self.dry()?, move |tx| objects::delete(tx, res, &key, &options)).await?;
+        let (res, key) = (self.target.res.clone(), self.target.res.key(&self.target.ns, &self.target.name));
+        self.api.store.write(self.dry()?, move |tx| objects::delete(tx, &res, &key, &options)).await?;
         Ok(respond(
             201,
             &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
@@ -423,75 +450,6 @@ impl Call<'_> {
         let res = core("namespaces");
         let o = self.api.store.read().kind(res).objects.get(name.as_str()).cloned();
         self.answer(200, &*o.ok_or_else(|| Status::not_found(res, &name))?, &warnings)
-    }
-
-    fn scale_of(&self, v: &Value) -> Value {
-        let m = &v["metadata"];
-        let labels = v["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
-        let selector = labels.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or(""))).collect::<Vec<_>>().join(",");
-        json!({"kind": "Scale", "apiVersion": "autoscaling/v1",
-            "metadata": {"name": m["name"], "namespace": m["namespace"], "uid": m["uid"], "resourceVersion": m["resourceVersion"], "creationTimestamp": m["creationTimestamp"]},
-            "spec": {"replicas": int_at(v, &["spec", "replicas"]).unwrap_or(0)},
-            "status": {"replicas": int_at(v, &["status", "replicas"]).unwrap_or(0), "selector": selector}})
-    }
-
-    fn get_scale(&self) -> Result<Response<Out>> {
-        let (res, key) = (self.target.res, self.target.res.key(&self.target.ns, &self.target.name));
-        let o = self.api.store.read().kind(res).objects.get(key.as_str()).cloned();
-        let o = o.ok_or_else(|| Status::not_found(res, &self.target.name))?;
-        Ok(respond(200, &self.scale_of(&o.value())))
-    }
-
-    async fn put_scale(self, is_patch: bool) -> Result<Response<Out>> {
-        let (res, key) = (self.target.res, self.target.res.key(&self.target.ns, &self.target.name));
-        let body = decode(if is_patch { "" } else { &self.content_type }, &self.body)?;
-        let (name, ranges) = (self.target.name.clone(), self.api.ranges.clone());
-        let kind = self.content_type.clone();
-        let old = self.api.store.read().kind(res).objects.get(key.as_str()).cloned();
-        let old = old.ok_or_else(|| Status::not_found(res, &name))?;
-        let mut scale = self.scale_of(&old.value());
-        match kind.as_str() {
-            _ if !is_patch => scale = body,
-            "application/json-patch+json" => patch::json_patch(&mut scale, &body)?,
-            "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
-                patch::merge(&mut scale, &body)
-            }
-            other => {
-                return Err(Status::unsupported_media(
-                    other,
-                    "application/merge-patch+json, application/json-patch+json",
-                ));
-            }
-        }
-        let found = schema::check(&mut scale, "Scale");
-        if let Some(first) = found.wrong.first() {
-            return Err(Status::bad_request(format!("Scale cannot be handled: {first}")));
-        }
-        let Some(replicas) = int_at(&scale, &["spec", "replicas"]).filter(|n| *n >= 0) else {
-            let mut c = Causes::default();
-            c.invalid(
-                "spec.replicas",
-                at(&scale, &["spec", "replicas"]).unwrap_or(&Value::Null),
-                "must be greater than or equal to 0",
-            );
-            return Err(c.finish(res, &name).err().unwrap_or_else(|| Status::bad_request("spec.replicas is missing")));
-        };
-        let rv = str_at(&scale, &["metadata", "resourceVersion"]).to_owned();
-        let o = self
-            .api
-            .store
-            .write(self.q.dry_run()?, move |tx| {
-                let old = tx.get(res, &key).ok_or_else(|| Status::not_found(res, &name))?;
-                let mut v = old.value();
-                if !is_patch && !rv.is_empty() {
-                    obj(&mut v, "metadata").insert("resourceVersion".into(), rv.into());
-                }
-                obj(&mut v, "spec").insert("replicas".into(), replicas.into());
-                objects::replace(tx, res, &key, &old, v, Part::Main, &ranges)
-            })
-            .await?;
-        let call = Self { api: self.api, body: Bytes::new(), ..self };
-        Ok(respond(200, &call.scale_of(&o.value())))
     }
 }
 

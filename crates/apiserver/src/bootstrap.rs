@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 use crate::admission::Ranges;
 use crate::api::Api;
 use crate::error::Result;
-use crate::objects::{self, DeleteOptions, Part};
-use crate::resource::{RESOURCES, core};
+use crate::http::yaml;
+use crate::objects::{self, DeleteOptions, Part, Unknown};
+use crate::resource::{RESOURCES, core, definitions};
 use crate::store::Tx;
+use crate::util::str_at;
 
 /// How long a namespace that is being deleted keeps its content.
 const REAP_AFTER: Duration = Duration::from_millis(400);
@@ -50,6 +52,33 @@ pub(crate) async fn reap(api: Arc<Api>) {
     }
 }
 
+/// Kinds that a server knows from its first start on; and whether they are ours to bring up to date.
+const DEFINITIONS: [(&str, bool); 4] = [
+    (include_str!("../../../deploy/crds/ippools.yaml"), true),
+    (include_str!("../../../deploy/crds/ipblocks.yaml"), true),
+    (include_str!("../../../deploy/crds/ipreservations.yaml"), true),
+    (include_str!("../../../deploy/crds/network-attachment-definitions.yaml"), false),
+];
+
+/// Puts the definitions in place, those of an older release by ours.
+fn define(tx: &mut Tx<'_>, ranges: &Ranges) -> Result<()> {
+    let res = definitions();
+    for (text, ours) in DEFINITIONS {
+        let mut v = yaml(text.as_bytes())?;
+        objects::shape(res, &mut v, Unknown::Refuse)?;
+        (res.default)(&mut v);
+        let name = str_at(&v, &["metadata", "name"]).to_owned();
+        match tx.get(res, &name) {
+            None => drop(objects::create(tx, res, v, ranges)?),
+            Some(old) if ours && old.value()["spec"] != v["spec"] => {
+                drop(objects::replace(tx, res, &name, &old, v, Part::Main, ranges)?);
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// The objects that a server has from its first start on. Idempotent.
 pub(crate) async fn bootstrap(api: &Api, advertise: &[SocketAddr], port: u16) -> Result<()> {
     let ranges = api.ranges.clone();
@@ -70,6 +99,7 @@ pub(crate) async fn bootstrap(api: &Api, advertise: &[SocketAddr], port: u16) ->
                     "spec": {"type": "ClusterIP", "clusterIP": first, "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}});
                 objects::create(tx, services, svc, &ranges)?;
             }
+            define(tx, &ranges)?;
             slices(tx, &advertise, &ranges)
         })
         .await

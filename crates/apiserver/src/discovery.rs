@@ -1,11 +1,13 @@
 //! What the server says about itself: versions, groups, resources, OpenAPI.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::resource::{RESOURCES, Resource, VERBS};
-use crate::schema::{self, Ty};
+use crate::resource::{Resource, VERBS};
+use crate::schema;
 
 /// The Kubernetes version whose API this is.
 pub(crate) fn version() -> Value {
@@ -19,15 +21,43 @@ pub(crate) fn core_versions() -> Value {
     json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
 }
 
-/// Groups in the order of the table; the core group is the empty one.
-fn groups() -> Vec<(&'static str, &'static str)> {
-    let mut out: Vec<(&str, &str)> = Vec::new();
-    for r in RESOURCES {
-        if !out.contains(&(r.group, r.version)) {
-            out.push((r.group, r.version));
+/// Everything that is served, as the store tells it.
+type All = [Arc<Resource>];
+
+/// How versions of one group are ranked: stable before beta before alpha, newer before older, other names last
+/// (apimachinery `version.CompareKubeAwareVersionStrings`).
+fn rank(version: &str) -> Reverse<(u8, u64, u64)> {
+    let number = |s: &str| s.parse::<u64>().ok().filter(|_| !s.starts_with('0'));
+    let ranked = version.strip_prefix('v').and_then(|v| {
+        for (word, class) in [("alpha", 1), ("beta", 2)] {
+            if let Some((major, minor)) = v.split_once(word) {
+                return Some((class, number(major)?, number(minor)?));
+            }
+        }
+        Some((3, number(v)?, 0))
+    });
+    Reverse(ranked.unwrap_or((0, 0, 0)))
+}
+
+/// Groups in the order of the table, custom ones after it; the core group is the empty one. Versions: the preferred
+/// first.
+fn groups(all: &All) -> Vec<(&str, Vec<&str>)> {
+    let mut out: Vec<(&str, Vec<&str>)> = Vec::new();
+    for r in all {
+        match out.iter_mut().find(|(g, _)| *g == r.group) {
+            Some((_, versions)) if versions.contains(&r.version.as_ref()) => {}
+            Some((_, versions)) => versions.push(&r.version),
+            None => out.push((&r.group, vec![&r.version])),
         }
     }
+    for (_, versions) in &mut out {
+        versions.sort_by_key(|v| (rank(v), *v));
+    }
     out
+}
+
+fn rows<'a>(all: &'a All, group: &str, version: &str) -> Vec<&'a Resource> {
+    all.iter().map(|r| &**r).filter(|r| r.group == group && r.version == version).collect()
 }
 
 fn api_version(group: &str, version: &str) -> String {
@@ -35,31 +65,32 @@ fn api_version(group: &str, version: &str) -> String {
 }
 
 /// `/apis` and `/apis/GROUP`
-pub(crate) fn group(name: &str) -> Option<Value> {
-    let (_, version) = groups().into_iter().find(|(g, _)| *g == name && !g.is_empty())?;
-    let v = json!({"groupVersion": api_version(name, version), "version": version});
-    Some(json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": [v], "preferredVersion": v}))
+pub(crate) fn group(all: &All, name: &str) -> Option<Value> {
+    let (_, versions) = groups(all).into_iter().find(|(g, _)| *g == name && !g.is_empty())?;
+    let list: Vec<Value> =
+        versions.iter().map(|v| json!({"groupVersion": api_version(name, v), "version": v})).collect();
+    Some(json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "preferredVersion": list[0], "versions": list}))
 }
 
-pub(crate) fn group_list() -> Value {
-    let all: Vec<Value> = groups().into_iter().filter_map(|(g, _)| group(g)).collect();
-    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": all})
+pub(crate) fn group_list(all: &All) -> Value {
+    let list: Vec<Value> = groups(all).into_iter().filter_map(|(g, _)| group(all, g)).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list})
 }
 
 /// Group, version, kind and verbs of a subresource.
-fn subresource(r: &Resource, sub: &str) -> (&'static str, &'static str, &'static str, &'static [&'static str]) {
+fn subresource<'a>(r: &'a Resource, sub: &str) -> (&'a str, &'a str, &'a str, &'static [&'static str]) {
     match sub {
         "binding" => ("", "v1", "Binding", &["create"]),
         "eviction" => ("policy", "v1", "Eviction", &["create"]),
         "scale" => ("autoscaling", "v1", "Scale", &["get", "patch", "update"]),
-        "finalize" => (r.group, r.version, r.kind, &["update"]),
-        _ => (r.group, r.version, r.kind, &["get", "patch", "update"]),
+        "finalize" => (&r.group, &r.version, &r.kind, &["update"]),
+        _ => (&r.group, &r.version, &r.kind, &["get", "patch", "update"]),
     }
 }
 
 /// `/api/v1` and `/apis/GROUP/VERSION`
-pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
-    let rows: Vec<&Resource> = RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
+pub(crate) fn resources(all: &All, group: &str, version: &str) -> Option<Value> {
+    let rows = rows(all, group, version);
     if rows.is_empty() {
         return None;
     }
@@ -78,31 +109,34 @@ pub(crate) fn resources(group: &str, version: &str) -> Option<Value> {
     )
 }
 
+fn aggregated_row(r: &Resource) -> Value {
+    let subs: Vec<Value> = r
+        .subresources
+        .iter()
+        .map(|sub| {
+            let (g, v, k, verbs) = subresource(r, sub);
+            json!({"subresource": sub, "responseKind": {"group": g, "version": v, "kind": k}, "verbs": verbs})
+        })
+        .collect();
+    json!({"resource": r.plural, "responseKind": {"group": r.group, "version": r.version, "kind": r.kind},
+        "scope": if r.namespaced { "Namespaced" } else { "Cluster" }, "singularResource": r.singular,
+        "verbs": VERBS, "shortNames": r.short, "categories": r.categories, "subresources": subs})
+}
+
 /// Aggregated discovery (KEP-3352): the core group for `/api`, the others for `/apis`.
-pub(crate) fn aggregated(core: bool) -> Value {
-    let items: Vec<Value> = groups()
+pub(crate) fn aggregated(all: &All, core: bool) -> Value {
+    let items: Vec<Value> = groups(all)
         .into_iter()
         .filter(|(g, _)| g.is_empty() == core)
-        .map(|(g, version)| {
-            let rows: Vec<Value> = RESOURCES
-                .iter()
-                .filter(|r| r.group == g && r.version == version)
-                .map(|r| {
-                    let subs: Vec<Value> = r
-                        .subresources
-                        .iter()
-                        .map(|sub| {
-                            let (g, v, k, verbs) = subresource(r, sub);
-                            json!({"subresource": sub, "responseKind": {"group": g, "version": v, "kind": k}, "verbs": verbs})
-                        })
-                        .collect();
-                    json!({"resource": r.plural, "responseKind": {"group": r.group, "version": r.version, "kind": r.kind},
-                        "scope": if r.namespaced { "Namespaced" } else { "Cluster" }, "singularResource": r.singular,
-                        "verbs": VERBS, "shortNames": r.short, "categories": r.categories, "subresources": subs})
+        .map(|(g, versions)| {
+            let each: Vec<Value> = versions
+                .into_iter()
+                .map(|v| {
+                    let list: Vec<Value> = rows(all, g, v).into_iter().map(aggregated_row).collect();
+                    json!({"version": v, "resources": list, "freshness": "Current"})
                 })
                 .collect();
-            json!({"metadata": {"name": g, "creationTimestamp": null},
-                "versions": [{"version": version, "resources": rows, "freshness": "Current"}]})
+            json!({"metadata": {"name": g, "creationTimestamp": null}, "versions": each})
         })
         .collect();
     json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items})
@@ -113,16 +147,46 @@ fn base(group: &str, version: &str) -> String {
 }
 
 /// `/openapi/v3`: where the documents are. The hash lets clients cache them for good.
-pub(crate) fn openapi_index() -> Value {
-    let paths: Map<String, Value> = groups()
-        .into_iter()
-        .map(|(g, v)| {
+pub(crate) fn openapi_index(all: &All) -> Value {
+    let mut paths = Map::new();
+    for (g, versions) in groups(all) {
+        for v in versions {
             let b = base(g, v);
-            let url = json!({"serverRelativeURL": format!("/openapi/v3/{b}?hash={}", env!("CARGO_PKG_VERSION"))});
-            (b, url)
-        })
-        .collect();
+            // Of a custom kind, the revision of its definition.
+            let rev: u64 = rows(all, g, v).iter().filter_map(|r| r.custom.as_ref()).map(|c| c.rev).sum();
+            let url = format!("/openapi/v3/{b}?hash={}-{rev}", env!("CARGO_PKG_VERSION"));
+            paths.insert(b, json!({"serverRelativeURL": url}));
+        }
+    }
     json!({"paths": paths})
+}
+
+/// The name of a kind's schema. Those of custom kinds begin with the group turned round, as upstream has it.
+fn component(r: &Resource) -> String {
+    if r.custom.is_none() {
+        return r.schema.to_owned();
+    }
+    let mut parts: Vec<&str> = r.group.split('.').collect();
+    parts.reverse();
+    format!("{}.{}.{}", parts.join("."), r.version, r.kind)
+}
+
+/// The schemas of some kinds, by name.
+fn components(rows: &[&Resource]) -> BTreeMap<String, Value> {
+    let mut roots: Vec<&'static str> = rows.iter().map(|r| r.schema).filter(|s| !s.is_empty()).collect();
+    roots.push("ObjectMeta");
+    let mut out: BTreeMap<String, Value> =
+        schema::reachable(&roots).into_iter().map(|n| (n.to_owned(), Value::Object(schema::openapi_type(n)))).collect();
+    for r in rows {
+        let name = component(r);
+        if let Some(c) = &r.custom {
+            out.insert(name.clone(), c.openapi());
+        }
+        if let Some(s) = out.get_mut(&name) {
+            s["x-kubernetes-group-version-kind"] = json!([gvk(r)]);
+        }
+    }
+    out
 }
 
 fn gvk(r: &Resource) -> Value {
@@ -154,24 +218,21 @@ fn operation(r: &Resource, action: &str, schema: &str, write: bool) -> Value {
 }
 
 /// `/openapi/v3/...`: schemas and paths of one group and version.
-pub(crate) fn openapi(group: &str, version: &str) -> Option<Value> {
-    let rows: Vec<&'static Resource> = RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
+pub(crate) fn openapi(all: &All, group: &str, version: &str) -> Option<Value> {
+    let rows = rows(all, group, version);
     if rows.is_empty() {
         return None;
     }
-    let roots: Vec<&'static str> = rows.iter().map(|r| r.schema).collect();
-    let mut schemas: BTreeMap<String, Value> =
-        schema::reachable(&roots).into_iter().map(|n| (n.to_owned(), Value::Object(schema::openapi_type(n)))).collect();
+    let mut schemas = components(&rows);
     let mut paths = Map::new();
     for r in rows {
-        if let Some(s) = schemas.get_mut(r.schema) {
-            s["x-kubernetes-group-version-kind"] = json!([gvk(r)]);
-        }
-        let list = format!("{}List", r.schema);
+        let name = component(r);
+        let list = format!("{name}List");
+        let reference = json!({"$ref": format!("#/components/schemas/{name}")});
         let mut l = json!({"type": "object", "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"},
-            "metadata": {"type": "object"}, "items": schema::openapi(&Ty::List(Box::new(Ty::Ref(r.schema)), None))}});
-        l["x-kubernetes-group-version-kind"] =
-            json!([{"group": r.group, "version": r.version, "kind": format!("{}List", r.kind)}]);
+            "metadata": {"type": "object"}, "items": {"type": "array", "x-kubernetes-list-type": "atomic",
+            "items": {"allOf": [reference], "default": {}}}}});
+        l["x-kubernetes-group-version-kind"] = json!([{"group": r.group, "version": r.version, "kind": r.list_kind}]);
         schemas.insert(list.clone(), l);
         let ns = if r.namespaced { "/namespaces/{namespace}" } else { "" };
         let collection = format!("/{}{ns}/{}", base(group, version), r.plural);
@@ -181,14 +242,14 @@ pub(crate) fn openapi(group: &str, version: &str) -> Option<Value> {
         }
         paths.insert(
             collection.clone(),
-            json!({"parameters": path_params, "get": operation(r, "list", &list, false), "post": operation(r, "post", r.schema, true)}),
+            json!({"parameters": path_params, "get": operation(r, "list", &list, false), "post": operation(r, "post", &name, true)}),
         );
         path_params.push(parameter("name", "path", "string"));
         paths.insert(
             format!("{collection}/{{name}}"),
-            json!({"parameters": path_params, "get": operation(r, "get", r.schema, false),
-                "put": operation(r, "put", r.schema, true), "patch": operation(r, "patch", r.schema, true),
-                "delete": operation(r, "delete", r.schema, true)}),
+            json!({"parameters": path_params, "get": operation(r, "get", &name, false),
+                "put": operation(r, "put", &name, true), "patch": operation(r, "patch", &name, true),
+                "delete": operation(r, "delete", &name, true)}),
         );
     }
     Some(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths,
@@ -196,17 +257,21 @@ pub(crate) fn openapi(group: &str, version: &str) -> Option<Value> {
 }
 
 /// `/openapi/v2` for clients that read JSON: the same types without paths.
-pub(crate) fn openapi_v2() -> Value {
-    let mut definitions = Map::new();
-    for r in RESOURCES {
-        for n in schema::reachable(&[r.schema]) {
-            let text =
-                Value::Object(schema::openapi_type(n)).to_string().replace("#/components/schemas/", "#/definitions/");
-            definitions.insert(n.to_owned(), serde_json::from_str(&text).unwrap_or_default());
-        }
-    }
-    for r in RESOURCES {
-        definitions[r.schema]["x-kubernetes-group-version-kind"] = json!([gvk(r)]);
-    }
+pub(crate) fn openapi_v2(all: &All) -> Value {
+    let rows: Vec<&Resource> = all.iter().map(|r| &**r).collect();
+    let text = json!(components(&rows)).to_string().replace("#/components/schemas/", "#/definitions/");
+    let definitions: Value = serde_json::from_str(&text).unwrap_or_default();
     json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": {}, "definitions": definitions})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ranked_as_clients_expect() {
+        let mut all = vec!["v1alpha1", "foo", "v2beta1", "v1", "v10", "v2", "v1beta2", "v2alpha1"];
+        all.sort_by_key(|v| (rank(v), *v));
+        assert_eq!(all, ["v10", "v2", "v1", "v2beta1", "v1beta2", "v2alpha1", "v1alpha1", "foo"]);
+    }
 }

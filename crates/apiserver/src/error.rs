@@ -55,6 +55,10 @@ impl Causes {
     pub(crate) fn invalid(&mut self, field: &str, v: &Value, why: &str) {
         self.push("FieldValueInvalid", field, format!("Invalid value: {}: {why}", shown(v)));
     }
+    /// A value of the wrong type or format.
+    pub(crate) fn type_invalid(&mut self, field: &str, v: &Value, why: &str) {
+        self.push("FieldValueTypeInvalid", field, format!("Invalid value: {}: {why}", shown(v)));
+    }
     pub(crate) fn unsupported(&mut self, field: &str, v: &Value, supported: &[&str]) {
         let list = supported.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join(", ");
         self.push(
@@ -88,7 +92,7 @@ impl Causes {
         let list = if each.len() == 1 { each[0].clone() } else { format!("[{}]", each.join(", ")) };
         let causes: Vec<Value> =
             self.0.iter().map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field})).collect();
-        let kind = if res.group.is_empty() { res.kind.to_owned() } else { format!("{}.{}", res.kind, res.group) };
+        let kind = if res.group.is_empty() { res.kind.to_string() } else { format!("{}.{}", res.kind, res.group) };
         Err(Status {
             code: 422,
             reason: "Invalid",
@@ -179,6 +183,12 @@ impl Status {
             message: format!("{} {name:?} is forbidden: {why}", res.qualified()),
             details: details(res, name),
         }
+    }
+
+    /// Of a custom kind whose definition is on its way out.
+    pub(crate) fn being_deleted(res: &Resource, name: &str) -> Self {
+        let why = "create not allowed while custom resource definition is terminating";
+        Self { code: 405, reason: "MethodNotAllowed", message: why.into(), details: details(res, name) }
     }
 
     /// The object as it goes over the wire.

@@ -1,6 +1,8 @@
 //! Doors for fuzzing: what a client's bytes reach before anything is stored, on any bytes. They must not panic, hang or
 //! hold much memory.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::error::Causes;
@@ -10,7 +12,7 @@ use crate::selector::Selector;
 use crate::{patch, schema, validate};
 
 /// The first byte chooses the resource.
-fn pick(data: &[u8]) -> Option<(&'static Resource, &[u8])> {
+fn pick(data: &[u8]) -> Option<(&'static Arc<Resource>, &[u8])> {
     let (n, rest) = data.split_first()?;
     Some((RESOURCES.get(usize::from(*n) % RESOURCES.len())?, rest))
 }
@@ -25,7 +27,7 @@ pub fn object(data: &[u8]) {
 fn accept(res: &Resource, v: &mut Value) {
     if let Some(m) = v.as_object_mut() {
         m.insert("apiVersion".into(), res.api_version().into());
-        m.insert("kind".into(), res.kind.into());
+        m.insert("kind".into(), res.kind.as_ref().into());
     }
     if objects::shape(res, v, Unknown::Warn).is_err() {
         return;
@@ -79,7 +81,7 @@ pub fn selector(data: &[u8]) {
 /// A body in the API's protobuf form; what it holds goes on as JSON would.
 pub fn protobuf(data: &[u8]) {
     let Ok(mut v) = crate::protobuf::decode(&[b"k8s\0", data].concat()) else { return };
-    let find = |v: &Value| RESOURCES.iter().find(|r| v["kind"] == r.kind && v["apiVersion"] == r.api_version());
+    let find = |v: &Value| RESOURCES.iter().find(|r| v["kind"] == *r.kind && v["apiVersion"] == r.api_version());
     if let Some(res) = find(&v) {
         accept(res, &mut v);
     }

@@ -22,6 +22,7 @@ mod admission;
 mod api;
 mod bootstrap;
 mod config;
+mod crd;
 mod defaults;
 mod discovery;
 mod error;

@@ -43,12 +43,15 @@ impl Metrics {
         }
         let state = store.read();
         out.push_str("# HELP seaway_apiserver_objects Objects stored.\n# TYPE seaway_apiserver_objects gauge\n");
-        for (i, r) in RESOURCES.iter().enumerate().filter(|(i, r)| r.storage == *i) {
-            let n = state.kinds[i].objects.len();
+        for r in RESOURCES.iter().filter(|r| !r.view) {
+            let n = state.kind(r).objects.len();
             let _ = writeln!(out, "seaway_apiserver_objects{{resource=\"{}\"}} {n}", r.qualified());
         }
+        // Names of custom kinds are the clients': they are one number.
+        let custom: usize = state.custom.storages().iter().map(|r| state.kind(r).objects.len()).sum();
+        let _ = writeln!(out, "seaway_apiserver_objects{{resource=\"custom\"}} {custom}");
         out.push_str("# HELP seaway_apiserver_watches Watches open, one of them the server's own.\n# TYPE seaway_apiserver_watches gauge\n");
-        let watches: usize = state.kinds.iter().map(crate::store::Kind::watchers).sum();
+        let watches: usize = state.kinds.values().map(crate::store::Kind::watchers).sum();
         let _ = writeln!(out, "seaway_apiserver_watches {watches}");
         out.push_str(
             "# HELP seaway_apiserver_revision The last revision given.\n# TYPE seaway_apiserver_revision gauge\n",

@@ -6,10 +6,10 @@ use serde_json::{Map, Value, json};
 
 use crate::admission::{self, Ranges};
 use crate::error::{Causes, Result, Status};
-use crate::resource::{RESOURCES, Resource, core};
+use crate::resource::{Resource, core};
 use crate::store::{Stored, Tx};
 use crate::util::{at, int_at, list_at, obj, parse_rfc3339, remove, rfc3339, str_at, suffix, uid, unix_now};
-use crate::{schema, validate};
+use crate::{crd, schema, validate};
 
 /// Which part of an object a write may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,25 @@ pub(crate) fn shape(res: &Resource, v: &mut Value, unknown: Unknown) -> Result<V
             res.api_version()
         )));
     }
+    let list = match &res.custom {
+        Some(c) => c.shape(v, &res.kind, &res.version)?,
+        None => known(res, v)?,
+    };
+    let mut list: Vec<String> = list.iter().map(|p| format!("unknown field {p:?}")).collect();
+    if unknown == Unknown::Refuse && !list.is_empty() {
+        return Err(Status::bad_request(format!("strict decoding error: {}", list.join(", "))));
+    }
+    if unknown != Unknown::Warn {
+        list.clear();
+    }
+    if res.schema == "CustomResourceDefinition" {
+        list.extend(crd::warnings(v));
+    }
+    Ok(list)
+}
+
+/// Checks an object of the table; the paths of unknown fields.
+fn known(res: &Resource, v: &mut Value) -> Result<Vec<String>> {
     let found = schema::check(v, res.schema);
     if !found.wrong.is_empty() {
         return Err(Status::bad_request(format!(
@@ -57,14 +76,7 @@ pub(crate) fn shape(res: &Resource, v: &mut Value, unknown: Unknown) -> Result<V
             found.wrong.join(", ")
         )));
     }
-    let list: Vec<String> = found.unknown.iter().map(|p| format!("unknown field {p:?}")).collect();
-    match unknown {
-        Unknown::Refuse if !list.is_empty() => {
-            Err(Status::bad_request(format!("strict decoding error: {}", list.join(", "))))
-        }
-        Unknown::Warn => Ok(list),
-        _ => Ok(Vec::new()),
-    }
+    Ok(found.unknown)
 }
 
 /// Pairs of field names: core event, events.k8s.io event.
@@ -94,18 +106,26 @@ fn renamed(mut v: Value, res: &Resource, to_stored: bool) -> Value {
 }
 
 /// The form in which the resource's objects are stored.
-pub(crate) fn to_stored(v: Value, res: &Resource) -> Value {
+pub(crate) fn to_stored(mut v: Value, res: &Resource) -> Value {
+    if let Some(c) = &res.custom {
+        c.to_stored(&mut v);
+        return v;
+    }
     renamed(v, res, true)
 }
 
 /// The form in which the resource's clients see a stored object.
-pub(crate) fn to_client(v: Value, res: &Resource) -> Value {
+pub(crate) fn to_client(mut v: Value, res: &Resource) -> Value {
+    if let Some(c) = &res.custom {
+        c.to_client(&mut v, &res.api_version());
+        return v;
+    }
     renamed(v, res, false)
 }
 
-/// Whether the resource is a second view of another kind's objects.
-pub(crate) fn converted(res: &Resource) -> bool {
-    res.schema == "EventV1"
+/// Whether an object stored at a revision must be changed before the resource's clients see it.
+pub(crate) fn converted(res: &Resource, rev: u64) -> bool {
+    res.custom.as_ref().map_or(res.view, |c| c.converts(rev))
 }
 
 fn meta(v: &mut Value) -> &mut Map<String, Value> {
@@ -139,13 +159,20 @@ fn finish(
 ) -> Result<()> {
     let mut causes = Causes::default();
     (res.default)(v);
-    if res.plural == "services" && part == Part::Main {
+    if res.schema == "Service" && part == Part::Main {
         admission::service(tx, res, key, v, old, ranges, &mut causes);
     }
     validate::meta(res, v, old, &mut causes);
     let prior = if part == Part::Own { None } else { old };
     (res.validate)(v, prior, &mut causes);
-    causes.finish(res, str_at(v, &["metadata", "name"]))
+    if let Some(c) = &res.custom {
+        c.check(v, prior, &mut causes);
+    }
+    causes.finish(res, str_at(v, &["metadata", "name"]))?;
+    if res.schema == "CustomResourceDefinition" {
+        crd::settle(tx, v);
+    }
+    Ok(())
 }
 
 /// Creates an object that [`shape`] and [`place`] have passed.
@@ -180,6 +207,9 @@ pub(crate) fn create(tx: &mut Tx<'_>, res: &Resource, mut v: Value, ranges: &Ran
             return Err(e);
         }
     }
+    if res.custom.as_ref().is_some_and(|c| c.terminating) {
+        return Err(Status::being_deleted(res, &name));
+    }
     let key = res.key(&ns, &name);
     if !name.is_empty() && tx.get(res, &key).is_some() {
         return Err(Status::already_exists(res, &name));
@@ -194,7 +224,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, res: &Resource, mut v: Value, ranges: &Ran
         m.insert("generation".into(), 1.into());
     }
     // A status is earned, not brought along; nodes register with theirs, as kubelets do.
-    if res.has_status() && res.plural != "nodes" {
+    if res.has_status() && res.schema != "Node" {
         remove(&mut v, "status");
     }
     finish(tx, res, &key, &mut v, None, Part::Main, ranges)?;
@@ -258,7 +288,7 @@ pub(crate) fn replace(
             if res.has_status() {
                 keep(&mut new, &before, "status");
             }
-            if res.plural == "namespaces" {
+            if res.schema == "Namespace" {
                 keep(&mut new, &before, "spec");
             }
         }
@@ -277,7 +307,7 @@ pub(crate) fn replace(
         Part::Own => {}
     }
     finish(tx, res, key, &mut new, Some(&before), part, ranges)?;
-    if res.generation && part != Part::Status && body(&new) != body(&before) {
+    if res.generation && part != Part::Status && body(res, &new) != body(res, &before) {
         let n = int_at(&before, &["metadata", "generation"]).unwrap_or(0) + 1;
         meta(&mut new).insert("generation".into(), n.into());
     }
@@ -299,11 +329,13 @@ fn keep(new: &mut Value, before: &Value, field: &str) {
     }
 }
 
-/// The object without metadata and status.
-fn body(v: &Value) -> Map<String, Value> {
+/// The object without metadata and without what its status subresource holds.
+fn body(res: &Resource, v: &Value) -> Map<String, Value> {
     let mut m = v.as_object().cloned().unwrap_or_default();
     m.remove("metadata");
-    m.remove("status");
+    if res.custom.is_none() || res.has_status() {
+        m.remove("status");
+    }
     m
 }
 
@@ -312,12 +344,18 @@ fn ready_to_go(res: &Resource, v: &Value) -> bool {
     at(v, &["metadata", "deletionTimestamp"]).is_some()
         && list_at(v, &["metadata", "finalizers"]).is_empty()
         && int_at(v, &["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0) == 0
-        && res.plural != "namespaces"
+        && res.schema != "Namespace"
 }
 
 /// Removes an object, and the terminating namespace whose last object it was.
 fn erase(tx: &mut Tx<'_>, res: &Resource, key: &str, v: Value) -> Arc<Stored> {
+    if res.schema == "CustomResourceDefinition" {
+        return crd::erase(tx, key, v);
+    }
     let gone = tx.remove(res, key, v);
+    if let Some(c) = &res.custom {
+        crd::collect(tx, &c.definition);
+    }
     if let Some((ns, _)) = key.split_once('/').filter(|_| res.namespaced) {
         collect_namespace(tx, ns);
     }
@@ -333,7 +371,7 @@ fn collect_namespace(tx: &mut Tx<'_>, ns: &str) {
         return;
     }
     let prefix = format!("{ns}/");
-    let empty = RESOURCES.iter().filter(|r| r.namespaced).all(|r| tx.list(r, &prefix).is_empty());
+    let empty = tx.storages().iter().filter(|r| r.namespaced).all(|r| tx.list(r, &prefix).is_empty());
     if empty {
         tx.remove(res, ns, home);
     }
@@ -388,8 +426,11 @@ pub(crate) fn delete(tx: &mut Tx<'_>, res: &Resource, key: &str, o: &DeleteOptio
         ));
     }
     let mut v = old.value();
-    if res.plural == "namespaces" {
+    if res.schema == "Namespace" {
         return delete_namespace(tx, res, key, v);
+    }
+    if res.schema == "CustomResourceDefinition" {
+        return crd::delete(tx, key, v);
     }
     if o.orphan {
         orphan(tx, &old.uid);
@@ -422,7 +463,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, res: &Resource, key: &str, o: &DeleteOptio
 
 /// Only a pod that may be running somewhere is waited for; its runner then deletes it with a grace of 0.
 fn grace_of(res: &Resource, v: &Value, o: &DeleteOptions) -> u64 {
-    let running = res.plural == "pods"
+    let running = res.schema == "Pod"
         && !str_at(v, &["spec", "nodeName"]).is_empty()
         && !matches!(str_at(v, &["status", "phase"]), "Succeeded" | "Failed");
     if !running {
@@ -434,8 +475,8 @@ fn grace_of(res: &Resource, v: &Value, o: &DeleteOptions) -> u64 {
 
 /// Takes the owner's name out of everything it owns.
 fn orphan(tx: &mut Tx<'_>, owner: &str) {
-    for res in RESOURCES.iter().filter(|r| !converted(r)) {
-        for (key, o) in tx.list(res, "") {
+    for res in tx.storages() {
+        for (key, o) in tx.list(&res, "") {
             if !o.owners.iter().any(|u| **u == *owner) {
                 continue;
             }
@@ -443,7 +484,7 @@ fn orphan(tx: &mut Tx<'_>, owner: &str) {
             if let Some(list) = meta(&mut v).get_mut("ownerReferences").and_then(Value::as_array_mut) {
                 list.retain(|r| str_at(r, &["uid"]) != owner);
             }
-            tx.put(res, &key, v);
+            tx.put(&res, &key, v);
         }
     }
 }
@@ -474,7 +515,7 @@ pub(crate) fn empty_namespace(tx: &mut Tx<'_>, name: &str) -> Result<()> {
         return Ok(());
     }
     let prefix = format!("{name}/");
-    for r in RESOURCES.iter().filter(|r| r.namespaced && !converted(r)) {
+    for r in tx.storages().iter().filter(|r| r.namespaced) {
         for (key, _) in tx.list(r, &prefix) {
             delete(tx, r, &key, &DeleteOptions::default())?;
         }

@@ -134,7 +134,7 @@ fn value(w: &Wire<'_>, ty: &Ty, depth: usize) -> Result<Value> {
             if is_text == 1 { s.unwrap_or_default().into() } else { n.into() }
         }
         Ty::Ref(name) => Value::Object(message(bytes(w)?, name, depth + 1)?),
-        Ty::List(..) | Ty::Map(_) | Ty::Any | Ty::Num => {
+        Ty::List(..) | Ty::Map(_) | Ty::Any | Ty::Num | Ty::OrBool(_) => {
             return Err(Status::unsupported_media(
                 "application/vnd.kubernetes.protobuf with a field of free form",
                 "application/json",

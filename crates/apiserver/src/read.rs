@@ -27,9 +27,9 @@ const CHUNK: usize = 64 << 10;
 const TURN: usize = 256;
 
 /// How a client sees the objects of a resource.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Shown {
-    pub(crate) res: &'static Resource,
+    pub(crate) res: Arc<Resource>,
     pub(crate) view: View,
     /// `includeObject` of a table: `None`, `Metadata`, `Object`.
     include: Include,
@@ -47,7 +47,7 @@ fn partial(v: &Value) -> Value {
 }
 
 impl Shown {
-    pub(crate) fn new(res: &'static Resource, view: View, q: &Query) -> Result<Self> {
+    pub(crate) fn new(res: Arc<Resource>, view: View, q: &Query) -> Result<Self> {
         let include = match q.get("includeObject") {
             "None" => Include::None,
             "" | "Metadata" => Include::Metadata,
@@ -65,16 +65,27 @@ impl Shown {
         let object = match self.include {
             Include::None => None,
             Include::Metadata => Some(partial(v)),
-            Include::Object => Some(to_client(v.clone(), self.res)),
+            Include::Object => Some(to_client(v.clone(), &self.res)),
         };
-        table::row(self.res.columns, v, object)
+        let cells = match &self.res.custom {
+            Some(c) => c.cells(v),
+            None => table::cells(self.res.columns, v),
+        };
+        table::row(cells, object)
+    }
+
+    fn columns(&self) -> Value {
+        match &self.res.custom {
+            Some(c) => c.columns(),
+            None => table::definitions(self.res.columns),
+        }
     }
 
     /// One entry of a list.
     fn item(&self, o: &Stored) -> Bytes {
         match self.view {
-            View::Full if !converted(self.res) => o.json.clone(),
-            View::Full => to_client(o.value(), self.res).to_string().into(),
+            View::Full if !converted(&self.res, o.rev) => o.json.clone(),
+            View::Full => to_client(o.value(), &self.res).to_string().into(),
             View::Metadata => partial(&o.value()).to_string().into(),
             View::Table => self.row(&o.value()).to_string().into(),
         }
@@ -86,7 +97,7 @@ impl Shown {
             return self.item(o);
         }
         let v = o.value();
-        let columns = if head { table::definitions(self.res.columns) } else { Value::Null };
+        let columns = if head { self.columns() } else { Value::Null };
         let rv = str_at(&v, &["metadata", "resourceVersion"]).to_owned();
         json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": rv},
             "columnDefinitions": columns, "rows": [self.row(&v)]})
@@ -117,8 +128,8 @@ impl Shown {
     fn head(&self, meta: &Value) -> String {
         match self.view {
             View::Full => format!(
-                "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
-                self.res.kind,
+                "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
+                self.res.list_kind,
                 self.res.api_version()
             ),
             View::Metadata => format!(
@@ -126,17 +137,17 @@ impl Shown {
             ),
             View::Table => format!(
                 "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{meta},\"columnDefinitions\":{},\"rows\":[",
-                table::definitions(self.res.columns)
+                self.columns()
             ),
         }
     }
 }
 
 /// One object.
-pub(crate) fn get(store: &Store, shown: Shown, ns: &str, name: &str) -> Result<Response<Out>> {
+pub(crate) fn get(store: &Store, shown: &Shown, ns: &str, name: &str) -> Result<Response<Out>> {
     let key = shown.res.key(ns, name);
-    let o = store.read().kind(shown.res).objects.get(key.as_str()).cloned();
-    let o = o.ok_or_else(|| Status::not_found(shown.res, name))?;
+    let o = store.read().kind(&shown.res).objects.get(key.as_str()).cloned();
+    let o = o.ok_or_else(|| Status::not_found(&shown.res, name))?;
     Ok(json_bytes(200, shown.one(&o, true)))
 }
 
@@ -175,13 +186,7 @@ fn revision(text: &str) -> Result<Option<u64>> {
 }
 
 /// The objects of a resource that a request means, the revision they are of, where to continue, how many remain.
-fn select(
-    store: &Store,
-    res: &'static Resource,
-    ns: &str,
-    selector: &Selector,
-    q: &Query,
-) -> Result<(Vec<Entry>, Value)> {
+fn select(store: &Store, res: &Resource, ns: &str, selector: &Selector, q: &Query) -> Result<(Vec<Entry>, Value)> {
     let limit = q.number("limit")?.unwrap_or(0);
     let state = store.read();
     let prefix = res.prefix(ns);
@@ -243,19 +248,13 @@ fn select(
 }
 
 /// The keys of the objects that a request means.
-pub(crate) fn keys(
-    store: &Store,
-    res: &'static Resource,
-    ns: &str,
-    selector: &Selector,
-    q: &Query,
-) -> Result<Vec<Box<str>>> {
+pub(crate) fn keys(store: &Store, res: &Resource, ns: &str, selector: &Selector, q: &Query) -> Result<Vec<Box<str>>> {
     Ok(select(store, res, ns, selector, q)?.0.into_iter().map(|(k, _)| k).collect())
 }
 
 /// A list, sent piece by piece: it is never in memory as a whole.
 pub(crate) fn list(store: &Store, shown: Shown, ns: &str, selector: &Selector, q: &Query) -> Result<Response<Out>> {
-    let (picked, meta) = select(store, shown.res, ns, selector, q)?;
+    let (picked, meta) = select(store, &shown.res, ns, selector, q)?;
     let mut head = Some(shown.head(&meta));
     let mut items = picked.into_iter().peekable();
     let mut done = false;
@@ -353,9 +352,11 @@ impl Watch {
     /// Puts what has happened since the cursor into `buf`.
     fn turn(&mut self, buf: &mut BytesMut) {
         let mut out: Vec<(&'static str, Arc<Stored>, Option<Stored>)> = Vec::new();
+        let over;
         let expired = {
             let state = self.store.read();
-            let kind = state.kind(self.shown.res);
+            let kind = state.kind(&self.shown.res);
+            over = kind.over;
             match kind.after(self.cursor) {
                 None => true,
                 Some(events) => {
@@ -384,6 +385,8 @@ impl Watch {
             self.over = true;
             return;
         }
+        // The kind is no longer defined, and its last events are told.
+        self.over = over && out.is_empty();
         for (ty, o, departed) in out {
             let bytes = self.shown.one(departed.as_ref().unwrap_or(&o), std::mem::take(&mut self.head));
             frame(buf, ty, &bytes);
@@ -411,6 +414,9 @@ impl Watch {
             self.turn(&mut buf);
             if !buf.is_empty() {
                 continue;
+            }
+            if self.over {
+                return None;
             }
             let wake = if self.bookmarks { self.next_bookmark.min(self.end) } else { self.end };
             tokio::select! {
@@ -444,7 +450,7 @@ pub(crate) fn watch(
     q: &Query,
     settings: WatchSettings,
 ) -> Result<Response<Out>> {
-    let changed = store.subscribe(shown.res);
+    let changed = store.subscribe(&shown.res);
     let from = revision(q.get("resourceVersion"))?.unwrap_or(0);
     let bookmarks = q.flag("allowWatchBookmarks");
     let send_initial = q.flag("sendInitialEvents");
@@ -460,7 +466,7 @@ pub(crate) fn watch(
         let state = store.read();
         let wanted = send_initial || (from == 0 && q.get("sendInitialEvents") != "false");
         let initial: Vec<Entry> = if wanted {
-            let all = state.kind(shown.res).range(&prefix, None);
+            let all = state.kind(&shown.res).range(&prefix, None);
             all.filter(|(k, o)| selector.matches(k, o)).map(|(k, o)| (k.into(), o.clone())).collect()
         } else {
             Vec::new()

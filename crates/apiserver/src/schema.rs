@@ -18,6 +18,8 @@ pub(crate) enum Ty {
     Bytes,
     Any,
     Ref(&'static str),
+    /// That type, or a boolean.
+    OrBool(&'static str),
     /// The merge key of a list of objects; `Some("")` for a list of distinct scalars.
     List(Box<Ty>, Option<&'static str>),
     Map(Box<Ty>),
@@ -47,6 +49,7 @@ fn parse_type(s: &'static str) -> Ty {
         "t" => Ty::Time,
         "y" => Ty::Bytes,
         "o" => Ty::Any,
+        name if name.starts_with('?') => Ty::OrBool(&name[1..]),
         name => Ty::Ref(name),
     }
 }
@@ -201,7 +204,8 @@ fn value(v: &mut Value, ty: &Ty, path: &mut String, shape: &mut Shape) {
             }
             v.as_str().is_some_and(crate::util::is_quantity)
         }
-        Ty::Ref(name) => return object(v, name, path, shape),
+        Ty::OrBool(_) if v.is_boolean() => true,
+        Ty::Ref(name) | Ty::OrBool(name) => return object(v, name, path, shape),
         Ty::List(inner, _) => match v {
             Value::Array(list) => {
                 for (n, item) in list.iter_mut().enumerate() {
@@ -245,7 +249,7 @@ fn value(v: &mut Value, ty: &Ty, path: &mut String, shape: &mut Shape) {
 pub(crate) fn reachable(roots: &[&'static str]) -> Vec<&'static str> {
     fn inner(t: &'static Ty) -> Option<&'static str> {
         match t {
-            Ty::Ref(n) => Some(n),
+            Ty::Ref(n) | Ty::OrBool(n) => Some(n),
             Ty::List(t, _) | Ty::Map(t) => inner(t),
             _ => None,
         }
@@ -276,6 +280,7 @@ pub(crate) fn openapi(ty: &Ty) -> Value {
         Ty::Bool => json!({"type": "boolean"}),
         Ty::IntOrStr | Ty::Quantity => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
         Ty::Any => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+        Ty::OrBool(n) => json!({"oneOf": [{"type": "boolean"}, {"$ref": format!("#/components/schemas/{n}")}]}),
         Ty::Ref(n) => json!({"allOf": [{"$ref": format!("#/components/schemas/{n}")}], "default": {}}),
         Ty::List(inner, key) => {
             let mut v = json!({"type": "array", "items": openapi(inner)});

@@ -130,7 +130,7 @@ impl Selector {
                         return Err(Status::bad_request(format!(
                             "Unable to find {:?} that match label selector \"\", field selector {fields:?}: field label \
                              not supported: {other}",
-                            res.api_version() + ", Resource=" + res.plural
+                            res.api_version() + ", Resource=" + &res.plural
                         )));
                     };
                     FieldKey::Other(i)

@@ -17,8 +17,9 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ServeError;
+use crate::crd::Registry;
 use crate::error::{Result, Status};
-use crate::resource::{Claim, RESOURCES, Resource};
+use crate::resource::{Claim, RESOURCES, Resource, definitions};
 use crate::util::{obj, str_at};
 
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
@@ -91,9 +92,22 @@ pub(crate) struct Kind {
     /// A watch from before this revision may have missed something.
     pub(crate) since: u64,
     notify: watch::Sender<u64>,
+    /// The definition of this custom kind is gone: whoever watches has nothing more to wait for.
+    pub(crate) over: bool,
 }
 
 impl Kind {
+    fn new(since: u64) -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            history: VecDeque::new(),
+            history_bytes: 0,
+            since,
+            notify: watch::Sender::new(0),
+            over: false,
+        }
+    }
+
     /// The events after `rev`, oldest first; `None` when some are forgotten.
     pub(crate) fn after(&self, rev: u64) -> Option<impl Iterator<Item = &Event>> {
         if rev < self.since {
@@ -140,21 +154,61 @@ impl Kind {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) revision: u64,
-    /// By [`Resource::storage`] index.
-    pub(crate) kinds: Vec<Kind>,
+    /// By [`Resource::storage`].
+    pub(crate) kinds: HashMap<Arc<str>, Kind>,
+    /// What the stored definitions serve.
+    pub(crate) custom: Arc<Registry>,
     /// Who holds an address or a port.
     claims: HashMap<Claim, Box<str>>,
+    /// Stands for a kind that is gone.
+    none: Kind,
+    /// Kinds whose definition is gone, oldest first: kept a while for watchers to read their last events.
+    ended: VecDeque<Arc<str>>,
 }
+
+/// How many kinds without definition are remembered.
+const ENDED: usize = 16;
 
 impl State {
     pub(crate) fn kind(&self, res: &Resource) -> &Kind {
-        &self.kinds[res.storage]
+        self.kinds.get(&res.storage).unwrap_or(&self.none)
+    }
+
+    /// The kind of a group, version and plural.
+    pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
+        let hit = |r: &&Arc<Resource>| r.group == group && r.version == version && r.plural == plural;
+        RESOURCES.iter().find(hit).or_else(|| self.custom.resources().find(hit)).cloned()
+    }
+
+    /// Every kind that is served, the table's first.
+    pub(crate) fn resources(&self) -> Vec<Arc<Resource>> {
+        RESOURCES.iter().chain(self.custom.resources()).cloned().collect()
+    }
+
+    /// Follows a change of a definition: its kinds are served from now on, or no longer.
+    fn redefine(&mut self, name: &str, object: Option<&Stored>, rev: u64) {
+        let mut custom = Registry::clone(&self.custom);
+        custom.set(name, object.map(Stored::value).as_ref(), rev);
+        self.custom = Arc::new(custom);
+        if object.is_some() {
+            self.ended.retain(|n| **n != *name);
+            self.kinds.entry(name.into()).or_insert_with(|| Kind::new(rev)).over = false;
+        } else if let Some(kind) = self.kinds.get_mut(name) {
+            kind.over = true;
+            kind.notify.send_replace(rev);
+            self.ended.push_back(name.into());
+            if self.ended.len() > ENDED
+                && let Some(oldest) = self.ended.pop_front()
+            {
+                self.kinds.remove(&oldest);
+            }
+        }
     }
 }
 
 #[derive(Debug)]
 struct Change {
-    storage: usize,
+    storage: Arc<str>,
     key: Box<str>,
     object: Arc<Stored>,
     deleted: bool,
@@ -165,12 +219,12 @@ pub(crate) struct Tx<'a> {
     state: &'a State,
     log: Vec<Change>,
     /// Index into `log` of the last change of an object.
-    overlay: HashMap<(usize, Box<str>), usize>,
+    overlay: HashMap<(Arc<str>, Box<str>), usize>,
 }
 
 impl Tx<'_> {
     pub(crate) fn get(&self, res: &Resource, key: &str) -> Option<Arc<Stored>> {
-        match self.overlay.get(&(res.storage, key.into())) {
+        match self.overlay.get(&(res.storage.clone(), key.into())) {
             Some(i) => self.log.get(*i).filter(|c| !c.deleted).map(|c| c.object.clone()),
             None => self.state.kind(res).objects.get(key).cloned(),
         }
@@ -184,9 +238,30 @@ impl Tx<'_> {
         let rev = self.next();
         obj(&mut v, "metadata").insert("resourceVersion".into(), rev.to_string().into());
         let object = Arc::new(Stored::new(res, rev, &v));
-        self.overlay.insert((res.storage, key.into()), self.log.len());
-        self.log.push(Change { storage: res.storage, key: key.into(), object: object.clone(), deleted });
+        self.overlay.insert((res.storage.clone(), key.into()), self.log.len());
+        self.log.push(Change { storage: res.storage.clone(), key: key.into(), object: object.clone(), deleted });
         object
+    }
+
+    /// The kind as it is now: a custom kind may have been redefined or have gone since the request was read.
+    pub(crate) fn current(&self, res: &Arc<Resource>) -> Result<Arc<Resource>> {
+        let Some(custom) = &res.custom else { return Ok(res.clone()) };
+        let gone = Status::no_such_path;
+        let place = (definitions().storage.clone(), Box::from(&*custom.definition));
+        match self.overlay.get(&place).and_then(|i| self.log.get(*i)) {
+            None => self.state.find(&res.group, &res.version, &res.plural).ok_or_else(gone),
+            Some(c) if c.deleted => Err(gone()),
+            Some(c) => {
+                let mut registry = Registry::default();
+                registry.set(&c.key, Some(&c.object.value()), c.object.rev);
+                registry.resources().find(|r| r.version == res.version).cloned().ok_or_else(gone)
+            }
+        }
+    }
+
+    /// Every kind that objects are stored under, each once.
+    pub(crate) fn storages(&self) -> Vec<Arc<Resource>> {
+        RESOURCES.iter().filter(|r| !r.view).cloned().chain(self.state.custom.storages()).collect()
     }
 
     /// Writes an object, giving it the next revision.
@@ -219,7 +294,7 @@ impl Tx<'_> {
         let held = self.state.claims.get(claim);
         if let Some(holder) = held
             && &**holder != key
-            && !self.overlay.contains_key(&(res.storage, holder.clone()))
+            && !self.overlay.contains_key(&(res.storage.clone(), holder.clone()))
         {
             return true;
         }
@@ -234,7 +309,7 @@ impl Tx<'_> {
         self.log.truncate(mark);
         self.overlay.clear();
         for (i, c) in self.log.iter().enumerate() {
-            self.overlay.insert((c.storage, c.key.clone()), i);
+            self.overlay.insert((c.storage.clone(), c.key.clone()), i);
         }
     }
 }
@@ -286,24 +361,42 @@ fn open_db(path: &Path) -> std::result::Result<Database, ServeError> {
     })
 }
 
-fn db_key(storage: usize, key: &str) -> String {
-    format!("{}/{key}", RESOURCES[storage].storage_name())
+fn db_key(storage: &str, key: &str) -> String {
+    format!("{storage}/{key}")
+}
+
+/// The stored objects of one kind.
+fn read_kind(
+    objects: &impl ReadableTable<&'static str, &'static [u8]>,
+    res: &Resource,
+    since: u64,
+    claims: &mut HashMap<Claim, Box<str>>,
+) -> std::result::Result<Kind, redb::Error> {
+    let mut kind = Kind::new(since);
+    let (from, to) = (format!("{}/", res.storage), format!("{}0", res.storage));
+    for row in objects.range(from.as_str()..to.as_str())? {
+        let (k, v) = row?;
+        let key: Box<str> = k.value()[from.len()..].into();
+        let value: Value = serde_json::from_slice(v.value())
+            .map_err(|e| redb::Error::Corrupted(format!("object {} is no JSON: {e}", k.value())))?;
+        let rev = str_at(&value, &["metadata", "resourceVersion"]).parse().unwrap_or(0);
+        let stored = Arc::new(Stored::new(res, rev, &value));
+        for c in &stored.claims {
+            claims.insert(*c, key.clone());
+        }
+        kind.objects.insert(key, stored);
+    }
+    Ok(kind)
 }
 
 fn load(db: &Database) -> std::result::Result<State, redb::Error> {
     let mut state = State {
         revision: 1,
-        kinds: RESOURCES
-            .iter()
-            .map(|_| Kind {
-                objects: BTreeMap::new(),
-                history: VecDeque::new(),
-                history_bytes: 0,
-                since: 0,
-                notify: watch::Sender::new(0),
-            })
-            .collect(),
+        kinds: HashMap::new(),
+        custom: Arc::default(),
         claims: HashMap::new(),
+        none: Kind { over: true, ..Kind::new(0) },
+        ended: VecDeque::new(),
     };
     let tx = db.begin_write()?;
     {
@@ -318,25 +411,21 @@ fn load(db: &Database) -> std::result::Result<State, redb::Error> {
         }
         state.revision = meta.get("revision")?.map_or(1, |v| v.value());
         let objects = tx.open_table(OBJECTS)?;
-        for (i, kind) in state.kinds.iter_mut().enumerate() {
-            let res = &RESOURCES[i];
-            if res.storage != i {
-                continue;
-            }
-            kind.since = meta.get(format!("kind/{}", res.storage_name()).as_str())?.map_or(0, |v| v.value());
-            let (from, to) = (format!("{}/", res.storage_name()), format!("{}0", res.storage_name()));
-            for row in objects.range(from.as_str()..to.as_str())? {
-                let (k, v) = row?;
-                let key: Box<str> = k.value()[from.len()..].into();
-                let value: Value = serde_json::from_slice(v.value())
-                    .map_err(|e| redb::Error::Corrupted(format!("object {} is no JSON: {e}", k.value())))?;
-                let rev = str_at(&value, &["metadata", "resourceVersion"]).parse().unwrap_or(0);
-                let stored = Arc::new(Stored::new(res, rev, &value));
-                for c in &stored.claims {
-                    state.claims.insert(*c, key.clone());
-                }
-                kind.objects.insert(key, stored);
-            }
+        let since = |storage: &str| {
+            Ok::<_, redb::Error>(meta.get(format!("kind/{storage}").as_str())?.map_or(0, |v| v.value()))
+        };
+        for res in RESOURCES.iter().filter(|r| !r.view) {
+            let kind = read_kind(&objects, res, since(&res.storage)?, &mut state.claims)?;
+            state.kinds.insert(res.storage.clone(), kind);
+        }
+        let defined: Vec<(Box<str>, Arc<Stored>)> =
+            state.kind(definitions()).objects.iter().map(|(k, o)| (k.clone(), o.clone())).collect();
+        for (name, o) in defined {
+            state.redefine(&name, Some(&o), o.rev);
+        }
+        for res in state.custom.storages() {
+            let kind = read_kind(&objects, &res, since(&res.storage)?, &mut state.claims)?;
+            state.kinds.insert(res.storage.clone(), kind);
         }
     }
     tx.commit()?;
@@ -349,13 +438,13 @@ fn persist(db: &Database, revision: u64, log: &[Change]) -> std::result::Result<
         let mut objects = tx.open_table(OBJECTS)?;
         let mut meta = tx.open_table(META)?;
         for c in log {
-            let key = db_key(c.storage, &c.key);
+            let key = db_key(&c.storage, &c.key);
             if c.deleted {
                 objects.remove(key.as_str())?;
             } else {
                 objects.insert(key.as_str(), &*c.object.json)?;
             }
-            meta.insert(format!("kind/{}", RESOURCES[c.storage].storage_name()).as_str(), c.object.rev)?;
+            meta.insert(format!("kind/{}", c.storage).as_str(), c.object.rev)?;
         }
         meta.insert("revision", revision)?;
     }
@@ -367,7 +456,11 @@ fn publish(state: &mut State, log: Vec<Change>, history: usize) {
     for c in log {
         let rev = c.object.rev;
         state.revision = rev;
-        let kind = &mut state.kinds[c.storage];
+        if c.storage == definitions().storage {
+            state.redefine(&c.key, Some(&*c.object).filter(|_| !c.deleted), rev);
+        }
+        // A definition and the objects of its kind may come and go in one batch.
+        let kind = state.kinds.entry(c.storage).or_insert_with(|| Kind::new(rev));
         let prev =
             if c.deleted { kind.objects.remove(&c.key) } else { kind.objects.insert(c.key.clone(), c.object.clone()) };
         for claim in prev.iter().flat_map(|p| p.claims.iter()) {
@@ -394,13 +487,18 @@ fn reopen(path: &Path, state: &RwLock<State>) -> std::result::Result<Database, S
     if disk.revision != memory.revision {
         memory.revision = disk.revision;
         memory.claims = disk.claims;
-        for (old, new) in memory.kinds.iter_mut().zip(disk.kinds) {
-            old.objects = new.objects;
+        memory.custom = disk.custom;
+        let mut kinds = disk.kinds;
+        for (storage, old) in &mut memory.kinds {
+            let new = kinds.remove(storage);
+            old.over = new.is_none();
+            old.objects = new.map(|k| k.objects).unwrap_or_default();
             old.history.clear();
             old.history_bytes = 0;
             old.since = disk.revision;
             old.notify.send_replace(disk.revision);
         }
+        memory.kinds.extend(kinds.into_iter().map(|(s, k)| (s, Kind { since: disk.revision, ..k })));
     }
     Ok(db)
 }

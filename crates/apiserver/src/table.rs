@@ -41,9 +41,13 @@ pub(crate) fn definitions(columns: &[Column]) -> Value {
         .collect()
 }
 
+/// The cells of a row.
+pub(crate) fn cells(columns: &[Column], v: &Value) -> Vec<Value> {
+    columns.iter().map(|c| (c.cell)(v)).collect()
+}
+
 /// One row; `object` is what the client asked to have beside the cells.
-pub(crate) fn row(columns: &[Column], v: &Value, object: Option<Value>) -> Value {
-    let cells: Vec<Value> = columns.iter().map(|c| (c.cell)(v)).collect();
+pub(crate) fn row(cells: Vec<Value>, object: Option<Value>) -> Value {
     match object {
         Some(o) => json!({"cells": cells, "object": o}),
         None => json!({"cells": cells}),
@@ -349,6 +353,10 @@ fn n(v: &Value, path: &[&str]) -> Value {
     int_at(v, path).unwrap_or(0).into()
 }
 
+pub(crate) static DEFINITION: &[Column] = &[
+    NAME,
+    Column { name: "Created At", ty: "date", ..col("", |v| str_at(v, &["metadata", "creationTimestamp"]).into()) },
+];
 pub(crate) static PLAIN: &[Column] = &[NAME, AGE];
 pub(crate) static NAMESPACE: &[Column] = &[NAME, col("Status", |v| str_at(v, &["status", "phase"]).into()), AGE];
 pub(crate) static NODE: &[Column] = &[

@@ -5,40 +5,106 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::crd::{Additional, ListType, Node};
 use crate::error::{Result, Status};
 use crate::resource::Resource;
 use crate::schema::{self, Ty};
 use crate::util::{list_at, obj, rfc3339, str_at, unix_now};
 
-fn child(ty: &Ty, field: &str) -> Ty {
-    match ty {
-        Ty::Ref(n) => schema::field(n, field).cloned().unwrap_or(Ty::Any),
-        Ty::Map(inner) => (**inner).clone(),
-        _ => Ty::Any,
+static META: Ty = Ty::Ref("ObjectMeta");
+
+/// What stands at a place of an object: by the table of types, or by the schema of a custom kind.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Type(&'a Ty),
+    /// An object of a custom kind.
+    Custom(&'a Node),
+    Node(&'a Node),
+    /// Nothing is known: replaced whole.
+    Free,
+}
+
+/// How the entries of a list are told apart.
+enum Keys<'a> {
+    /// By themselves.
+    Value,
+    Fields(Vec<&'a str>),
+}
+
+impl<'a> Place<'a> {
+    fn child(self, field: &str) -> Place<'a> {
+        let known = |n: &'a Node| match (n.properties.get(field), &n.additional) {
+            (Some(sub), _) => Place::Node(sub),
+            (None, Additional::Schema(sub)) => Place::Node(sub),
+            _ => Place::Free,
+        };
+        match self {
+            Place::Type(Ty::Ref(n)) => schema::field(n, field).map_or(Place::Free, Place::Type),
+            Place::Type(Ty::Map(inner)) => Place::Type(inner),
+            Place::Custom(_) if field == "metadata" => Place::Type(&META),
+            Place::Custom(n) | Place::Node(n) => known(n),
+            _ => Place::Free,
+        }
+    }
+
+    /// An object whose fields have owners of their own.
+    fn is_struct(self) -> bool {
+        match self {
+            Place::Type(t) => matches!(t, Ty::Ref(_) | Ty::Map(_)),
+            Place::Custom(_) => true,
+            Place::Node(n) => !n.atomic && (!n.properties.is_empty() || matches!(n.additional, Additional::Schema(_))),
+            Place::Free => false,
+        }
+    }
+
+    /// A list whose entries have owners of their own.
+    fn list(self) -> Option<(Place<'a>, Keys<'a>)> {
+        match self {
+            Place::Type(Ty::List(inner, Some(key))) => {
+                Some((Place::Type(inner), if key.is_empty() { Keys::Value } else { Keys::Fields(vec![key]) }))
+            }
+            Place::Node(n) => {
+                let keys = match &n.list {
+                    ListType::Atomic => return None,
+                    ListType::Set => Keys::Value,
+                    ListType::Map(keys) => Keys::Fields(keys.iter().map(String::as_str).collect()),
+                };
+                n.items.as_deref().map(|i| (Place::Node(i), keys))
+            }
+            _ => None,
+        }
     }
 }
 
-/// The name of one entry of a list: `k:{"name":"a"}` or `v:"a"`; `None` for lists that are replaced whole.
-fn entry(item: &Value, key: &str) -> String {
-    if key.is_empty() { format!("v:{item}") } else { format!("k:{}", json!({key: item.get(key)})) }
+/// The name of one entry of a list: `k:{"name":"a"}` or `v:"a"`.
+fn entry(item: &Value, keys: &Keys<'_>) -> String {
+    match keys {
+        Keys::Value => format!("v:{item}"),
+        Keys::Fields(keys) => {
+            let named: Map<String, Value> =
+                keys.iter().map(|k| ((*k).to_owned(), item.get(k).cloned().unwrap_or(Value::Null))).collect();
+            format!("k:{}", Value::Object(named))
+        }
+    }
 }
 
 /// The fields that a value sets, as a `FieldsV1` tree.
-fn fields(v: &Value, ty: &Ty) -> Value {
+fn fields(v: &Value, place: Place<'_>) -> Value {
     let mut out = Map::new();
-    match (v, ty) {
-        (Value::Object(m), Ty::Ref(_) | Ty::Map(_)) => {
+    match v {
+        Value::Object(m) if place.is_struct() => {
             for (k, x) in m {
-                out.insert(format!("f:{k}"), fields(x, &child(ty, k)));
+                out.insert(format!("f:{k}"), fields(x, place.child(k)));
             }
         }
-        (Value::Array(items), Ty::List(inner, Some(key))) => {
+        Value::Array(items) => {
+            let Some((inner, keys)) = place.list() else { return json!({}) };
             for i in items {
                 let mut sub = fields(i, inner);
-                if let (false, Value::Object(m)) = (key.is_empty(), &mut sub) {
+                if let (Keys::Fields(_), Value::Object(m)) = (&keys, &mut sub) {
                     m.insert(".".into(), json!({}));
                 }
-                out.insert(entry(i, key), sub);
+                out.insert(entry(i, &keys), sub);
             }
         }
         _ => {}
@@ -47,26 +113,26 @@ fn fields(v: &Value, ty: &Ty) -> Value {
 }
 
 /// Sets in `live` what `config` says.
-fn merge(live: &mut Value, config: &Value, ty: &Ty) {
-    match (config, ty) {
-        (Value::Object(c), Ty::Ref(_) | Ty::Map(_)) => {
+fn merge(live: &mut Value, config: &Value, place: Place<'_>) {
+    match (config, place.list()) {
+        (Value::Object(c), _) if place.is_struct() => {
             if !live.is_object() {
                 *live = json!({});
             }
             if let Value::Object(l) = live {
                 for (k, x) in c {
-                    merge(l.entry(k.clone()).or_insert(Value::Null), x, &child(ty, k));
+                    merge(l.entry(k.clone()).or_insert(Value::Null), x, place.child(k));
                 }
             }
         }
-        (Value::Array(items), Ty::List(inner, Some(key))) => {
+        (Value::Array(items), Some((inner, keys))) => {
             if !live.is_array() {
                 *live = json!([]);
             }
             if let Value::Array(l) = live {
                 for i in items {
-                    let id = entry(i, key);
-                    match l.iter_mut().find(|x| entry(x, key) == id) {
+                    let id = entry(i, &keys);
+                    match l.iter_mut().find(|x| entry(x, &keys) == id) {
                         Some(x) => merge(x, i, inner),
                         None => l.push(i.clone()),
                     }
@@ -78,7 +144,7 @@ fn merge(live: &mut Value, config: &Value, ty: &Ty) {
 }
 
 /// Removes from `live` the fields of `mine` that are neither in `now` nor in any of `others`.
-fn prune(live: &mut Value, ty: &Ty, mine: &Value, now: Option<&Value>, others: &[&Value]) {
+fn prune(live: &mut Value, place: Place<'_>, mine: &Value, now: Option<&Value>, others: &[&Value]) {
     for (name, sub) in mine.as_object().into_iter().flatten().filter(|(n, _)| *n != ".") {
         let still = now.and_then(|n| n.get(name));
         let theirs: Vec<&Value> = others.iter().filter_map(|o| o.get(name)).collect();
@@ -86,16 +152,16 @@ fn prune(live: &mut Value, ty: &Ty, mine: &Value, now: Option<&Value>, others: &
         match (name.split_once(':'), &mut *live) {
             (Some(("f", field)), Value::Object(m)) => {
                 let leaf = sub.as_object().is_none_or(Map::is_empty);
-                let inner = child(ty, field);
+                let inner = place.child(field);
                 // An empty struct that was applied goes only while it is empty: what is in it now is somebody else's.
-                let filled = matches!(inner, Ty::Ref(_) | Ty::Map(_))
-                    && m.get(field).and_then(Value::as_object).is_some_and(|o| !o.is_empty());
+                let filled =
+                    inner.is_struct() && m.get(field).and_then(Value::as_object).is_some_and(|o| !o.is_empty());
                 if !kept && leaf {
                     if !filled {
                         m.remove(field);
                     }
                 } else if let Some(x) = m.get_mut(field) {
-                    prune(x, &inner, sub, still, &theirs);
+                    prune(x, inner, sub, still, &theirs);
                     // What held only fields that went away goes too, unless somebody wants it empty.
                     let empty = match &*x {
                         Value::Object(o) => o.is_empty(),
@@ -108,8 +174,8 @@ fn prune(live: &mut Value, ty: &Ty, mine: &Value, now: Option<&Value>, others: &
                 }
             }
             (Some(_), Value::Array(a)) => {
-                let Ty::List(inner, Some(key)) = ty else { continue };
-                if let Some(at) = a.iter().position(|x| entry(x, key) == *name) {
+                let Some((inner, keys)) = place.list() else { continue };
+                if let Some(at) = a.iter().position(|x| entry(x, &keys) == *name) {
                     if kept {
                         prune(&mut a[at], inner, sub, still, &theirs);
                     } else {
@@ -135,7 +201,7 @@ fn conflicts(
     theirs: &Value,
     config: Option<&Value>,
     live: Option<&Value>,
-    ty: &Ty,
+    place: Place<'_>,
     out: &mut Vec<Conflict>,
 ) {
     let below = |name: &String, step: String| {
@@ -147,12 +213,12 @@ fn conflicts(
         let Some(other) = theirs.get(name) else { continue };
         let (c, l, inner, step) = match name.split_once(':') {
             Some(("f", f)) => {
-                (config.and_then(|v| v.get(f)), live.and_then(|v| v.get(f)), child(ty, f), format!(".{f}"))
+                (config.and_then(|v| v.get(f)), live.and_then(|v| v.get(f)), place.child(f), format!(".{f}"))
             }
             Some((_, id)) => {
-                let Ty::List(inner, Some(key)) = ty else { continue };
+                let Some((inner, keys)) = place.list() else { continue };
                 let find = |v: Option<&'_ Value>| -> Option<usize> {
-                    v.and_then(Value::as_array).and_then(|a| a.iter().position(|x| entry(x, key) == *name))
+                    v.and_then(Value::as_array).and_then(|a| a.iter().position(|x| entry(x, &keys) == *name))
                 };
                 let (ci, li) = (find(config), find(live));
                 let pick = |v: Option<&'_ Value>, i: Option<usize>| v.zip(i).and_then(|(v, i)| v.get(i)).cloned();
@@ -166,14 +232,12 @@ fn conflicts(
         let here = below(name, step);
         if leaf(sub) || leaf(other) {
             // Structs meet in their fields; two that are both there do not differ by themselves.
-            let structs = matches!(inner, Ty::Ref(_) | Ty::Map(_))
-                && c.is_some_and(Value::is_object)
-                && l.is_some_and(Value::is_object);
+            let structs = inner.is_struct() && c.is_some_and(Value::is_object) && l.is_some_and(Value::is_object);
             if c != l && !structs {
                 out.push(here);
             }
         } else {
-            conflicts(&here, sub, other, c, l, &inner, out);
+            conflicts(&here, sub, other, c, l, inner, out);
         }
     }
 }
@@ -197,6 +261,7 @@ fn take(tree: &mut Value, keys: &[String]) {
 /// 409 with one cause per field when another applier owns a field with another value and `force` is not set.
 pub(crate) fn apply(res: &Resource, live: &Value, config: &Value, manager: &str, force: bool) -> Result<Value> {
     let ty = Ty::Ref(res.schema);
+    let place = res.custom.as_ref().map_or(Place::Type(&ty), |c| Place::Custom(&c.schema));
     let mut mine = config.clone();
     if let Some(m) = mine.as_object_mut() {
         m.retain(|k, _| k != "apiVersion" && k != "kind" && k != "status");
@@ -204,14 +269,14 @@ pub(crate) fn apply(res: &Resource, live: &Value, config: &Value, manager: &str,
             meta.retain(|k, _| matches!(k.as_str(), "labels" | "annotations" | "ownerReferences" | "finalizers"));
         }
     }
-    let now = fields(&mine, &ty);
+    let now = fields(&mine, place);
     let mut entries: Vec<Value> = list_at(live, &["metadata", "managedFields"]).to_vec();
     let is_mine = |e: &Value| str_at(e, &["manager"]) == manager && str_at(e, &["operation"]) == "Apply";
     let mut found = Vec::new();
     for e in entries.iter_mut().filter(|e| !is_mine(e)) {
         let mut paths = Vec::new();
         let root = Conflict { shown: String::new(), keys: Vec::new() };
-        conflicts(&root, &now, &e["fieldsV1"], Some(&mine), Some(live), &ty, &mut paths);
+        conflicts(&root, &now, &e["fieldsV1"], Some(&mine), Some(live), place, &mut paths);
         if force {
             for p in &paths {
                 take(&mut e["fieldsV1"], &p.keys);
@@ -241,9 +306,9 @@ pub(crate) fn apply(res: &Resource, live: &Value, config: &Value, manager: &str,
     let mut out = live.clone();
     if let Some(old) = entries.iter().find(|e| is_mine(e)) {
         let others: Vec<&Value> = entries.iter().filter(|e| !is_mine(e)).map(|e| &e["fieldsV1"]).collect();
-        prune(&mut out, &ty, &old["fieldsV1"], Some(&now), &others);
+        prune(&mut out, place, &old["fieldsV1"], Some(&now), &others);
     }
-    merge(&mut out, &mine, &ty);
+    merge(&mut out, &mine, place);
     entries.retain(|e| !is_mine(e) && e["fieldsV1"].as_object().is_some_and(|m| !m.is_empty()));
     let time = list_at(live, &["metadata", "managedFields"])
         .iter()

@@ -274,3 +274,86 @@ async fn wait_watch_and_rollout() {
     assert!(tokio::task::spawn_blocking(move || rollout.wait()).await.unwrap().unwrap().success());
     assert_eq!(k.ok(&["delete", "pod", "p", "--timeout=10s"]).await.trim(), "pod \"p\" deleted");
 }
+
+const RANGES: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: ranges.example.com}
+spec:
+  group: example.com
+  scope: Cluster
+  names: {plural: ranges, kind: Range, shortNames: [rg], categories: [all]}
+  versions:
+  - name: v1alpha1
+    served: true
+    storage: true
+    subresources: {status: {}}
+    additionalPrinterColumns:
+    - {name: Cidr, type: string, jsonPath: .spec.cidr}
+    - {name: Note, type: string, jsonPath: .spec.note, priority: 1}
+    - {name: Age, type: date, jsonPath: .metadata.creationTimestamp}
+    schema:
+      openAPIV3Schema:
+        type: object
+        description: A range of addresses for pods.
+        required: [spec]
+        properties:
+          spec:
+            type: object
+            required: [cidr]
+            properties:
+              cidr: {type: string, format: cidr, description: The range.}
+              note: {type: string}
+          status: {type: object, properties: {used: {type: integer}}}
+"#;
+
+#[tokio::test]
+async fn custom_kinds_are_kinds_like_others() {
+    let h = Host::tls().await;
+    let k = Kubectl(&h);
+    k.file("crd.yaml", RANGES);
+    assert_eq!(
+        k.ok(&["apply", "-f", "crd.yaml"]).await.trim(),
+        "customresourcedefinition.apiextensions.k8s.io/ranges.example.com created"
+    );
+    k.ok(&["wait", "--for=condition=Established", "crd/ranges.example.com", "--timeout=10s"]).await;
+    assert!(k.ok(&["apply", "-f", "crd.yaml"]).await.contains("unchanged"));
+    assert_eq!(header(&k.ok(&["get", "crd"]).await), "NAME|CREATED AT");
+    let one =
+        "apiVersion: example.com/v1alpha1\nkind: Range\nmetadata: {name: one}\nspec: {cidr: 10.0.0.0/16, note: x}\n";
+    k.file("one.yaml", one);
+    assert_eq!(k.ok(&["apply", "-f", "one.yaml"]).await.trim(), "range.example.com/one created");
+    assert_eq!(k.ok(&["apply", "-f", "one.yaml"]).await.trim(), "range.example.com/one unchanged");
+    k.file("one.yaml", &one.replace(", note: x", ""));
+    assert_eq!(k.ok(&["apply", "-f", "one.yaml"]).await.trim(), "range.example.com/one configured");
+    assert_eq!(k.ok(&["get", "rg", "one", "-o", "jsonpath={.spec}"]).await, r#"{"cidr":"10.0.0.0/16"}"#);
+    k.ok(&["apply", "--server-side", "-f", "one.yaml", "--force-conflicts"]).await;
+    for words in [["get", "ranges"], ["get", "rg"], ["get", "range"], ["get", "Range"], ["get", "ranges.example.com"]] {
+        let out = k.ok(&words).await;
+        assert_eq!(header(&out), "NAME|CIDR|AGE");
+        assert_eq!(rows(&out)[1][..2], ["one", "10.0.0.0/16"]);
+    }
+    assert_eq!(header(&k.ok(&["get", "rg", "-o", "wide"]).await), "NAME|CIDR|NOTE|AGE");
+    assert!(k.ok(&["get", "all"]).await.contains("range.example.com/one"));
+    assert!(k.ok(&["api-resources"]).await.contains("Range"));
+    let out = k.ok(&["explain", "ranges.spec.cidr"]).await;
+    assert!(out.contains("The range.") && out.contains("GROUP:      example.com"), "{out}");
+    assert!(k.ok(&["explain", "ranges"]).await.contains("A range of addresses for pods."));
+    assert!(k.ok(&["explain", "crd.spec.names"]).await.contains("shortNames"));
+    k.ok(&["patch", "rg", "one", "--type=merge", "-p", r#"{"spec":{"note":"y"}}"#]).await;
+    k.ok(&["label", "rg", "one", "a=b"]).await;
+    k.ok(&["annotate", "rg", "one", "a=b"]).await;
+    assert!(k.ok(&["describe", "rg", "one"]).await.contains("Cidr:  10.0.0.0/16"));
+    assert!(k.ok(&["describe", "crd", "ranges.example.com"]).await.contains("NamesAccepted"));
+    k.file("one.yaml", &one.replace("10.0.0.0/16", "10.0.0.0"));
+    let e = k.fails(&["apply", "-f", "one.yaml"]).await;
+    assert!(e.contains("The Range \"one\" is invalid: spec.cidr: Invalid value: \"10.0.0.0\""), "{e}");
+    k.file("one.yaml", &one.replace("note", "nite"));
+    let e = k.fails(&["apply", "-f", "one.yaml"]).await;
+    assert!(e.contains("unknown field \"spec.nite\""), "{e}");
+    let e = k.fails(&["patch", "rg", "one", "--type=strategic", "-p", "{}"]).await;
+    assert!(e.contains("strategic"), "{e}");
+    k.ok(&["delete", "crd", "ranges.example.com", "--timeout=10s"]).await;
+    // Its cached discovery still knows the kind.
+    assert!(k.fails(&["get", "rg"]).await.contains("could not find the requested resource"));
+}

@@ -5,6 +5,7 @@
 mod admission;
 mod bad_input;
 mod crash;
+mod custom;
 mod harness;
 mod kubectl;
 mod objects;
