@@ -17,7 +17,7 @@ use kernel_api::rt::ROUTE_PROTOCOL;
 use serde_json::{Value, json};
 use types::OwnedName;
 
-use crate::tools::{REFERENCE, debian, plugin};
+use crate::tools::{Go, REFERENCE, debian, plugin};
 
 /// The node's own addresses on its uplink.
 pub const ADDRESSES: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
@@ -51,8 +51,9 @@ ip -n outside link set up0 up; ip -n outside link set lo up
 ip -n outside route add 10.0.0.0/8 via 192.0.2.1; ip -n outside route add fd00::/8 via 2001:db8::1
 echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
 touch "$D/up"
+exec 2>/dev/null
 # Reaps what is handed to it.
-while :; do sleep 1000 & wait $!; done
+while :; do sleep 1000 & wait $! || true; done
 "#;
 
 /// See the module.
@@ -95,6 +96,22 @@ impl Node {
         }
         fs::copy(plugin(), bin.join("seaway-cni")).unwrap();
         node
+    }
+
+    /// Puts plugins into /opt/cni/bin, in place of those of the same names.
+    pub fn install(&self, plugins: &Go) {
+        for p in fs::read_dir(plugins.dir()).unwrap().flatten() {
+            fs::copy(p.path(), self.path("/opt/cni/bin").join(p.file_name())).unwrap();
+        }
+    }
+
+    /// Lets our program be the plugins of these names, as `make install` links them.
+    pub fn install_ours(&self, names: &[&str]) {
+        for name in names {
+            let link = self.path("/opt/cni/bin").join(name);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink("seaway-cni", link).unwrap();
+        }
     }
 
     /// A path of the node's as this process sees it.
@@ -161,6 +178,12 @@ impl Node {
         self.attempt(args).unwrap_or_else(|e| panic!("{}: {e}", args.join(" ")))
     }
 
+    /// A command on the machine outside, at the other end of the uplink; it must succeed.
+    #[track_caller]
+    pub fn outside(&self, args: &[&str]) -> String {
+        self.run(&[&["nsenter", "--net=/run/netns/outside"], args].concat())
+    }
+
     /// A shell script on the node; it must succeed.
     #[track_caller]
     pub fn sh(&self, script: &str) -> String {
@@ -182,6 +205,15 @@ impl Node {
         // The one that attends it is ours; the program itself is below.
         let _ = Command::new("kill").args(["-9", &inner(child.id()).to_string()]).status();
         child.wait().unwrap();
+    }
+
+    /// kill -9 of every process on the node but its first.
+    pub fn kill_all(&mut self) {
+        // Whoever sends it is left alone, the one that waits for it is not.
+        let _ = self.output(&["sh", "-c", "kill -9 -1"], "");
+        for mut c in self.started.drain(..) {
+            c.wait().unwrap();
+        }
     }
 
     /// One call of a plugin on the node, as a runtime makes it; `Err` holds the error object.

@@ -3,13 +3,18 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
 use interop::image::{self, BOX};
 use interop::node::{ADDRESSES, CONFLIST, JOURNAL, wait};
-use interop::tools::{CONTAINERD, CRICTL, debian};
+use interop::tools::{CNITOOL, CONTAINERD, CRICTL, PLUGINS, debian};
 use interop::{Node, page};
 use seaway_tests_interop as interop;
 use serde_json::{Value, json};
+
+/// What the pods serve.
+const HELLO: &str = "hello from a pod\n";
 
 /// A node with a running containerd.
 struct Runtime {
@@ -42,12 +47,20 @@ impl Runtime {
         let node = Node::boot();
         let path = "/etc/containerd/config.toml";
         node.write(path, &page::file(section, path));
+        if release == Release::Two {
+            node.install(&PLUGINS);
+        }
         node.write("/etc/crictl.yaml", &page::file("crictl", "/etc/crictl.yaml"));
         let mut r = Self { node, containerd: text(containerd), ctr: text(ctr), crictl, started: 0 };
-        r.start();
-        let archive = image::archive(r.node.shared(), &["localhost/seaway/pause:1"]);
-        r.node.run(&[&r.ctr, "-n", "k8s.io", "image", "import", archive.to_str().unwrap()]);
+        r.begin();
         r
+    }
+
+    /// With an empty store.
+    fn begin(&mut self) {
+        self.start();
+        let archive = image::archive(self.node.shared(), &["localhost/seaway/pause:1"]);
+        self.node.run(&[&self.ctr, "-n", "k8s.io", "image", "import", archive.to_str().unwrap()]);
     }
 
     fn start(&mut self) {
@@ -58,8 +71,8 @@ impl Runtime {
         wait("containerd answers", || self.node.attempt(&[&self.crictl, "info"]).is_ok());
     }
 
-    fn conflist(&self) {
-        self.node.write(CONFLIST, &page::file("The network", CONFLIST));
+    fn network(&self) {
+        self.node.write(CONFLIST, &page::file("Host ports and bandwidth", CONFLIST));
         wait("the network is ready", || self.network_ready());
     }
 
@@ -67,11 +80,30 @@ impl Runtime {
         self.node.run(&[&[&*self.crictl], args].concat())
     }
 
+    /// DEL of everything that libcni remembers, then GC with an empty list: nothing lives.
+    fn gc(&self) {
+        let cnitool = CNITOOL.program("cnitool");
+        let whole = page::file("Host ports and bandwidth", CONFLIST).replace(", \"1.1.0\"", "");
+        for conf in [whole, page::file("The network", CONFLIST)] {
+            self.node.write("/var/tmp/gc/10-seaway.conflist", &conf);
+            let env = ["env", "CNI_PATH=/opt/cni/bin", "NETCONFPATH=/var/tmp/gc"];
+            self.node.run(&[&env[..], &[cnitool.to_str().unwrap(), "gc", "seaway", "/none"]].concat());
+        }
+    }
+
+    /// The namespaces that containerd has left behind.
+    fn remove_namespaces(&self) {
+        self.node.sh("for n in /run/netns/cni-*; do [ ! -e $n ] || ip netns delete ${n##*/}; done");
+    }
+
     fn network_ready(&self) -> bool {
+        self.network_condition()["status"].as_bool().unwrap()
+    }
+
+    fn network_condition(&self) -> Value {
         let info: Value = serde_json::from_str(&self.crictl(&["info"])).unwrap();
         let conditions = info["status"]["conditions"].as_array().unwrap();
-        let c = conditions.iter().find(|c| c["type"] == "NetworkReady").unwrap();
-        c["status"].as_bool().unwrap()
+        conditions.iter().find(|c| c["type"] == "NetworkReady").unwrap().clone()
     }
 
     /// Writes what crictl reads.
@@ -134,16 +166,16 @@ fn url(ip: &str) -> String {
 fn pods_reach_each_other_and_the_node(release: Release) {
     let r = Runtime::new(release);
     assert!(!r.network_ready(), "without a configuration");
-    r.conflist();
+    r.network();
     let (a, b) = (r.pod("a", &json!({})), r.pod("b", &json!({})));
     assert_eq!((a.ips.len(), b.ips.len()), (2, 2));
     assert_eq!(r.node.records(JOURNAL).len(), 2);
     for (ip, node) in b.ips.iter().zip(ADDRESSES) {
         r.exec(&a, &["ping", "-c1", "-W2", ip]);
         r.exec(&a, &["ping", "-c1", "-W2", node]);
-        assert_eq!(r.exec(&a, &["wget", "-qO-", &url(ip)]), "hello from a pod\n");
-        assert_eq!(r.node.run(&["curl", "-sS", &url(ip)]), "hello from a pod\n");
-        assert_eq!(r.node.run(&["nsenter", "--net=/run/netns/outside", "curl", "-sS", &url(ip)]), "hello from a pod\n");
+        assert_eq!(r.exec(&a, &["wget", "-qO-", &url(ip)]), HELLO);
+        assert_eq!(r.node.run(&["curl", "-sS", &url(ip)]), HELLO);
+        assert_eq!(r.node.run(&["nsenter", "--net=/run/netns/outside", "curl", "-sS", &url(ip)]), HELLO);
     }
     r.remove(&a);
     r.remove(&b);
@@ -158,4 +190,141 @@ fn debians_containerd_runs_pods() {
 #[test]
 fn containerd_2_runs_pods() {
     pods_reach_each_other_and_the_node(Release::Two);
+}
+
+/// What the container runtime interface passes on of a pod's configuration.
+fn host_ports_and_bandwidth_reach_the_plugins(release: Release) {
+    let r = Runtime::new(release);
+    r.network();
+    let a = r.pod(
+        "a",
+        &json!({
+            "port_mappings": [
+                {"protocol": 0, "container_port": 80, "host_port": 8080},
+                {"protocol": 0, "container_port": 80, "host_port": 8081, "host_ip": ADDRESSES[0]},
+            ],
+            "annotations": {
+                "kubernetes.io/ingress-bandwidth": "10M",
+                "kubernetes.io/egress-bandwidth": "20M",
+            },
+        }),
+    );
+    for node in ADDRESSES {
+        let at = url(node).trim_end_matches('/').to_owned();
+        assert_eq!(r.node.outside(&["curl", "-sS", "--max-time", "5", &format!("{at}:8080/")]), HELLO);
+    }
+    assert_eq!(r.node.outside(&["curl", "-sS", "--max-time", "5", &format!("http://{}:8081/", ADDRESSES[0])]), HELLO);
+    let link = &r.node.pod_links()[0];
+    let qdiscs = r.node.run(&["tc", "qdisc", "show"]);
+    let rate =
+        |dev: &str| qdiscs.lines().find(|l| l.contains(&format!("dev {dev} "))).is_some_and(|l| l.contains("tbf"));
+    assert!(rate(link), "to the pod\n{qdiscs}");
+    assert!(qdiscs.contains("rate 10Mbit") && qdiscs.contains("rate 20Mbit"), "{qdiscs}");
+    r.exec(&a, &["ping", "-c1", "-W2", ADDRESSES[0]]);
+    r.remove(&a);
+    r.node.assert_nothing_left();
+}
+
+/// containerd dies in the middle of many calls; what it finds when it is back, it removes.
+fn killed_in_the_middle(release: Release) {
+    let mut r = Runtime::new(release);
+    r.network();
+    let before = r.pod("before", &json!({}));
+    for round in 0..3 {
+        let runs: Vec<_> = (0..4)
+            .map(|i| {
+                let (file, _) = r.pod_json(&format!("pod-{round}-{i}"), &json!({}));
+                let mut c = r.node.command(&["timeout", "-k1", "20", &r.crictl, "runp", &file]);
+                c.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(60 + 70 * round));
+        r.node.kill(r.started);
+        for mut c in runs {
+            c.wait().unwrap();
+        }
+        // The datapath does not depend on it.
+        r.node.run(&["ping", "-nq", "-c1", "-W2", &before.ips[0]]);
+        r.start();
+        r.exec(&before, &["ping", "-c1", "-W2", ADDRESSES[0]]);
+    }
+    // As the kubelet does with sandboxes that it does not know.
+    wait("every sandbox is removed", || {
+        let _ = r.node.attempt(&[&r.crictl, "rmp", "-f", "-a"]);
+        r.crictl(&["pods", "-q"]).trim().is_empty()
+    });
+    // A pod whose network was being made when containerd died may not be in its store: no DEL comes for it.
+    r.gc();
+    r.remove_namespaces();
+    r.node.assert_nothing_left();
+}
+
+/// Everything on the node dies, and what the runtime knew of its pods is lost: no DEL will come.
+fn lost_dels(release: Release) {
+    let mut r = Runtime::new(release);
+    r.network();
+    r.pod("a", &json!({}));
+    r.pod("b", &json!({}));
+    r.node.kill_all();
+    r.node.sh(
+        "for m in $(awk '$5 ~ \"^/(run|var/lib)/containerd/\" {print $5}' /proc/self/mountinfo); do umount $m; done
+         rm -rf /var/lib/containerd /run/containerd /var/lib/cni",
+    );
+    r.remove_namespaces();
+    assert_eq!(r.node.records(JOURNAL).len(), 2, "nobody has told the plugin");
+    r.gc();
+    r.node.assert_nothing_left();
+    r.begin();
+    let c = r.pod("c", &json!({}));
+    r.exec(&c, &["ping", "-c1", "-W2", ADDRESSES[0]]);
+    r.remove(&c);
+    r.node.assert_nothing_left();
+}
+
+#[test]
+fn debians_containerd_passes_on_ports_and_limits() {
+    host_ports_and_bandwidth_reach_the_plugins(Release::One);
+}
+
+#[test]
+fn containerd_2_passes_on_ports_and_limits() {
+    host_ports_and_bandwidth_reach_the_plugins(Release::Two);
+}
+
+#[test]
+fn debians_containerd_is_killed_in_the_middle() {
+    killed_in_the_middle(Release::One);
+}
+
+#[test]
+fn containerd_2_is_killed_in_the_middle() {
+    killed_in_the_middle(Release::Two);
+}
+
+#[test]
+fn debians_containerd_loses_its_dels() {
+    lost_dels(Release::One);
+}
+
+#[test]
+fn containerd_2_loses_its_dels() {
+    lost_dels(Release::Two);
+}
+
+/// From libcni 1.2 on the runtime asks STATUS; code 50 makes the node not ready.
+#[test]
+fn a_node_is_ready_while_status_says_so() {
+    let r = Runtime::new(Release::Two);
+    r.network();
+    // One address, and a pod that has it.
+    let full = page::file("The network", CONFLIST).replace("10.244.1.0/24", "10.244.1.0/30");
+    r.node.write(CONFLIST, &full);
+    let a = r.pod("a", &json!({}));
+    wait("the node is not ready", || !r.network_ready());
+    let says = r.network_condition();
+    assert!(says["message"].as_str().unwrap().contains("10.244.1.0/30 has no free address"), "{says}");
+    r.remove(&a);
+    wait("the node is ready again", || r.network_ready());
+    std::fs::remove_file(r.node.path(CONFLIST)).unwrap();
+    wait("the node is not ready without a configuration", || !r.network_ready());
 }
