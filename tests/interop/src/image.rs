@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::tools::debian;
+use crate::tools;
 
 /// The image with a shell, ping, wget and a web server, all busybox; sleeps when nothing else is asked.
 pub const BOX: &str = "localhost/seaway/box:1";
@@ -16,13 +16,26 @@ pub const BOX: &str = "localhost/seaway/box:1";
 const APPLETS: [&str; 12] =
     ["sh", "sleep", "ping", "ping6", "wget", "httpd", "ip", "cat", "ls", "true", "hostname", "nc"];
 
-/// Writes [`BOX`] as an archive into `dir`; also under other names.
+/// The sandbox image: our own program alone.
+pub const PAUSE: &str = "localhost/seaway/pause:1";
+
+/// Writes [`PAUSE`] as an archive into `dir`.
+#[must_use]
+pub fn pause(dir: &Path) -> PathBuf {
+    let work = tempfile::tempdir_in(dir).unwrap();
+    let root = work.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::copy(tools::pause(), root.join("seaway-pause")).unwrap();
+    pack(work.path(), &root, PAUSE, &["/seaway-pause"], &dir.join("pause.tar"))
+}
+
+/// Writes [`BOX`] as an archive into `dir`.
 ///
 /// # Panics
 /// When there is no static busybox, or the disk is full.
 #[must_use]
-pub fn archive(dir: &Path, more: &[&str]) -> PathBuf {
-    let busybox = debian("busybox", "busybox-static");
+pub fn archive(dir: &Path) -> PathBuf {
+    let busybox = tools::debian("busybox", "busybox-static");
     let bytes = fs::read(&busybox).unwrap();
     // The interpreter's name stands in front.
     assert!(
@@ -40,12 +53,11 @@ pub fn archive(dir: &Path, more: &[&str]) -> PathBuf {
         symlink("busybox", root.join("bin").join(a)).unwrap();
     }
     fs::write(root.join("www/index.html"), "hello from a pod\n").unwrap();
-    let names: Vec<&str> = std::iter::once(BOX).chain(more.iter().copied()).collect();
-    pack(work.path(), &root, &names, &dir.join("box.tar"))
+    pack(work.path(), &root, BOX, &["/bin/sleep", "100000"], &dir.join("box.tar"))
 }
 
 /// Layer, configuration, manifest, index (OCI image specification 1.0, "Image Layout").
-fn pack(work: &Path, root: &Path, names: &[&str], out: &Path) -> PathBuf {
+fn pack(work: &Path, root: &Path, name: &str, command: &[&str], out: &Path) -> PathBuf {
     let layout = work.join("layout");
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
@@ -80,21 +92,17 @@ fn pack(work: &Path, root: &Path, names: &[&str], out: &Path) -> PathBuf {
     };
     let config = put_json(
         &json!({"architecture": architecture, "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sleep", "100000"]},
+            "config": {"Env": ["PATH=/bin"], "Cmd": command},
             "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}),
         "config.v1+json",
     );
     let media = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = put_json(
+    let mut manifest = put_json(
         &json!({"schemaVersion": 2, "mediaType": media, "config": config, "layers": [layer]}),
         "manifest.v1+json",
     );
-    let named = |n: &&str| {
-        let mut m = manifest.clone();
-        m["annotations"] = json!({"io.containerd.image.name": n, "org.opencontainers.image.ref.name": n});
-        m
-    };
-    let index = json!({"schemaVersion": 2, "manifests": names.iter().map(named).collect::<Vec<_>>()});
+    manifest["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name});
+    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     tar(&layout, out);

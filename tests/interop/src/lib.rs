@@ -3,6 +3,7 @@
 //! Tested by: the cases, and unit tests here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
+pub mod cnitool;
 pub mod image;
 pub mod node;
 pub mod page;

@@ -28,21 +28,21 @@ fn profile() -> PathBuf {
     test.parent().unwrap().parent().unwrap().to_owned()
 }
 
-/// One of the project's own programs, built by the same cargo into the same directory as this test.
+/// One of the project's own programs, built by the same cargo into the same target directory as this test.
 ///
 /// # Panics
 /// When it does not build.
-#[must_use]
-pub fn ours(package: &str) -> PathBuf {
-    let dir = profile();
+fn ours(package: &str, release: bool) -> PathBuf {
+    let target = profile().parent().unwrap().to_owned();
+    let release = release || profile().ends_with("release");
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.args(["build", "-q", "--locked", "-p", package]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    build.env("CARGO_TARGET_DIR", dir.parent().unwrap());
-    if dir.ends_with("release") {
+    build.env("CARGO_TARGET_DIR", &target);
+    if release {
         build.arg("--release");
     }
     assert!(build.status().unwrap().success(), "cargo build -p {package} failed");
-    let program = dir.join(package);
+    let program = target.join(if release { "release" } else { "debug" }).join(package);
     assert!(program.is_file(), "{} was not built", program.display());
     program
 }
@@ -51,7 +51,14 @@ pub fn ours(package: &str) -> PathBuf {
 #[must_use]
 pub fn plugin() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| ours("seaway-cni"))
+    PATH.get_or_init(|| ours("seaway-cni", false))
+}
+
+/// The process that holds a sandbox's namespaces; its release build alone needs no library.
+#[must_use]
+pub fn pause() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| ours("seaway-pause", true))
 }
 
 /// A command of a released Go module.

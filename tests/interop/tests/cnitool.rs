@@ -1,13 +1,11 @@
 //! cnitool, the specification's own client, with our configuration in every version; and the call made by hand.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside #[test] functions are tests too
 
+use interop::cnitool::{VERSIONS, add, cnitool, reaches};
 use interop::node::{ADDRESSES, CONFLIST, JOURNAL};
-use interop::tools::CNITOOL;
 use interop::{Node, page};
 use seaway_tests_interop as interop;
 use serde_json::{Value, json};
-
-const ALL: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Our network in one version.
 fn conflist(version: &str) -> Value {
@@ -17,41 +15,10 @@ fn conflist(version: &str) -> Value {
     v
 }
 
-/// One call; with variables of its environment.
-fn cnitool(n: &Node, env: &[&str], verb: &str, netns: &str) -> Result<Value, String> {
-    let program = CNITOOL.program("cnitool");
-    let netns = format!("/run/netns/{netns}");
-    let args = [&["env", "CNI_PATH=/opt/cni/bin"], env, &[program.to_str().unwrap(), verb, "seaway", &netns]].concat();
-    let text = n.attempt(&args)?;
-    Ok(if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() })
-}
-
-fn add(n: &Node, netns: &str) -> Value {
-    n.run(&["ip", "netns", "add", netns]);
-    cnitool(n, &[], "add", netns).unwrap()
-}
-
-/// Both families, to the node and back, and to another pod.
-fn reaches(n: &Node, netns: &str, result: &Value, other: Option<&Value>) {
-    let ips = |v: &Value| -> Vec<String> {
-        let ips = v["ips"].as_array().unwrap().iter();
-        ips.map(|i| i["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect()
-    };
-    let ping = |to: &str| ["ping", "-nq", "-c1", "-W2"].map(str::to_owned).into_iter().chain([to.to_owned()]);
-    for to in ADDRESSES.map(str::to_owned).into_iter().chain(other.into_iter().flat_map(ips)) {
-        let args: Vec<String> =
-            ["ip", "netns", "exec", netns].map(str::to_owned).into_iter().chain(ping(&to)).collect();
-        n.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    }
-    for to in ips(result) {
-        n.run(&ping(&to).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>());
-    }
-}
-
 #[test]
 fn every_verb_of_every_version() {
     let n = Node::boot();
-    for version in ALL {
+    for version in VERSIONS {
         n.write(CONFLIST, &conflist(version).to_string());
         let (a, b) = (add(&n, "a"), add(&n, "b"));
         assert_eq!(a["cniVersion"], version);

@@ -59,8 +59,9 @@ impl Runtime {
     /// With an empty store.
     fn begin(&mut self) {
         self.start();
-        let archive = image::archive(self.node.shared(), &["localhost/seaway/pause:1"]);
-        self.node.run(&[&self.ctr, "-n", "k8s.io", "image", "import", archive.to_str().unwrap()]);
+        for archive in [image::archive(self.node.shared()), image::pause(self.node.shared())] {
+            self.node.run(&[&self.ctr, "-n", "k8s.io", "image", "import", archive.to_str().unwrap()]);
+        }
     }
 
     fn start(&mut self) {

@@ -22,7 +22,7 @@ impl Podman {
         let node = Node::boot();
         node.write(CONTAINERS_CONF, &page::file("podman", CONTAINERS_CONF));
         node.write(CONFLIST, &page::file("Host ports and bandwidth", CONFLIST));
-        let archive = image::archive(node.shared(), &[]);
+        let archive = image::archive(node.shared());
         let p = Self { node };
         p.podman(&["load", "-i", archive.to_str().unwrap()]);
         p
