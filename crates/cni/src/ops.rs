@@ -118,10 +118,10 @@ fn add<M: Machine>(
         mtu,
         now,
     };
-    // The journal's lock is held for these two calls only; what follows needs the attachment's lock alone.
-    let (known, record) = {
+    // The journal's lock is held for this call only; what follows needs the attachment's lock alone.
+    let (record, known) = {
         let mut journal = Journal::open(&conf.data_dir)?;
-        (journal.knows(key), journal.allocate(&request)?)
+        journal.allocate(&request)?
     };
     let machine = &mut *cx.machine;
     let wired = if known { heal(machine, &record, &netns) } else { wire(machine, &record, &netns) };

@@ -1,8 +1,7 @@
 //! Which address is next: a pure function of what is used and what was given out last.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use types::{Cidr, Family};
 
@@ -32,10 +31,10 @@ pub fn usable(range: &Cidr) -> Option<(u128, u128)> {
 }
 
 /// The state that allocation looks at.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Pool {
-    /// Who has which address.
-    pub used: HashMap<IpAddr, Arc<Key>>,
+    /// Who has which address, by the digits of the host end's name.
+    pub used: BTreeMap<IpAddr, u64>,
     /// The address given out last, per family.
     pub last: [Option<IpAddr>; 2],
 }
@@ -45,13 +44,13 @@ fn slot(addr: IpAddr) -> usize {
 }
 
 impl Pool {
-    pub(crate) fn take(&mut self, addr: IpAddr, key: &Arc<Key>) {
-        self.used.insert(addr, Arc::clone(key));
+    pub(crate) fn take(&mut self, addr: IpAddr, link: u64) {
+        self.used.insert(addr, link);
         self.last[slot(addr)] = Some(addr);
     }
 
     pub(crate) fn usage(&self, range: Cidr) -> Usage {
-        let used = self.used.keys().filter(|a| range.contains(**a)).count() as u128;
+        let used = self.used.range(range.addr()..=range.last()).count() as u128;
         Usage { range, used, usable: usable(&range).map_or(0, |(f, l)| (l - f).saturating_add(1)) }
     }
 
@@ -61,14 +60,16 @@ impl Pool {
     /// Steps over used addresses one by one, at most as many as are used: the cost depends on the number of pods, never
     /// on the size of the range.
     pub(crate) fn next(&self, range: Cidr) -> Result<IpAddr, IpamError> {
-        let usage = self.usage(range);
-        let full = IpamError::Exhausted { range, used: usage.used, usable: usage.usable };
-        let Some((first, last)) = usable(&range) else { return Err(full) };
+        let full = || {
+            let usage = self.usage(range);
+            IpamError::Exhausted { range, used: usage.used, usable: usage.usable }
+        };
+        let Some((first, last)) = usable(&range) else { return Err(full()) };
         let mut at = self.last[usize::from(range.family() == Family::V6)]
             .and_then(|a| range.index_of(a))
             .map_or(first, |i| i.saturating_add(1));
         // One more than what is used must hold a free one, unless all are used.
-        for _ in 0..=usage.used {
+        for _ in 0..=self.used.len() {
             if at < first || at > last {
                 at = first;
             }
@@ -77,11 +78,16 @@ impl Pool {
                 _ => at += 1,
             }
         }
-        Err(full)
+        Err(full())
     }
 
-    /// One address per range; `requested` ones first.
-    pub(crate) fn choose(&self, ranges: &[Cidr], requested: &[IpAddr]) -> Result<Vec<IpAddr>, IpamError> {
+    /// One address per range; `requested` ones first. `by` finds who is known by some digits.
+    pub(crate) fn choose(
+        &self,
+        ranges: &[Cidr],
+        requested: &[IpAddr],
+        by: impl Fn(u64) -> Result<Key, IpamError>,
+    ) -> Result<Vec<IpAddr>, IpamError> {
         for (i, a) in ranges.iter().enumerate() {
             if let Some(b) = ranges[i + 1..].iter().find(|b| b.family() == a.family()) {
                 return Err(IpamError::TwoRanges { a: *a, b: *b });
@@ -100,8 +106,8 @@ impl Pool {
             if !free {
                 return Err(IpamError::Reserved { addr, range: *range });
             }
-            if let Some(by) = self.used.get(&addr) {
-                return Err(IpamError::Taken { addr, by: Key::clone(by) });
+            if let Some(link) = self.used.get(&addr) {
+                return Err(IpamError::Taken { addr, by: by(*link)? });
             }
         }
         let mut out = ranges
@@ -120,8 +126,8 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn key(n: usize) -> Arc<Key> {
-        Arc::new(Key { container: format!("c{n}").into(), ifname: "eth0".parse().unwrap() })
+    fn key(n: u64) -> Result<Key, IpamError> {
+        Ok(Key { container: format!("c{n}").into(), ifname: "eth0".parse().unwrap() })
     }
     fn c(s: &str) -> Cidr {
         s.parse().unwrap()
@@ -151,16 +157,16 @@ mod tests {
     fn a_released_address_rests_until_the_range_was_gone_through() {
         let range = c("10.0.0.0/29"); // .2 to .6
         let mut p = Pool::default();
-        for (n, want) in ["10.0.0.2", "10.0.0.3", "10.0.0.4"].into_iter().enumerate() {
+        for (n, want) in ["10.0.0.2", "10.0.0.3", "10.0.0.4"].into_iter().zip(0..).map(|(w, n)| (n, w)) {
             let a = p.next(range).unwrap();
             assert_eq!(a, ip(want));
-            p.take(a, &key(n));
+            p.take(a, n);
         }
         p.used.remove(&ip("10.0.0.3"));
-        for (n, want) in ["10.0.0.5", "10.0.0.6", "10.0.0.3"].into_iter().enumerate() {
+        for (n, want) in ["10.0.0.5", "10.0.0.6", "10.0.0.3"].into_iter().zip(0..).map(|(w, n)| (n, w)) {
             let a = p.next(range).unwrap();
             assert_eq!(a, ip(want));
-            p.take(a, &key(10 + n));
+            p.take(a, 10 + n);
         }
         let e = p.next(range).unwrap_err().to_string();
         assert!(e.contains("10.0.0.0/29 has no free address: 5 of 5"), "{e}");
@@ -169,9 +175,9 @@ mod tests {
     #[test]
     fn requests_are_judged_by_name() {
         let mut p = Pool::default();
-        p.take(ip("10.0.0.9"), &key(9));
+        p.take(ip("10.0.0.9"), 9);
         let ranges = [c("10.0.0.0/24"), c("fd00::/64")];
-        assert_eq!(p.choose(&ranges, &[ip("fd00::77")]).unwrap(), [ip("10.0.0.10"), ip("fd00::77")]);
+        assert_eq!(p.choose(&ranges, &[ip("fd00::77")], key).unwrap(), [ip("10.0.0.10"), ip("fd00::77")]);
         for (req, says) in [
             (vec!["10.0.1.1"], "lies in none of this node's ranges (10.0.0.0/24, fd00::/64)"),
             (vec!["10.0.0.0"], "reserved in 10.0.0.0/24"),
@@ -180,10 +186,10 @@ mod tests {
             (vec!["10.0.0.3", "10.0.0.4"], "at most one per family"),
         ] {
             let req: Vec<_> = req.into_iter().map(ip).collect();
-            let e = p.choose(&ranges, &req).unwrap_err().to_string();
+            let e = p.choose(&ranges, &req, key).unwrap_err().to_string();
             assert!(e.contains(says), "{e}");
         }
-        let e = p.choose(&[c("10.0.0.0/24"), c("10.1.0.0/24")], &[]).unwrap_err().to_string();
+        let e = p.choose(&[c("10.0.0.0/24"), c("10.1.0.0/24")], &[], key).unwrap_err().to_string();
         assert!(e.contains("10.0.0.0/24 and 10.1.0.0/24 are both IPv4"), "{e}");
     }
 }

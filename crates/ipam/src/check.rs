@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use crate::frame::{Frame, Header, VERSION};
-use crate::journal::{boot_id, replace, slurp, take};
+use crate::index;
+use crate::journal::{INDEX, boot_id, replace, slurp, take};
 use crate::{IpamError, Key, Record};
 
 /// One thing wrong with a journal.
@@ -117,6 +118,7 @@ pub fn repair(dir: &Path) -> Result<Report, IpamError> {
     for r in &report.intact {
         new.extend_from_slice(&Frame::Add(r.clone()).encode());
     }
+    index::drop(&path.with_file_name(INDEX))?;
     replace(&path.with_extension("new"), &path, &new)?;
     Ok(report)
 }

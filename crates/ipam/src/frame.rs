@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use types::{IfName, OwnedName};
 
 use crate::{Key, Record};
 
@@ -58,9 +59,14 @@ pub(crate) struct SlimKey<'a> {
 }
 
 impl SlimKey<'_> {
-    pub(crate) fn owned(&self) -> Result<Key, String> {
-        let ifname = self.ifname.parse().map_err(|e: types::NameError| e.to_string())?;
-        Ok(Key { container: self.container.as_ref().into(), ifname })
+    /// Whether it is a key at all.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.ifname.parse::<IfName>().map(drop).map_err(|e| e.to_string())
+    }
+
+    /// The digits of its host end's name.
+    pub(crate) fn digits(&self) -> u64 {
+        OwnedName::digits_for(&self.container, &self.ifname)
     }
 }
 
@@ -100,7 +106,7 @@ const TABLES: [[u32; 256]; 8] = {
 };
 
 /// CRC-32 of IEEE 802.3 (reflected, 0xedb88320), over `kind` and `body`, eight bytes at a time.
-fn crc(kind: u8, body: &[u8]) -> u32 {
+pub(crate) fn crc(kind: u8, body: &[u8]) -> u32 {
     let at = |n: usize, b: u32| TABLES[n][(b & 0xff) as usize];
     let step = |c: u32, b: u8| at(0, c ^ u32::from(b)) ^ (c >> 8);
     let mut c = step(!0, kind);

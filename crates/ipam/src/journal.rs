@@ -1,19 +1,19 @@
-//! The journal: replay, append, compact.
+//! The journal: open, append, compact.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 use types::Cidr;
 
-use crate::alloc::{Pool, Usage};
-use crate::frame::{Frame, Header, Line, VERSION, VOID};
+use crate::alloc::Usage;
+use crate::frame::{Frame, Header, VERSION, VOID};
+use crate::index;
 use crate::lock::{lock, make_dir};
+use crate::state::{State, Text};
 use crate::{IpamError, Key, PodRef, Record};
 
 /// A journal holds about 300 bytes an attachment and is compacted long before; this is for a file that is not ours.
@@ -21,6 +21,9 @@ const MAX_BYTES: u64 = 64 << 20;
 
 /// So many dead lines beyond the living ones, and the file is written anew.
 const SLACK: usize = 128;
+
+/// The index's file name.
+pub(crate) const INDEX: &str = "index";
 
 /// What an attachment asks for.
 #[derive(Debug, Clone)]
@@ -55,35 +58,11 @@ pub struct Journal {
     /// The disk is: everything can be looked at, nothing changed.
     read_only: bool,
     state: State,
-}
-
-/// What a journal's bytes mean.
-#[derive(Debug, Default)]
-pub(crate) struct State {
-    /// Attachments.
-    live: BTreeMap<Arc<Key>, Entry>,
-    pool: Pool,
-    /// Complete lines.
-    lines: usize,
-    /// Bytes up to and including the last complete line.
-    good: u64,
-    /// The file's bytes as they were read: entries are read in full only when somebody asks.
+    /// The file's bytes from `from` to the last complete line: records are read in full only when somebody asks.
     bytes: Vec<u8>,
-}
-
-/// An attachment: where its line begins, what it has, and the record when it was made here.
-#[derive(Debug)]
-struct Entry {
-    at: u64,
-    /// The host end's name, as a number: see [`tag`].
-    link: u64,
-    addresses: Vec<IpAddr>,
-    record: Option<Record>,
-}
-
-/// The last eight bytes of a host end's name: names whose tags differ differ, so only few are compared in full.
-fn tag(link: &str) -> u64 {
-    link.bytes().rev().take(8).fold(0, |t, b| t << 8 | u64::from(b))
+    from: u64,
+    /// Lines that the index has; none when there is no index.
+    indexed: usize,
 }
 
 /// This boot's id.
@@ -102,7 +81,8 @@ pub fn boot_id() -> Result<String, IpamError> {
 /// # Errors
 /// [`IpamError::Corrupt`], naming `file`.
 pub fn parse(file: &Path, bytes: &[u8], boot: &str) -> Result<Vec<Record>, IpamError> {
-    State::replay(file, bytes.to_vec(), boot)?.unwrap_or_default().records(file)
+    let state = State::replay(file, bytes, boot)?.unwrap_or_default();
+    state.records(&Text { path: file, file: None, bytes, from: 0 })
 }
 
 /// The attachments of this boot, without holding the lock: for the agent. Nothing there is no attachment.
@@ -128,18 +108,18 @@ pub fn read(dir: &Path) -> Result<Vec<Record>, IpamError> {
 }
 
 pub(crate) fn slurp(path: &Path) -> Result<Vec<u8>, IpamError> {
-    let file = File::open(path).map_err(|e| IpamError::io("open", path, e))?;
-    slurp_file(&file, path)
+    let mut file = File::open(path).map_err(|e| IpamError::io("open", path, e))?;
+    let mut bytes = Vec::with_capacity(usize::try_from(size_of(&file, path)?).unwrap_or(0) + 1);
+    file.read_to_end(&mut bytes).map_err(|e| IpamError::io("read", path, e))?;
+    Ok(bytes)
 }
 
-fn slurp_file(mut file: &File, path: &Path) -> Result<Vec<u8>, IpamError> {
+fn size_of(file: &File, path: &Path) -> Result<u64, IpamError> {
     let size = file.metadata().map_err(|e| IpamError::io("read", path, e))?.len();
     if size > MAX_BYTES {
         return Err(IpamError::TooLarge { file: path.to_owned(), size, max: MAX_BYTES });
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-    file.read_to_end(&mut bytes).map_err(|e| IpamError::io("read", path, e))?;
-    Ok(bytes)
+    Ok(size)
 }
 
 pub(crate) fn take(dir: &Path, how: FlockOperation) -> Result<File, IpamError> {
@@ -153,98 +133,6 @@ pub(crate) fn take(dir: &Path, how: FlockOperation) -> Result<File, IpamError> {
     .map_err(|e| IpamError::io("open", &path, e))?;
     lock(&file, how).map_err(|e| IpamError::io("lock", &path, e))?;
     Ok(file)
-}
-
-impl State {
-    /// `None` when the bytes are void: empty, torn within the header, or of another boot.
-    pub(crate) fn replay(file: &Path, bytes: Vec<u8>, boot: &str) -> Result<Option<Self>, IpamError> {
-        let mut s = Self::default();
-        let mut at = 0;
-        while let Some(n) = bytes[at..].iter().position(|b| *b == b'\n') {
-            let corrupt = |why| IpamError::Corrupt { file: file.to_owned(), line: s.lines + 1, offset: at as u64, why };
-            let line = Line::decode(&bytes[at..at + n]).map_err(corrupt)?;
-            match (s.lines, line) {
-                (0, Line::Header(h)) => {
-                    if h.version != VERSION {
-                        return Err(corrupt(format!(
-                            "it is of format {}, this binary reads format {VERSION}",
-                            h.version
-                        )));
-                    }
-                    if *h.boot != *boot {
-                        return Ok(None);
-                    }
-                }
-                (0, _) => return Err(corrupt("the first line is not a header".into())),
-                (_, Line::Header(_)) => return Err(corrupt("a second header".into())),
-                (_, Line::Add(slim)) => {
-                    let key = Arc::new(slim.key.owned().map_err(corrupt)?);
-                    if let Some(why) = s.clash(&key, &slim.addresses) {
-                        return Err(corrupt(why));
-                    }
-                    s.add(key, Entry { at: at as u64, link: tag(&slim.link), addresses: slim.addresses, record: None });
-                }
-                (_, Line::Last(last)) => {
-                    for a in last {
-                        s.pool.last[usize::from(a.is_ipv6())] = Some(a);
-                    }
-                }
-                (_, Line::Del(k)) => {
-                    s.del(&k);
-                }
-            }
-            s.lines += 1;
-            at += n + 1;
-        }
-        s.good = at as u64;
-        s.bytes = bytes;
-        Ok((s.lines > 0).then_some(s))
-    }
-
-    /// Why `key` cannot have `addresses` beside what lives.
-    fn clash(&self, key: &Key, addresses: &[IpAddr]) -> Option<String> {
-        addresses.iter().find_map(|a| {
-            let by = self.pool.used.get(a).filter(|by| ***by != *key)?;
-            Some(format!("{key} is given the address {a}, which {by} has"))
-        })
-    }
-
-    fn add(&mut self, key: Arc<Key>, entry: Entry) {
-        self.del(&key);
-        for a in &entry.addresses {
-            self.pool.take(*a, &key);
-        }
-        self.live.insert(key, entry);
-    }
-
-    fn del(&mut self, key: &Key) -> Option<Entry> {
-        let gone = self.live.remove(key)?;
-        for a in &gone.addresses {
-            self.pool.used.remove(a);
-        }
-        Some(gone)
-    }
-
-    /// An entry's record in full.
-    fn record(&self, file: &Path, e: &Entry) -> Result<Record, IpamError> {
-        if let Some(r) = &e.record {
-            return Ok(r.clone());
-        }
-        let rest = usize::try_from(e.at).ok().and_then(|at| self.bytes.get(at..)).unwrap_or_default();
-        let line = rest.split(|b| *b == b'\n').next().unwrap_or_default();
-        let why = match Frame::decode(line) {
-            Ok(Frame::Add(r)) => return Ok(r),
-            Ok(_) => "no attachment".into(),
-            Err(why) => why,
-        };
-        let line = 1 + self.bytes.iter().zip(0..e.at).filter(|(b, _)| **b == b'\n').count();
-        Err(IpamError::Corrupt { file: file.to_owned(), line, offset: e.at, why })
-    }
-
-    /// All of them, in key order.
-    fn records(&self, file: &Path) -> Result<Vec<Record>, IpamError> {
-        self.live.values().map(|e| self.record(file, e)).collect()
-    }
 }
 
 impl Journal {
@@ -291,20 +179,54 @@ impl Journal {
             r => r,
         }
         .map_err(|e| IpamError::io("open", &path, e))?;
-        let bytes = slurp_file(&file, &path)?;
-        let size = bytes.len() as u64;
-        let state = State::replay(&path, bytes, boot)?;
-        let fresh = state.is_none();
-        let mut j = Self { path, file, _lock: held, boot: boot.into(), read_only, state: state.unwrap_or_default() };
-        if fresh {
+        let size = size_of(&file, &path)?;
+        let known = index::load(&path.with_file_name(INDEX), &file, size, boot);
+        let mut j = Self {
+            path,
+            file,
+            _lock: held,
+            boot: boot.into(),
+            read_only,
+            bytes: Vec::new(),
+            from: known.as_ref().map_or(0, |s| s.good),
+            indexed: known.as_ref().map_or(0, |s| s.lines),
+            state: known.unwrap_or_default(),
+        };
+        // Nobody else writes: the lock is held.
+        j.bytes = vec![0; usize::try_from(size - j.from).unwrap_or(0)];
+        j.file.read_exact_at(&mut j.bytes, j.from).map_err(|e| IpamError::io("read", &j.path, e))?;
+        let mut state = std::mem::take(&mut j.state);
+        let current = state.go_on(&j.text(), boot)?;
+        if !current || state.lines == 0 {
             // Void: nothing of it lives. A crash in between leaves an empty file, which is void as well.
+            j.writable()?;
+            index::drop(&j.index())?;
+            (j.bytes, j.from, j.indexed) = (Vec::new(), 0, 0);
             j.truncate(0)?;
             j.append(&header(boot))?;
-        } else if size > j.state.good && !read_only {
+            return Ok(j);
+        }
+        j.state = state;
+        if size > j.state.good {
             // A torn tail.
-            j.truncate(j.state.good)?;
+            j.bytes.truncate(usize::try_from(j.state.good - j.from).unwrap_or(0));
+            if !read_only {
+                j.truncate(j.state.good)?;
+            }
         }
         Ok(j)
+    }
+
+    fn index(&self) -> PathBuf {
+        self.path.with_file_name(INDEX)
+    }
+
+    fn text(&self) -> Text<'_> {
+        Text { path: &self.path, file: Some(&self.file), bytes: &self.bytes, from: self.from }
+    }
+
+    fn record(&self, link: u64) -> Result<Option<Record>, IpamError> {
+        self.state.record(&self.text(), link)
     }
 
     /// The attachments, in key order.
@@ -312,7 +234,7 @@ impl Journal {
     /// # Errors
     /// [`IpamError::Corrupt`] when one cannot be read in full.
     pub fn attachments(&self) -> Result<Vec<Record>, IpamError> {
-        self.state.records(&self.path)
+        self.state.records(&self.text())
     }
 
     /// One attachment.
@@ -320,13 +242,7 @@ impl Journal {
     /// # Errors
     /// [`IpamError::Corrupt`] when it cannot be read in full.
     pub fn get(&self, key: &Key) -> Result<Option<Record>, IpamError> {
-        self.state.live.get(key).map(|e| self.state.record(&self.path, e)).transpose()
-    }
-
-    /// Whether an attachment is known.
-    #[must_use]
-    pub fn knows(&self, key: &Key) -> bool {
-        self.state.live.contains_key(key)
+        Ok(self.record(State::digits(key))?.filter(|r| r.key == *key))
     }
 
     /// How full a range is.
@@ -335,14 +251,22 @@ impl Journal {
         self.state.pool.usage(range)
     }
 
-    /// Gives `request.key` its addresses and writes them down. The same key again gets the same addresses; what else
-    /// changed (namespace, MTU) is written down anew.
+    /// Gives `request.key` its addresses and writes them down; says whether it had them before. The same key again gets
+    /// the same addresses; what else changed (namespace, MTU) is written down anew.
     ///
     /// # Errors
     /// When no address is to be had or the record cannot be written; nothing is changed then.
-    pub fn allocate(&mut self, request: &Request<'_>) -> Result<Record, IpamError> {
+    pub fn allocate(&mut self, request: &Request<'_>) -> Result<(Record, bool), IpamError> {
         let link = request.key.link();
-        let have = self.get(request.key)?;
+        let mine = link.digits();
+        let have = self.record(mine)?;
+        if let Some(by) = have.as_ref().filter(|r| r.key != *request.key) {
+            return Err(IpamError::LinkClash { link: link.to_string(), by: by.key.clone() });
+        }
+        let by = |link| {
+            let nobody = || IpamError::io("find the holder of an address in", &self.path, rustix::io::Errno::NOENT);
+            self.record(link)?.map(|r| r.key).ok_or_else(nobody)
+        };
         let record = Record {
             key: request.key.clone(),
             network: request.network.into(),
@@ -352,25 +276,20 @@ impl Journal {
             link,
             addresses: match &have {
                 Some(r) => r.addresses.clone(),
-                None => self.state.pool.choose(request.ranges, request.requested)?,
+                None => self.state.pool.choose(request.ranges, request.requested, by)?,
             },
             mtu: request.mtu,
             time: have.as_ref().map_or(request.now, |r| r.time),
         };
+        let known = have.is_some();
         if have.as_ref() == Some(&record) {
-            return Ok(record);
-        }
-        let mine = tag(record.link.as_str());
-        let clash = |(k, e): &(&Arc<Key>, &Entry)| e.link == mine && ***k != record.key && k.link() == record.link;
-        if let (None, Some((by, _))) = (&have, self.state.live.iter().find(clash)) {
-            return Err(IpamError::LinkClash { link: record.link.to_string(), by: Key::clone(by) });
+            return Ok((record, known));
         }
         let at = self.state.good;
         self.append(&Frame::Add(record.clone()))?;
-        let entry = Entry { at, link: mine, addresses: record.addresses.clone(), record: Some(record.clone()) };
-        self.state.add(Arc::new(record.key.clone()), entry);
+        self.state.add(mine, at, &record.addresses);
         self.tidy();
-        Ok(record)
+        Ok((record, known))
     }
 
     /// Forgets an attachment and frees its addresses. `None` when it was not known.
@@ -380,17 +299,20 @@ impl Journal {
     /// # Errors
     /// When that cannot be written; nothing is changed then.
     pub fn release(&mut self, key: &Key) -> Result<Option<Record>, IpamError> {
-        let Some(entry) = self.state.live.get(key) else { return Ok(None) };
-        let (at, record) = (entry.at, self.state.record(&self.path, entry)?);
+        let link = State::digits(key);
+        let Some(at) = self.state.live.get(&link).map(|l| l.at) else { return Ok(None) };
+        let Some(record) = self.get(key)? else { return Ok(None) };
         match self.append(&Frame::Del(key.clone())) {
             Err(IpamError::Io { source, .. })
                 if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
             {
+                index::drop(&self.index())?;
+                self.indexed = 0;
                 self.file.write_all_at(&[VOID], at).map_err(|e| IpamError::io("write to", &self.path, e))?;
             }
             r => r?,
         }
-        self.state.del(key);
+        self.state.del(link);
         self.tidy();
         Ok(Some(record))
     }
@@ -433,15 +355,24 @@ impl Journal {
             let _ = self.file.set_len(self.state.good);
             return Err(IpamError::io("append to", &self.path, e));
         }
+        self.bytes.extend_from_slice(&line);
         self.state.good += line.len() as u64;
         self.state.lines += 1;
         Ok(())
     }
 
-    /// Writes the file anew when most of its lines are dead. A failure leaves the old file, which is as good.
+    /// Writes the file anew when most of its lines are dead, and the index when it is old. A failure leaves what was,
+    /// which is as good.
     fn tidy(&mut self) {
         if self.state.lines > 2 * self.state.live.len() + SLACK {
             let _ = self.compact();
+        }
+        if index::is_due(self.state.lines.saturating_sub(self.indexed)) {
+            // A full disk may have taken half of it: that is worse than none, which costs no reading.
+            match index::store(&self.index(), &self.file, &self.state, &self.boot) {
+                Ok(()) => self.indexed = self.state.lines,
+                Err(_) => drop(index::drop(&self.index())),
+            }
         }
     }
 
@@ -453,17 +384,18 @@ impl Journal {
         let new = self.path.with_extension("new");
         let records = self.attachments()?;
         let mut bytes = header(&self.boot).encode();
-        let mut live = BTreeMap::new();
-        for r in records {
-            let (at, link, addresses) = (bytes.len() as u64, tag(r.link.as_str()), r.addresses.clone());
+        let mut state = State::default();
+        for r in &records {
+            state.add(r.link.digits(), bytes.len() as u64, &r.addresses);
             bytes.extend_from_slice(&Frame::Add(r.clone()).encode());
-            live.insert(Arc::new(r.key.clone()), Entry { at, link, addresses, record: Some(r) });
         }
-        bytes.extend_from_slice(&Frame::Last(self.state.pool.last.iter().flatten().copied().collect()).encode());
+        state.pool.last = self.state.pool.last;
+        bytes.extend_from_slice(&Frame::Last(state.pool.last.iter().flatten().copied().collect()).encode());
+        state.good = bytes.len() as u64;
+        state.lines = records.len() + 2;
+        index::drop(&self.index())?;
         self.file = replace(&new, &self.path, &bytes)?;
-        self.state.good = bytes.len() as u64;
-        self.state.lines = live.len() + 2;
-        self.state.live = live;
+        (self.state, self.bytes, self.from, self.indexed) = (state, bytes, 0, 0);
         Ok(())
     }
 }

@@ -5,11 +5,12 @@
 //! full-disk, read-only and corruption cases there; kill -9 rounds of the real binary in bins/seaway-cni/tests.
 //!
 //! # What is on disk
-//! A directory (by default [`DEFAULT_DIR`]) with three things:
+//! A directory (by default [`DEFAULT_DIR`]) with four things:
 //! - `journal`: one record per line, `KIND CRC JSON`, appended. `H` is the header (always first: format version, boot
 //!   id), `A` an attachment added, `D` one removed, `X` an `A` that was removed in place because the disk had no room
 //!   for a `D`, `L` the addresses given out last (after a compaction). The CRC is CRC-32 (IEEE 802.3) of kind and JSON.
 //! - `lock`: an empty file; `flock` on it guards the journal. Locks die with their process.
+//! - `index`: where the journal stood some lines ago; a copy, rewritten every few lines, that may go at any time.
 //! - `busy`: an empty file; a byte of it is locked for each attachment that is being worked on right now.
 //!
 //! # What survives what
@@ -24,9 +25,11 @@ mod alloc;
 mod check;
 mod error;
 mod frame;
+mod index;
 mod journal;
 mod lock;
 mod record;
+mod state;
 
 pub use alloc::{Usage, usable};
 pub use check::{Fault, Report, check, repair};

@@ -87,12 +87,18 @@ impl OwnedName {
     /// so that a repeated ADD or a DEL after a crash finds the link without any record (FNV-1a, 64 bit).
     #[must_use]
     pub fn for_container(container_id: &str, ifname: &str) -> Self {
+        Self::pod_link(Self::digits_for(container_id, ifname))
+    }
+
+    /// [`Self::digits`] of what [`Self::for_container`] gives, without making the name.
+    #[must_use]
+    pub fn digits_for(container_id: &str, ifname: &str) -> u64 {
         let mut h: u64 = 0xcbf2_9ce4_8422_2325;
         for b in container_id.bytes().chain([0]).chain(ifname.bytes()) {
             h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
         }
         // Fold, so that the 48 bits kept depend on all 64.
-        Self::pod_link(h ^ (h >> 48))
+        (h ^ (h >> 48)) & 0xffff_ffff_ffff
     }
 
     /// Whether this is the host end of a pod's interface.

@@ -138,7 +138,7 @@ impl Node {
         assert_eq!(neighbours, addresses, "neighbours");
         for e in std::fs::read_dir(self.data_dir()).into_iter().flatten().flatten() {
             let name = e.file_name().into_string().unwrap();
-            assert!(["journal", "lock", "busy"].contains(&&*name), "a file is left over: {name}");
+            assert!(["journal", "index", "lock", "busy"].contains(&&*name), "a file is left over: {name}");
         }
     }
 }
