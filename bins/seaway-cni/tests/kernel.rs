@@ -235,6 +235,26 @@ fn check_tells_what_differs() {
 }
 
 #[test]
+fn check_allows_what_a_plugin_after_it_did_to_the_mtu() {
+    let n = Node::new();
+    for version in ["1.0.0", "1.1.0"] {
+        n.pod(version);
+        let mut conf = n.conf_with("cniVersion", json!(version));
+        let mut r = n.call("ADD", version, &conf).unwrap();
+        n.sh_pod(version, "ip link set eth0 mtu 1400");
+        if version == "1.1.0" {
+            // The result has the MTU since then, and who changes one says so.
+            r["interfaces"][1]["mtu"] = json!(1400);
+        }
+        conf["prevResult"] = r;
+        n.call("CHECK", version, &conf).unwrap();
+        n.sh_pod(version, "ip link set eth0 mtu 1500");
+        let e = n.call("CHECK", version, &conf).unwrap_err();
+        assert!(e["details"].as_str().unwrap().contains("pod: eth0 has MTU 1500 instead of 14"), "{e}");
+    }
+}
+
+#[test]
 fn gc_leaves_what_is_listed_and_nothing_else_of_ours() {
     let n = Node::new();
     for p in ["a", "b", "c"] {

@@ -1,6 +1,7 @@
 //! CHECK: the kernel's objects of an attachment against its record.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipam::Record;
 use kernel_api::rt::{Address, Link, LinkKind, Neighbour, Route};
@@ -58,9 +59,14 @@ pub(crate) fn paired(r: &Record, host: &View, pod: &View) -> bool {
 /// What differs from the record, one line each; empty when all is as ADD made it.
 #[must_use]
 pub fn differences(r: &Record, host: &View, pod: &View) -> Vec<String> {
+    differences_after(r, host, pod, &(r.mtu..=r.mtu))
+}
+
+/// The same, when plugins that came after may have changed the MTU of the pod's end.
+pub(crate) fn differences_after(r: &Record, host: &View, pod: &View, mtu: &RangeInclusive<u32>) -> Vec<String> {
     let mut out = Vec::new();
-    end(&mut out, "host", host, r.link.name(), r.mtu, HOST_MAC);
-    end(&mut out, "pod", pod, &r.key.ifname, r.mtu, pod_mac(&r.link));
+    end(&mut out, "host", host, r.link.name(), &(r.mtu..=r.mtu), HOST_MAC);
+    end(&mut out, "pod", pod, &r.key.ifname, mtu, pod_mac(&r.link));
     if out.is_empty() && !paired(r, host, pod) {
         out.push(format!("pod: {} is not the other end of {}", r.key.ifname, r.link));
     }
@@ -73,7 +79,7 @@ pub fn differences(r: &Record, host: &View, pod: &View) -> Vec<String> {
     out
 }
 
-fn end(out: &mut Vec<String>, side: &str, view: &View, name: &IfName, mtu: u32, mac: Mac) {
+fn end(out: &mut Vec<String>, side: &str, view: &View, name: &IfName, mtu: &RangeInclusive<u32>, mac: Mac) {
     let Some(l) = view.link(name) else {
         out.push(format!("{side}: there is no interface {name}"));
         return;
@@ -84,8 +90,8 @@ fn end(out: &mut Vec<String>, side: &str, view: &View, name: &IfName, mtu: u32, 
     if !l.up {
         out.push(format!("{side}: {name} is down"));
     }
-    if l.mtu != mtu {
-        out.push(format!("{side}: {name} has MTU {} instead of {mtu}", l.mtu));
+    if !mtu.contains(&l.mtu) {
+        out.push(format!("{side}: {name} has MTU {} instead of {}", l.mtu, mtu.end()));
     }
     if l.mac != Some(mac) {
         let has = l.mac.map_or_else(|| "none".into(), |m| m.to_string());

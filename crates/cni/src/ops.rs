@@ -12,7 +12,7 @@ use types::{Family, OwnedName};
 
 use crate::args::parse_args;
 use crate::config::NetConf;
-use crate::observe::{View, differences, paired};
+use crate::observe::{View, differences, differences_after, paired};
 use crate::plan::{self, AddPlan};
 use crate::result::{CniResult, IpNet};
 use crate::skel::{Context, Plugin};
@@ -338,6 +338,9 @@ fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Erro
         let msg = "invalid network configuration: prevResult is missing: CHECK needs the result of ADD";
         return Err(Error::new(Code::InvalidConfig, msg));
     };
+    // A plugin after this one (tuning) may have made it smaller; before 1.1.0 a result does not say so.
+    let mtu =
+        prev.interfaces.iter().find(|i| i.name == key.ifname.as_str() && !i.sandbox.is_empty()).map_or(0, |i| i.mtu);
     let told: Vec<IpNet> = prev.ips.iter().map(|i| i.address).collect();
     let _lock = lock(cx.machine, &conf.data_dir, &key.link())?;
     let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == key);
@@ -356,7 +359,8 @@ fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Erro
         }
     }
     let inside = View::of(&mut inside(&netns, path)?)?;
-    out.extend(differences(&r, &View::of(&mut cx.host()?)?, &inside));
+    let mtu = if mtu == 0 { 0..=r.mtu } else { mtu..=mtu };
+    out.extend(differences_after(&r, &View::of(&mut cx.host()?)?, &inside, &mtu));
     if out.is_empty() {
         return Ok(());
     }

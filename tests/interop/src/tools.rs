@@ -89,6 +89,7 @@ pub const PLUGINS: Go = Go {
     version: "v1.9.1",
     commands: &[
         "plugins/main/bridge",
+        "plugins/main/loopback",
         "plugins/main/ptp",
         "plugins/ipam/host-local",
         "plugins/meta/portmap",

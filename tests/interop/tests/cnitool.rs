@@ -33,9 +33,9 @@ fn every_verb_of_every_version() {
             Ok(_) => assert!(version >= "0.4.0"),
         }
         if version >= "0.4.0" {
-            n.run(&["ip", "netns", "exec", "a", "ip", "link", "set", "eth0", "mtu", "1300"]);
+            n.run(&["ip", "netns", "exec", "a", "ip", "link", "set", "eth0", "mtu", "1600"]);
             let e = cnitool(&n, &[], "check", "a").unwrap_err();
-            assert!(e.contains("1300"), "{e}");
+            assert!(e.contains("MTU 1600 instead of 1450"), "{e}");
         }
         // Before 1.1.0 libcni asks nobody.
         assert_eq!(cnitool(&n, &[], "status", "a").unwrap(), Value::Null);
