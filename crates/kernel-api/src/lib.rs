@@ -5,9 +5,11 @@
 
 pub mod conntrack;
 mod error;
+mod guard;
 pub mod machine;
 pub mod nft;
 pub mod rt;
+pub mod tc;
 
 pub use conntrack::Conntrack;
 pub use error::{RequestError, errno};

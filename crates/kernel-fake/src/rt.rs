@@ -1,13 +1,20 @@
 //! A fake rtnetlink of one network namespace.
 //!
-//! It holds links, addresses, routes, permanent neighbours and forwarding entries, refuses what the kernel refuses with
+//! It holds links, addresses, routes, rules, permanent neighbours, forwarding entries, VLANs of ports, queueing
+//! disciplines and filters, refuses what the kernel refuses with
 //! the kernel's errno, and lets go of what the kernel lets go of when a link goes down or away. What it leaves out:
-//! link-local addresses, learned neighbours, multipath, other routing tables.
+//! link-local addresses, learned neighbours, multipath, the choice of a table by rules.
 
 mod check;
+mod link;
+mod policy;
 mod state;
+mod tc;
 
-use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, ObservedRoute, ROUTE_PROTOCOL, RtRequest};
+use kernel_api::rt::{
+    Address, FdbEntry, Link, MAIN_TABLE, Neighbour, ObservedRoute, ObservedRule, PortVlan, ROUTE_PROTOCOL, RtRequest,
+};
+use kernel_api::tc::{Filter, Hook, Qdisc};
 use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
 
 use crate::fault::{Fault, Faults};
@@ -34,6 +41,7 @@ impl FakeRt {
     pub fn new() -> Self {
         let mut this = Self::default();
         this.state.add_loopback();
+        this.state.add_rules();
         this.sysctls.link_added("lo");
         this
     }
@@ -85,13 +93,25 @@ impl Rtnetlink for FakeRt {
         self.alive("link show")?;
         Ok(self.state.links.clone())
     }
+    fn link(&mut self, name: &types::IfName) -> Result<Option<Link>, RequestError> {
+        self.alive("link show")?;
+        Ok(self.state.link(name).cloned())
+    }
     fn addresses(&mut self) -> Result<Vec<Address>, RequestError> {
         self.alive("address show")?;
         Ok(self.state.addresses.clone())
     }
     fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
         self.alive("route show")?;
+        Ok(self.state.routes.iter().filter(|r| r.route.table == MAIN_TABLE).cloned().collect())
+    }
+    fn all_routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        self.alive("route show table all")?;
         Ok(self.state.routes.clone())
+    }
+    fn rules(&mut self) -> Result<Vec<ObservedRule>, RequestError> {
+        self.alive("rule show")?;
+        Ok(self.state.rules.clone())
     }
     fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {
         self.alive("neigh show nud permanent")?;
@@ -100,6 +120,22 @@ impl Rtnetlink for FakeRt {
     fn fdb(&mut self) -> Result<Vec<FdbEntry>, RequestError> {
         self.alive("fdb show")?;
         Ok(self.state.fdb.clone())
+    }
+    fn port_vlans(&mut self) -> Result<Vec<PortVlan>, RequestError> {
+        self.alive("vlan show")?;
+        Ok(self.state.port_vlans.clone())
+    }
+    fn qdiscs(&mut self) -> Result<Vec<Qdisc>, RequestError> {
+        self.alive("qdisc show")?;
+        Ok(self.state.qdiscs.clone())
+    }
+    fn filters(&mut self, link: &types::IfName, hook: Hook) -> Result<Vec<Filter>, RequestError> {
+        self.alive("filter show")?;
+        self.state.need(link).map_err(|e| RequestError::new(format!("filter show dev {link} {hook}"), e))?;
+        let mut found: Vec<Filter> =
+            self.state.filters.iter().filter(|f| f.link == *link && f.hook == hook).cloned().collect();
+        found.sort_by_key(|f| f.priority);
+        Ok(found)
     }
     fn run(&mut self, requests: &[RtRequest]) -> Result<(), RequestError> {
         let mut first = None;

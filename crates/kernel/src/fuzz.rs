@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use kernel_api::nft::Element;
+use kernel_api::tc::Hook;
 use types::IfName;
 
 use crate::netlink::{Message, Messages, parse_error};
@@ -28,7 +29,13 @@ pub fn rt_message(data: &[u8]) {
     each(data, |m| {
         let _ = rt::decode::link(m);
         let _ = rt::decode::address(m, &names);
-        let _ = rt::decode::route(m, &names);
+        let _ = rt::decode::route(m, &names, None);
+        let _ = rt::decode::rule(m);
+        rt::decode::port_vlans(m, &mut Vec::new());
+        let _ = rt::tc::qdisc(m, &names);
+        for (link, hook) in names.values().zip([Hook::Ingress, Hook::Egress]) {
+            let _ = rt::tc::filter(m, link, hook);
+        }
         let _ = rt::decode::neighbour(m, &names);
         let _ = rt::decode::fdb(m, &names);
         let _ = monitor::rt_counts(m);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kernel_api::nft::{
     Chain, ChainKind, CtKey, DataType, Expr, Hook, HookPoint, NftRequest, Reg, RejectWith, Rule, Set, TableName,
 };
-use kernel_api::rt::{NewLink, NewLinkKind, RtRequest, VxlanParams};
+use kernel_api::rt::{BridgeParams, NewLink, NewLinkKind, RtRequest, VxlanParams};
 use kernel_api::{Nft as _, RequestError, Rtnetlink as _};
 
 use crate::{Ct, Netns, Nftables, Rt};
@@ -21,7 +21,7 @@ pub fn missing_features() -> BTreeSet<String> {
 
 fn link(name: &str, kind: NewLinkKind) -> Option<RtRequest> {
     let name = name.parse().ok()?;
-    Some(RtRequest::LinkAdd(NewLink { name, kind, mtu: None, mac: None, master: None, up: false }))
+    Some(RtRequest::LinkAdd(NewLink::new(name, kind)))
 }
 
 fn probe() -> BTreeSet<&'static str> {
@@ -36,7 +36,7 @@ fn probe() -> BTreeSet<&'static str> {
     if let (Ok(mut rt), Ok(peer)) = (Rt::open(), "probe1".parse()) {
         let veth = NewLinkKind::Veth { peer, peer_netns: None, peer_mac: None };
         let vxlan = VxlanParams { vni: 1, port: 8472, local: None, lower: None, learning: false };
-        for (name, kind) in [("veth", veth), ("bridge", NewLinkKind::Bridge), ("vxlan", NewLinkKind::Vxlan(vxlan))] {
+        for (name, kind) in [("veth", veth), ("bridge", NewLinkKind::Bridge(BridgeParams::default())), ("vxlan", NewLinkKind::Vxlan(vxlan))] {
             let there = link(&format!("p-{name}"), kind).is_some_and(|r| rt.run(&[r]).is_ok());
             note(name, there);
         }

@@ -4,18 +4,10 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use kernel_api::errno;
-use kernel_api::rt::{LinkKind, Route, RouteTo, VxlanParams};
+use kernel_api::rt::{LinkKind, MAIN_TABLE, Route, RouteTo, VxlanParams};
 use types::{Cidr, Family, IfName};
 
 use super::state::{ENETDOWN, Namespace};
-
-/// The link a route leaves by.
-pub(crate) fn link_of(r: &Route) -> Option<&IfName> {
-    match &r.to {
-        RouteTo::Link(l) | RouteTo::Via { link: l, .. } => Some(l),
-        RouteTo::Blackhole | RouteTo::Unreachable | RouteTo::Other(_) => None,
-    }
-}
 
 /// `vxlan_validate`, `vxlan_config_validate`.
 pub(crate) fn vxlan(ns: &Namespace, v: &VxlanParams) -> Result<(), i32> {
@@ -46,9 +38,9 @@ pub(crate) fn delete_matches(held: &Route, r: &Route) -> bool {
         _ => None,
     };
     let v4 = r.family() == Family::V4;
-    (held.dst, held.metric) == (r.dst, r.metric)
+    (held.dst, held.metric, held.table) == (r.dst, r.metric, r.table)
         && (!v4 || kind(held) == kind(r))
-        && link_of(r).is_none_or(|l| link_of(held) == Some(l))
+        && r.to.link().is_none_or(|l| held.to.link() == Some(l))
         && gateway(r).is_none_or(|g| gateway(held) == Some(g))
         && (!v4 || r.src.is_none() || held.src == r.src)
 }
@@ -56,7 +48,7 @@ pub(crate) fn delete_matches(held: &Route, r: &Route) -> bool {
 /// `fib_check_nh`, `ip6_validate_gw` and what is around them, in the kernel's order: a gateway that needs no lookup is
 /// looked at only on a link that is up, and the preferred source last.
 pub(crate) fn route(ns: &Namespace, r: &Route) -> Result<(), i32> {
-    let up = match link_of(r) {
+    let up = match r.to.link() {
         Some(name) => ns.link(name).ok_or(errno::ENODEV)?.up,
         None => true,
     };
@@ -69,8 +61,8 @@ pub(crate) fn route(ns: &Namespace, r: &Route) -> Result<(), i32> {
             down?;
         }
         match r.family() {
-            Family::V4 => gateway_v4(ns, *gateway, link, *onlink)?,
-            Family::V6 => gateway_v6(ns, *gateway, link, *onlink)?,
+            Family::V4 => gateway_v4(ns, r.table, *gateway, link, *onlink)?,
+            Family::V6 => gateway_v6(ns, r.table, *gateway, link, *onlink)?,
         }
     }
     down?;
@@ -84,8 +76,14 @@ fn is_broadcast(ns: &Namespace, addr: IpAddr) -> bool {
     })
 }
 
+/// The routes that a route of `table` finds its gateway by: those of its own table and of the main one. Rules are left
+/// out.
+fn asked(ns: &Namespace, table: u32) -> impl Iterator<Item = &Route> {
+    ns.routes.iter().map(|r| &r.route).filter(move |r| r.table == table || r.table == MAIN_TABLE)
+}
+
 /// `fib_check_nh_v4_gw`.
-fn gateway_v4(ns: &Namespace, gateway: IpAddr, link: &IfName, onlink: bool) -> Result<(), i32> {
+fn gateway_v4(ns: &Namespace, table: u32, gateway: IpAddr, link: &IfName, onlink: bool) -> Result<(), i32> {
     if gateway.is_multicast() || gateway.is_unspecified() || is_broadcast(ns, gateway) {
         return Err(errno::EINVAL);
     }
@@ -94,12 +92,12 @@ fn gateway_v4(ns: &Namespace, gateway: IpAddr, link: &IfName, onlink: bool) -> R
     }
     // Only routes of scope link answer: a gateway behind a gateway is none.
     let on_link = ns.addresses.iter().any(|a| a.addr == gateway && a.link == *link)
-        || ns.routes.iter().any(|r| r.route.to == RouteTo::Link(link.clone()) && r.route.dst.contains(gateway));
+        || asked(ns, table).any(|r| r.to == RouteTo::Link(link.clone()) && r.dst.contains(gateway));
     if on_link { Ok(()) } else { Err(errno::ENETUNREACH) }
 }
 
 /// `ip6_validate_gw`, `ip6_route_check_nh_onlink`, `ip6_route_check_nh`.
-fn gateway_v6(ns: &Namespace, gateway: IpAddr, link: &IfName, onlink: bool) -> Result<(), i32> {
+fn gateway_v6(ns: &Namespace, table: u32, gateway: IpAddr, link: &IfName, onlink: bool) -> Result<(), i32> {
     if ns.is_local(gateway) || gateway.is_multicast() || gateway.is_unspecified() {
         return Err(errno::EINVAL);
     }
@@ -108,18 +106,16 @@ fn gateway_v6(ns: &Namespace, gateway: IpAddr, link: &IfName, onlink: bool) -> R
         return Ok(());
     }
     let best = |by: &dyn Fn(&Route) -> bool| {
-        ns.routes
-            .iter()
-            .map(|r| &r.route)
+        asked(ns, table)
             .filter(|r| r.dst.contains(gateway) && by(r))
             .max_by_key(|r| (r.dst.len(), Reverse(r.metric)))
     };
     if onlink {
         // Another link's route to the gateway speaks against it; the default route and a discarding one do not.
-        let other = best(&|_| true).filter(|r| r.dst.len() > 0).and_then(link_of).is_some_and(|l| l != link);
+        let other = best(&|_| true).filter(|r| r.dst.len() > 0).and_then(|r| r.to.link()).is_some_and(|l| l != link);
         return if other { Err(errno::EINVAL) } else { Ok(()) };
     }
-    match best(&|r| link_of(r) == Some(link)).map(|r| &r.to) {
+    match best(&|r| r.to.link() == Some(link)).map(|r| &r.to) {
         Some(RouteTo::Link(_)) => Ok(()),
         _ => Err(errno::EHOSTUNREACH),
     }

@@ -4,15 +4,16 @@ use std::net::IpAddr;
 
 use kernel_api::errno;
 use kernel_api::rt::{
-    Address, FdbEntry, Link, LinkKind, Neighbour, NewLink, NewLinkKind, ObservedRoute, Route, RouteTo, RtRequest,
-    SetLink,
+    Address, FdbEntry, Link, LinkKind, Neighbour, NetnsFd, ObservedRoute, ObservedRule, PortVlan, Route,
+    RouteTo, RtRequest,
 };
+use kernel_api::tc::{Filter, Qdisc};
 use types::{Cidr, Family, IfName, Mac};
 
 use super::check;
 
 /// `RTPROT_KERNEL`: routes the kernel makes for addresses.
-const KERNEL: u8 = 2;
+pub(crate) const KERNEL: u8 = 2;
 
 /// `ENETDOWN` (include/uapi/asm-generic/errno.h): a route on a link that is down.
 pub(crate) const ENETDOWN: i32 = 100;
@@ -24,13 +25,25 @@ pub struct Namespace {
     pub links: Vec<Link>,
     /// Addresses.
     pub addresses: Vec<Address>,
-    /// Routes of the main table.
+    /// Routes of every table but `local`.
     pub routes: Vec<ObservedRoute>,
+    /// Rules, in the order they are asked within each family.
+    pub rules: Vec<ObservedRule>,
     /// Permanent neighbours.
     pub neighbours: Vec<Neighbour>,
     /// Forwarding entries.
     pub fdb: Vec<FdbEntry>,
-    next: u32,
+    /// VLANs of bridge ports.
+    pub port_vlans: Vec<PortVlan>,
+    /// Queueing disciplines that were asked for.
+    pub qdiscs: Vec<Qdisc>,
+    /// Filters.
+    pub filters: Vec<Filter>,
+    /// Links that left for another namespace or were made there, until that one takes them in.
+    pub(crate) sent: Vec<(NetnsFd, Link)>,
+    /// Lower indexes here and kinds of links over them that are in other namespaces.
+    pub(crate) away: Vec<(u32, LinkKind)>,
+    pub(crate) next: u32,
 }
 
 impl Namespace {
@@ -38,7 +51,7 @@ impl Namespace {
         self.links.iter().find(|l| l.name == *name)
     }
 
-    fn need(&self, name: &IfName) -> Result<&Link, i32> {
+    pub(crate) fn need(&self, name: &IfName) -> Result<&Link, i32> {
         self.link(name).ok_or(errno::ENODEV)
     }
 
@@ -46,12 +59,16 @@ impl Namespace {
         self.addresses.iter().any(|a| a.addr == addr)
     }
 
-    fn push_link(&mut self, name: IfName, mac: Option<Mac>, mtu: u32, up: bool, kind: LinkKind) -> u32 {
+    pub(crate) fn push_link(&mut self, name: IfName, mac: Option<Mac>, mtu: u32, up: bool, kind: LinkKind) -> u32 {
         self.next += 1;
-        let n = self.next.to_be_bytes();
-        let mac = mac.or(Some(Mac::local([0x02, 0xfa, n[0], n[1], n[2], n[3]])));
-        self.links.push(Link { index: self.next, name, mac, mtu, up, master: None, peer_index: None, kind });
+        let mac = mac.or(Some(self.random_mac()));
+        self.links.push(Link { mac, mtu, up, ..Link::new(self.next, name, kind) });
         self.next
+    }
+
+    fn random_mac(&self) -> Mac {
+        let n = self.next.to_be_bytes();
+        Mac::local([0x02, 0xfa, n[0], n[1], n[2], n[3]])
     }
 
     pub(crate) fn add_loopback(&mut self) {
@@ -63,7 +80,7 @@ impl Namespace {
     pub(crate) fn plug(&mut self, name: &IfName, mtu: u32, addresses: &[(IpAddr, u8)]) {
         self.push_link(name.clone(), None, mtu, true, LinkKind::Other(String::new()));
         for (addr, prefix_len) in addresses {
-            let a = Address { link: name.clone(), addr: *addr, prefix_len: *prefix_len, scope_link: false };
+            let a = Address::new(name.clone(), *addr, *prefix_len);
             // The link is there and up: an address that is refused here is a mistake of the test, and shows by absence.
             let _ = self.address_add(&a);
         }
@@ -93,109 +110,30 @@ impl Namespace {
             }
             RtRequest::FdbReplace(e) => self.fdb_replace(e),
             RtRequest::FdbDel(e) => self.fdb_del(e),
+            RtRequest::RuleAdd(r) => self.rule_add(r, protocol),
+            RtRequest::RuleDel(r) => self.rule_del(r, protocol),
+            RtRequest::PortVlanAdd(v) => self.port_vlan_add(v),
+            RtRequest::PortVlanDel(v) => self.port_vlan_del(v),
+            RtRequest::QdiscReplace(q) => self.qdisc_replace(q),
+            RtRequest::QdiscDel(l, s) => self.qdisc_del(l, *s),
+            RtRequest::FilterReplace(f) => self.filter_replace(f),
+            RtRequest::FilterDel(l, h, p) => self.filter_del(l, *h, *p),
         }
-    }
-
-    fn link_add(&mut self, l: &NewLink) -> Result<(), i32> {
-        if self.link(&l.name).is_some() {
-            return Err(errno::EEXIST);
-        }
-        if l.mac.is_some_and(|m| m.0[0] & 1 == 1 || m.0 == [0; 6]) {
-            return Err(errno::EADDRNOTAVAIL);
-        }
-        let is_bridge = |m: u32| self.links.iter().any(|b| b.index == m && b.kind == LinkKind::Bridge);
-        if l.master.is_some_and(|m| !is_bridge(m)) {
-            return Err(errno::EINVAL);
-        }
-        let mtu = l.mtu.unwrap_or(1500);
-        if !(68..=65535).contains(&mtu) {
-            return Err(errno::EINVAL);
-        }
-        let index = match &l.kind {
-            NewLinkKind::Bridge => self.push_link(l.name.clone(), l.mac, mtu, false, LinkKind::Bridge),
-            NewLinkKind::Vxlan(v) => {
-                check::vxlan(self, v)?;
-                self.push_link(l.name.clone(), l.mac, mtu, false, LinkKind::Vxlan(v.clone()))
-            }
-            NewLinkKind::Veth { peer, peer_netns, peer_mac } => {
-                if peer_netns.is_none() && (*peer == l.name || self.link(peer).is_some()) {
-                    return Err(errno::EEXIST);
-                }
-                // The peer first, as the kernel numbers them.
-                let other = if peer_netns.is_none() {
-                    self.push_link(peer.clone(), *peer_mac, mtu, false, LinkKind::Veth)
-                } else {
-                    1
-                };
-                let index = self.push_link(l.name.clone(), l.mac, mtu, false, LinkKind::Veth);
-                for link in &mut self.links {
-                    if link.index == index {
-                        link.peer_index = Some(other);
-                    } else if link.index == other && peer_netns.is_none() {
-                        link.peer_index = Some(index);
-                    }
-                }
-                index
-            }
-        };
-        if let Some(link) = self.links.iter_mut().find(|x| x.index == index) {
-            link.master = l.master;
-        }
-        if l.up {
-            self.set_up(&l.name, true);
-        }
-        Ok(())
-    }
-
-    fn link_set(&mut self, s: &SetLink) -> Result<(), i32> {
-        self.need(&s.name)?;
-        if s.mtu.is_some_and(|m| !(68..=65535).contains(&m)) {
-            return Err(errno::EINVAL);
-        }
-        if s.mac.is_some_and(|m| m.0[0] & 1 == 1 || m.0 == [0; 6]) {
-            return Err(errno::EADDRNOTAVAIL);
-        }
-        if s.netns.is_some() {
-            self.forget(&s.name);
-            return Ok(());
-        }
-        if let Some(link) = self.links.iter_mut().find(|l| l.name == s.name) {
-            link.mtu = s.mtu.unwrap_or(link.mtu);
-            link.mac = s.mac.or(link.mac);
-            link.master = s.master.map_or(link.master, |m| (m != 0).then_some(m));
-        }
-        if let Some(up) = s.up {
-            self.set_up(&s.name, up);
-        }
-        Ok(())
-    }
-
-    fn link_del(&mut self, name: &IfName) -> Result<(), i32> {
-        let link = self.need(name)?;
-        let peer = match link.kind {
-            LinkKind::Veth => {
-                self.links.iter().find(|l| Some(l.index) == link.peer_index && l.peer_index == Some(link.index))
-            }
-            _ => None,
-        };
-        let peer = peer.map(|l| l.name.clone());
-        self.forget(name);
-        if let Some(p) = peer {
-            self.forget(&p);
-        }
-        Ok(())
     }
 
     /// The link is gone from here, and its rows with it.
-    fn forget(&mut self, name: &IfName) {
+    pub(crate) fn forget(&mut self, name: &IfName) {
         self.links.retain(|l| l.name != *name);
         self.drop_addresses(|a| a.link == *name);
         self.neighbours.retain(|n| n.link != *name);
         self.fdb.retain(|e| e.link != *name);
-        self.routes.retain(|r| check::link_of(&r.route) != Some(name));
+        self.port_vlans.retain(|v| v.link != *name);
+        self.qdiscs.retain(|q| q.link != *name);
+        self.filters.retain(|f| f.link != *name);
+        self.routes.retain(|r| r.route.to.link() != Some(name));
     }
 
-    fn set_up(&mut self, name: &IfName, up: bool) {
+    pub(crate) fn set_up(&mut self, name: &IfName, up: bool) {
         let Some(link) = self.links.iter_mut().find(|l| l.name == *name) else { return };
         if link.up == up {
             return;
@@ -209,7 +147,7 @@ impl Namespace {
         } else {
             // `fib_sync_down_dev`, `addrconf_ifdown` (IPv6 addresses go too), `neigh_ifdown`; forwarding entries that
             // are permanent stay (`vxlan_stop`).
-            self.routes.retain(|r| check::link_of(&r.route) != Some(name));
+            self.routes.retain(|r| r.route.to.link() != Some(name));
             self.drop_addresses(|a| a.link == *name && a.addr.is_ipv6());
             self.neighbours.retain(|n| n.link != *name);
         }
@@ -233,12 +171,15 @@ impl Namespace {
 
     /// The kernel's own route for an address on a link that is up.
     fn connect(&mut self, a: &Address) {
-        let Some(dst) = Cidr::new(a.addr, a.prefix_len) else { return };
-        let route = match Family::of(a.addr) {
-            Family::V4 if a.prefix_len == 32 => return,
-            Family::V4 => Route { dst, metric: 0, to: RouteTo::Link(a.link.clone()), src: Some(a.addr), mtu: None },
-            Family::V6 => Route { dst, metric: 256, to: RouteTo::Link(a.link.clone()), src: None, mtu: None },
-        };
+        let Some(dst) = Cidr::new(a.peer.unwrap_or(a.addr), a.prefix_len) else { return };
+        if a.no_prefix_route || a.addr.is_ipv4() && a.prefix_len == 32 {
+            return;
+        }
+        let mut route = Route::new(dst, RouteTo::Link(a.link.clone()));
+        match Family::of(a.addr) {
+            Family::V4 => route.src = Some(a.addr),
+            Family::V6 => route.metric = 256,
+        }
         let route = ObservedRoute { protocol: KERNEL, route };
         if !self.routes.contains(&route) {
             self.routes.push(route);
@@ -274,7 +215,7 @@ impl Namespace {
         let shared = mine().any(|o| Cidr::new(o.addr, o.prefix_len) == dst);
         let last_v4 = a.addr.is_ipv4() && !mine().any(|o| o.addr.is_ipv4());
         self.routes.retain(|r| {
-            let on_link = check::link_of(&r.route) == Some(&a.link);
+            let on_link = r.route.to.link() == Some(&a.link);
             let connected = r.protocol == KERNEL && on_link && Some(r.route.dst) == dst && !shared;
             // `fib_disable_ip` when the last IPv4 address of a link goes.
             let flushed = last_v4 && on_link && r.route.family() == Family::V4;
@@ -290,7 +231,7 @@ impl Namespace {
     fn route_put(&mut self, r: &Route, protocol: u8, replace: bool) -> Result<(), i32> {
         check::route(self, r)?;
         let new = ObservedRoute { protocol, route: r.clone() };
-        let same = |o: &ObservedRoute| (o.route.dst, o.route.metric) == (r.dst, r.metric);
+        let same = |o: &ObservedRoute| (o.route.dst, o.route.metric, o.route.table) == (r.dst, r.metric, r.table);
         match self.routes.iter_mut().find(|o| same(o)) {
             Some(_) if !replace => return Err(errno::EEXIST),
             // Whoever made it: the kernel compares destination and metric only.
@@ -301,7 +242,7 @@ impl Namespace {
     }
 
     fn route_del(&mut self, r: &Route, protocol: u8) -> Result<(), i32> {
-        if let Some(l) = check::link_of(r) {
+        if let Some(l) = r.to.link() {
             self.need(l)?;
         }
         let held = self.routes.len();

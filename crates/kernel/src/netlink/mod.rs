@@ -4,7 +4,7 @@ mod socket;
 mod wire;
 
 pub(crate) use socket::{Refusal, Socket, parse_error};
-pub(crate) use wire::{Attrs, Builder, Message, Messages, be16, be32, cstr, ne16, ne32};
+pub(crate) use wire::{Attrs, Builder, Message, Messages, be16, be32, cstr, ne16, ne32, ne64};
 
 /// `NLMSG_ERROR`
 pub(crate) const NLMSG_ERROR: u16 = 2;

@@ -41,6 +41,10 @@ impl Refusal {
         RequestError { request: request.into(), errno: self.errno, message: self.message, index }
     }
 
+    pub(crate) fn no_link(name: &types::IfName) -> Self {
+        Self { errno: libc::ENODEV, message: Some(format!("there is no link {name} in this namespace")) }
+    }
+
     pub(crate) fn errno(errno: i32) -> Self {
         Self { errno, message: None }
     }

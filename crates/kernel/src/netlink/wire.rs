@@ -230,6 +230,11 @@ pub(crate) fn ne32(b: &[u8]) -> Option<u32> {
     b.first_chunk().map(|c| u32::from_ne_bytes(*c))
 }
 
+/// The first eight bytes, host order.
+pub(crate) fn ne64(b: &[u8]) -> Option<u64> {
+    b.first_chunk().map(|c| u64::from_ne_bytes(*c))
+}
+
 /// The first two bytes, network order.
 pub(crate) fn be16(b: &[u8]) -> Option<u16> {
     b.first_chunk().map(|c| u16::from_be_bytes(*c))

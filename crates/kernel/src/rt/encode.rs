@@ -3,16 +3,17 @@
 use std::net::IpAddr;
 
 use kernel_api::rt::{
-    Address, FdbEntry, MAIN_TABLE, Neighbour, NewLink, NewLinkKind, ROUTE_PROTOCOL, Route, RouteTo, RtRequest, SetLink,
+    Address, FdbEntry, Neighbour, ROUTE_PROTOCOL, Route, RouteTo, RtRequest, Rule, RuleTo,
 };
 use types::{Family, IfName};
 
+use super::{link, tc};
 use crate::netlink::{APPEND, Builder, CREATE, EXCL, REPLACE, REQUEST, Refusal};
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
 pub(crate) const RTM_DELLINK: u16 = 17;
 pub(crate) const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
+pub(crate) const RTM_SETLINK: u16 = 19;
 pub(crate) const RTM_NEWADDR: u16 = 20;
 pub(crate) const RTM_DELADDR: u16 = 21;
 pub(crate) const RTM_GETADDR: u16 = 22;
@@ -22,35 +23,16 @@ pub(crate) const RTM_GETROUTE: u16 = 26;
 pub(crate) const RTM_NEWNEIGH: u16 = 28;
 pub(crate) const RTM_DELNEIGH: u16 = 29;
 pub(crate) const RTM_GETNEIGH: u16 = 30;
-
-pub(crate) const IFLA_ADDRESS: u16 = 1;
-pub(crate) const IFLA_IFNAME: u16 = 3;
-pub(crate) const IFLA_MTU: u16 = 4;
-pub(crate) const IFLA_LINK: u16 = 5;
-pub(crate) const IFLA_MASTER: u16 = 10;
-const IFLA_PROTINFO: u16 = 12;
-pub(crate) const IFLA_LINKINFO: u16 = 18;
-const IFLA_NET_NS_FD: u16 = 28;
-const IFLA_NUM_TX_QUEUES: u16 = 31;
-const IFLA_NUM_RX_QUEUES: u16 = 32;
-pub(crate) const IFLA_EXT_MASK: u16 = 29;
-pub(crate) const IFLA_INFO_KIND: u16 = 1;
-pub(crate) const IFLA_INFO_DATA: u16 = 2;
-const VETH_INFO_PEER: u16 = 1;
-const IFLA_BRPORT_MODE: u16 = 4;
-
-pub(crate) const IFLA_VXLAN_ID: u16 = 1;
-pub(crate) const IFLA_VXLAN_LINK: u16 = 3;
-pub(crate) const IFLA_VXLAN_LOCAL: u16 = 4;
-pub(crate) const IFLA_VXLAN_LEARNING: u16 = 7;
-pub(crate) const IFLA_VXLAN_PORT: u16 = 15;
-pub(crate) const IFLA_VXLAN_LOCAL6: u16 = 17;
-const IFLA_VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
+pub(crate) const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+pub(crate) const RTM_GETRULE: u16 = 34;
 
 pub(crate) const IFA_ADDRESS: u16 = 1;
 pub(crate) const IFA_LOCAL: u16 = 2;
-const IFA_FLAGS: u16 = 8;
-const IFA_F_NODAD: u32 = 0x02;
+pub(crate) const IFA_BROADCAST: u16 = 4;
+pub(crate) const IFA_FLAGS: u16 = 8;
+pub(crate) const IFA_F_NODAD: u32 = 0x02;
+pub(crate) const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 
 pub(crate) const RTA_DST: u16 = 1;
 pub(crate) const RTA_OIF: u16 = 4;
@@ -60,6 +42,7 @@ pub(crate) const RTA_PREFSRC: u16 = 7;
 pub(crate) const RTA_METRICS: u16 = 8;
 pub(crate) const RTA_TABLE: u16 = 15;
 pub(crate) const RTAX_MTU: u16 = 2;
+pub(crate) const RTAX_ADVMSS: u16 = 8;
 pub(crate) const RTNH_F_ONLINK: u32 = 4;
 pub(crate) const RT_SCOPE_LINK: u8 = 253;
 const RT_SCOPE_NOWHERE: u8 = 255;
@@ -73,39 +56,45 @@ pub(crate) const NUD_NOARP: u16 = 0x40;
 pub(crate) const NUD_PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 2;
 
-const IFF_UP: u32 = 1;
+pub(crate) const FRA_DST: u16 = 1;
+pub(crate) const FRA_SRC: u16 = 2;
+pub(crate) const FRA_IIFNAME: u16 = 3;
+pub(crate) const FRA_PRIORITY: u16 = 6;
+pub(crate) const FRA_FWMARK: u16 = 10;
+pub(crate) const FRA_TABLE: u16 = 15;
+pub(crate) const FRA_FWMASK: u16 = 16;
+pub(crate) const FRA_OIFNAME: u16 = 17;
+pub(crate) const FRA_L3MDEV: u16 = 19;
+pub(crate) const FRA_PROTOCOL: u16 = 21;
+pub(crate) const FR_ACT_TO_TBL: u8 = 1;
 
-/// The link whose index the message of `r` must hold. Requests on links themselves go by name.
+/// The link whose index the message of `r` must hold. Other requests on links themselves go by name.
 pub(crate) fn needs_index(r: &RtRequest) -> Option<&IfName> {
     match r {
-        RtRequest::LinkAdd(_) | RtRequest::LinkDel(_) => None,
-        // Port flags of a bridge are set by index only (rtnl_bridge_setlink).
-        RtRequest::LinkSet(s) => s.hairpin.map(|_| &s.name),
+        RtRequest::LinkAdd(_) | RtRequest::LinkDel(_) | RtRequest::RuleAdd(_) | RtRequest::RuleDel(_) => None,
+        RtRequest::LinkSet(s) => link::set_needs_index(s).then_some(&s.name),
         RtRequest::AddressAdd(a) | RtRequest::AddressDel(a) => Some(&a.link),
-        RtRequest::RouteReplace(r) | RtRequest::RouteAdd(r) | RtRequest::RouteDel(r) => match &r.to {
-            RouteTo::Link(l) | RouteTo::Via { link: l, .. } => Some(l),
-            RouteTo::Blackhole | RouteTo::Unreachable | RouteTo::Other(_) => None,
-        },
+        RtRequest::RouteReplace(r) | RtRequest::RouteAdd(r) | RtRequest::RouteDel(r) => r.to.link(),
         RtRequest::NeighbourReplace(n) | RtRequest::NeighbourDel(n) => Some(&n.link),
         RtRequest::FdbReplace(e) | RtRequest::FdbDel(e) => Some(&e.link),
+        RtRequest::PortVlanAdd(v) | RtRequest::PortVlanDel(v) => Some(&v.link),
+        RtRequest::QdiscReplace(q) => Some(&q.link),
+        RtRequest::FilterReplace(f) => Some(&f.link),
+        RtRequest::QdiscDel(l, _) | RtRequest::FilterDel(l, _, _) => Some(l),
     }
 }
 
 /// Appends the messages of one request; returns how many.
 pub(crate) fn request(b: &mut Builder, r: &RtRequest, index: u32) -> Result<usize, Refusal> {
     match r {
-        RtRequest::LinkAdd(l) => link_add(b, l),
-        RtRequest::LinkSet(s) => return Ok(link_set(b, s, index)),
-        RtRequest::LinkDel(n) => {
-            b.begin(RTM_DELLINK, REQUEST, 0);
-            ifinfo(b, 0, 0, None);
-            b.attr_str(IFLA_IFNAME, n.name().as_str());
-        }
+        RtRequest::LinkAdd(l) => link::add(b, l),
+        RtRequest::LinkSet(s) => return link::set(b, s, index),
+        RtRequest::LinkDel(n) => link::del(b, n.name()),
         RtRequest::AddressAdd(a) => address(b, RTM_NEWADDR, CREATE | REPLACE, a, index),
         RtRequest::AddressDel(a) => address(b, RTM_DELADDR, 0, a, index),
         RtRequest::RouteReplace(r) => route(b, RTM_NEWROUTE, CREATE | REPLACE, r, index)?,
         RtRequest::RouteAdd(r) => route(b, RTM_NEWROUTE, CREATE | EXCL, r, index)?,
-        RtRequest::RouteDel(r) => route(b, RTM_DELROUTE, 0, r, index)?,
+        RtRequest::RouteDel(r) => route_del(b, r, ROUTE_PROTOCOL, index)?,
         RtRequest::NeighbourReplace(n) => neighbour(b, RTM_NEWNEIGH, CREATE | REPLACE, n, index),
         RtRequest::NeighbourDel(n) => neighbour(b, RTM_DELNEIGH, 0, n, index),
         RtRequest::FdbReplace(e) => {
@@ -114,125 +103,22 @@ pub(crate) fn request(b: &mut Builder, r: &RtRequest, index: u32) -> Result<usiz
             fdb(b, RTM_NEWNEIGH, CREATE | if list { APPEND } else { REPLACE }, e, index);
         }
         RtRequest::FdbDel(e) => fdb(b, RTM_DELNEIGH, 0, e, index),
+        RtRequest::RuleAdd(r) => rule(b, RTM_NEWRULE, CREATE | EXCL, r, ROUTE_PROTOCOL)?,
+        RtRequest::RuleDel(r) => rule_del(b, r, ROUTE_PROTOCOL)?,
+        RtRequest::PortVlanAdd(v) => link::port_vlan(b, RTM_SETLINK, v, index),
+        RtRequest::PortVlanDel(v) => link::port_vlan(b, RTM_DELLINK, v, index),
+        RtRequest::QdiscReplace(q) => tc::qdisc_replace(b, q, index)?,
+        RtRequest::QdiscDel(_, s) => tc::qdisc_del(b, *s, index),
+        RtRequest::FilterReplace(f) => tc::filter_replace(b, f, index)?,
+        RtRequest::FilterDel(_, h, p) => tc::filter_del(b, *h, *p, index),
     }
     b.end();
     Ok(1)
 }
 
-/// A `struct ifinfomsg`.
-fn ifinfo(b: &mut Builder, family: i32, index: u32, up: Option<bool>) {
-    let mut h = [0u8; 16];
-    h[0] = family as u8;
-    h[4..8].copy_from_slice(&index.to_ne_bytes());
-    if let Some(up) = up {
-        h[8..12].copy_from_slice(&(u32::from(up) * IFF_UP).to_ne_bytes());
-        h[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
-    }
-    b.bytes(&h);
-}
-
-fn link_add(b: &mut Builder, l: &NewLink) {
-    b.begin(RTM_NEWLINK, REQUEST | CREATE | EXCL, 0);
-    ifinfo(b, 0, 0, l.up.then_some(true));
-    b.attr_str(IFLA_IFNAME, l.name.as_str());
-    if let Some(m) = l.mac {
-        b.attr(IFLA_ADDRESS, &m.0);
-    }
-    if let Some(m) = l.mtu {
-        b.attr_u32(IFLA_MTU, m);
-    }
-    if let Some(m) = l.master {
-        b.attr_u32(IFLA_MASTER, m);
-    }
-    if matches!(l.kind, NewLinkKind::Veth { .. }) {
-        one_queue(b);
-    }
-    let info = b.open(IFLA_LINKINFO);
-    match &l.kind {
-        NewLinkKind::Veth { peer, peer_netns, peer_mac } => {
-            b.attr_str(IFLA_INFO_KIND, "veth");
-            let data = b.open(IFLA_INFO_DATA);
-            let p = b.open(VETH_INFO_PEER);
-            ifinfo(b, 0, 0, None);
-            b.attr_str(IFLA_IFNAME, peer.as_str());
-            if let Some(m) = peer_mac {
-                b.attr(IFLA_ADDRESS, &m.0);
-            }
-            // Both ends: a pair with different MTUs drops what one end may send and the other not take.
-            if let Some(m) = l.mtu {
-                b.attr_u32(IFLA_MTU, m);
-            }
-            one_queue(b);
-            if let Some(n) = peer_netns {
-                b.attr(IFLA_NET_NS_FD, &n.0.to_ne_bytes());
-            }
-            b.close(p);
-            b.close(data);
-        }
-        NewLinkKind::Bridge => b.attr_str(IFLA_INFO_KIND, "bridge"),
-        NewLinkKind::Vxlan(v) => {
-            b.attr_str(IFLA_INFO_KIND, "vxlan");
-            let data = b.open(IFLA_INFO_DATA);
-            b.attr_u32(IFLA_VXLAN_ID, v.vni);
-            b.attr_be16(IFLA_VXLAN_PORT, v.port);
-            b.attr_u8(IFLA_VXLAN_LEARNING, u8::from(v.learning));
-            if let Some(lower) = v.lower {
-                b.attr_u32(IFLA_VXLAN_LINK, lower);
-            }
-            match v.local {
-                Some(IpAddr::V4(a)) => b.attr(IFLA_VXLAN_LOCAL, &a.octets()),
-                Some(IpAddr::V6(a)) => {
-                    b.attr(IFLA_VXLAN_LOCAL6, &a.octets());
-                    // RFC 7348 section 5 has senders leave the checksum out; take theirs, send ours with one.
-                    b.attr_u8(IFLA_VXLAN_UDP_ZERO_CSUM6_RX, 1);
-                }
-                None => {}
-            }
-            b.close(data);
-        }
-    }
-    b.close(info);
-}
-
-/// A veth uses one queue per direction anyway. Unasked, the kernel makes one per processor and then waits for RCU grace
-/// periods to switch the others off (`veth_init_queues`, drivers/net/veth.c): most of what making a pair costs.
-fn one_queue(b: &mut Builder) {
-    b.attr_u32(IFLA_NUM_TX_QUEUES, 1);
-    b.attr_u32(IFLA_NUM_RX_QUEUES, 1);
-}
-
-fn link_set(b: &mut Builder, s: &SetLink, index: u32) -> usize {
-    let plain = s.up.is_some() || s.mtu.is_some() || s.master.is_some() || s.mac.is_some() || s.netns.is_some();
-    let mut messages = 0;
-    if plain || s.hairpin.is_none() {
-        b.begin(RTM_SETLINK, REQUEST, 0);
-        ifinfo(b, 0, 0, s.up);
-        b.attr_str(IFLA_IFNAME, s.name.as_str());
-        if let Some(m) = s.mac {
-            b.attr(IFLA_ADDRESS, &m.0);
-        }
-        if let Some(m) = s.mtu {
-            b.attr_u32(IFLA_MTU, m);
-        }
-        if let Some(m) = s.master {
-            b.attr_u32(IFLA_MASTER, m);
-        }
-        if let Some(n) = s.netns {
-            b.attr(IFLA_NET_NS_FD, &n.0.to_ne_bytes());
-        }
-        b.end();
-        messages += 1;
-    }
-    if let Some(on) = s.hairpin {
-        b.begin(RTM_SETLINK, REQUEST, 0);
-        ifinfo(b, libc::AF_BRIDGE, index, None);
-        let info = b.open(IFLA_PROTINFO);
-        b.attr_u8(IFLA_BRPORT_MODE, u8::from(on));
-        b.close(info);
-        b.end();
-        messages += 1;
-    }
-    messages
+/// What only observation gives.
+fn never_made(what: impl std::fmt::Display) -> Refusal {
+    Refusal { errno: libc::EOPNOTSUPP, message: Some(format!("{what} are only observed, never made")) }
 }
 
 fn family(a: IpAddr) -> u8 {
@@ -255,49 +141,98 @@ fn address(b: &mut Builder, kind: u16, flags: u16, a: &Address, index: u32) {
     h[4..8].copy_from_slice(&index.to_ne_bytes());
     b.bytes(&h);
     attr_ip(b, IFA_LOCAL, a.addr);
-    attr_ip(b, IFA_ADDRESS, a.addr);
+    attr_ip(b, IFA_ADDRESS, a.peer.unwrap_or(a.addr));
+    if kind != RTM_NEWADDR {
+        return;
+    }
+    if let Some(x) = a.broadcast {
+        b.attr(IFA_BROADCAST, &x.octets());
+    }
     // The plan gave the address to this link alone; waiting a second for duplicate detection would only delay.
-    if kind == RTM_NEWADDR && a.addr.is_ipv6() {
-        b.attr_u32(IFA_FLAGS, IFA_F_NODAD);
+    let nodad = a.addr.is_ipv6() && !a.detect_duplicates;
+    let flags = if nodad { IFA_F_NODAD } else { 0 } | if a.no_prefix_route { IFA_F_NOPREFIXROUTE } else { 0 };
+    if flags != 0 {
+        b.attr_u32(IFA_FLAGS, flags);
+    }
+}
+
+/// The scope of a route that says none.
+pub(crate) fn usual_scope(to: &RouteTo, family: Family) -> u8 {
+    match (to, family) {
+        (RouteTo::Link(_), Family::V4) => RT_SCOPE_LINK,
+        _ => 0,
     }
 }
 
 fn route(b: &mut Builder, kind: u16, flags: u16, r: &Route, index: u32) -> Result<(), Refusal> {
-    let delete = kind == RTM_DELROUTE;
-    let (rtype, scope) = match &r.to {
-        RouteTo::Link(_) => (RTN_UNICAST, RT_SCOPE_LINK),
+    // IPv6 has no scopes.
+    let scope = match r.family() {
+        Family::V4 => r.scope.unwrap_or(usual_scope(&r.to, Family::V4)),
+        Family::V6 => 0,
+    };
+    route_head(b, kind, flags, r, ROUTE_PROTOCOL, scope, index)?;
+    if r.mtu.is_some() || r.advmss.is_some() {
+        let n = b.open(RTA_METRICS);
+        if let Some(m) = r.mtu {
+            b.attr_u32(RTAX_MTU, m);
+        }
+        if let Some(m) = r.advmss {
+            b.attr_u32(RTAX_ADVMSS, m);
+        }
+        b.close(n);
+    }
+    Ok(())
+}
+
+/// `RTM_DELROUTE` of a route of `protocol`; the caller ends the message.
+pub(crate) fn route_del(b: &mut Builder, r: &Route, protocol: u8, index: u32) -> Result<(), Refusal> {
+    // A delete that leaves the scope open matches any.
+    let scope = match r.family() {
+        Family::V4 => r.scope.unwrap_or(RT_SCOPE_NOWHERE),
+        Family::V6 => 0,
+    };
+    route_head(b, RTM_DELROUTE, 0, r, protocol, scope, index)
+}
+
+fn route_head(
+    b: &mut Builder,
+    kind: u16,
+    flags: u16,
+    r: &Route,
+    protocol: u8,
+    scope: u8,
+    index: u32,
+) -> Result<(), Refusal> {
+    let rtype = match &r.to {
+        RouteTo::Link(_) => RTN_UNICAST,
         RouteTo::Via { gateway, .. } => {
             if Family::of(*gateway) != r.family() {
                 let message = Some("a gateway of the other family (RTA_VIA) is not supported".into());
                 return Err(Refusal { errno: libc::EAFNOSUPPORT, message });
             }
-            (RTN_UNICAST, 0)
+            RTN_UNICAST
         }
-        RouteTo::Blackhole => (RTN_BLACKHOLE, 0),
-        RouteTo::Unreachable => (RTN_UNREACHABLE, 0),
-        RouteTo::Other(s) => {
-            let message = Some(format!("routes of type {s} are only observed, never made"));
-            return Err(Refusal { errno: libc::EOPNOTSUPP, message });
-        }
+        RouteTo::Blackhole => RTN_BLACKHOLE,
+        RouteTo::Unreachable => RTN_UNREACHABLE,
+        RouteTo::Other(s) => return Err(never_made(format_args!("routes of type {s}"))),
     };
     b.begin(kind, REQUEST | flags, 0);
     let mut h = [0u8; 12];
     h[0] = family(r.dst.addr());
     h[1] = r.dst.len();
-    h[4] = MAIN_TABLE as u8;
-    h[5] = ROUTE_PROTOCOL;
-    // A delete that leaves the scope open matches any; IPv6 has no scopes.
-    h[6] = match (r.family(), delete) {
-        (Family::V4, true) => RT_SCOPE_NOWHERE,
-        (Family::V4, false) => scope,
-        (Family::V6, _) => 0,
-    };
+    // A number that does not fit goes as attribute.
+    h[4] = u8::try_from(r.table).unwrap_or(0);
+    h[5] = protocol;
+    h[6] = scope;
     h[7] = rtype;
-    if matches!(r.to, RouteTo::Via { onlink: true, .. }) && !delete {
+    if matches!(r.to, RouteTo::Via { onlink: true, .. }) && kind != RTM_DELROUTE {
         h[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
     }
     b.bytes(&h);
     attr_ip(b, RTA_DST, r.dst.addr());
+    if u8::try_from(r.table).is_err() {
+        b.attr_u32(RTA_TABLE, r.table);
+    }
     if index != 0 {
         b.attr_u32(RTA_OIF, index);
     }
@@ -310,11 +245,58 @@ fn route(b: &mut Builder, kind: u16, flags: u16, r: &Route, index: u32) -> Resul
     if let Some(s) = r.src {
         attr_ip(b, RTA_PREFSRC, s);
     }
-    if let (Some(m), false) = (r.mtu, delete) {
-        let n = b.open(RTA_METRICS);
-        b.attr_u32(RTAX_MTU, m);
-        b.close(n);
+    Ok(())
+}
+
+/// `RTM_DELRULE` of a rule of `protocol`; the caller ends the message.
+pub(crate) fn rule_del(b: &mut Builder, r: &Rule, protocol: u8) -> Result<(), Refusal> {
+    rule(b, RTM_DELRULE, 0, r, protocol)
+}
+
+fn rule(b: &mut Builder, kind: u16, flags: u16, r: &Rule, protocol: u8) -> Result<(), Refusal> {
+    let table = match r.to {
+        RuleTo::Table(t) => t,
+        RuleTo::L3mdev => 0,
+        RuleTo::Other(a) => return Err(never_made(format_args!("rules of action {a}"))),
+    };
+    let selectors = [(FRA_SRC, r.src), (FRA_DST, r.dst)];
+    if selectors.iter().any(|(_, c)| c.is_some_and(|c| c.family() != r.family)) {
+        let message = Some("a rule looks at packets of one family".into());
+        return Err(Refusal { errno: libc::EAFNOSUPPORT, message });
     }
+    b.begin(kind, REQUEST | flags, 0);
+    // struct fib_rule_hdr: family, lengths, tos, table, two unused, action, flags
+    let mut h = [0u8; 12];
+    h[0] = family(r.family.unspecified());
+    h[1] = r.dst.map_or(0, |c| c.len());
+    h[2] = r.src.map_or(0, |c| c.len());
+    h[4] = u8::try_from(table).unwrap_or(0);
+    h[7] = FR_ACT_TO_TBL;
+    b.bytes(&h);
+    for (k, c) in selectors {
+        if let Some(c) = c {
+            attr_ip(b, k, c.addr());
+        }
+    }
+    for (k, l) in [(FRA_IIFNAME, &r.iif), (FRA_OIFNAME, &r.oif)] {
+        if let Some(l) = l {
+            b.attr_str(k, l.as_str());
+        }
+    }
+    if let Some(p) = r.priority {
+        b.attr_u32(FRA_PRIORITY, p);
+    }
+    if let Some((mark, mask)) = r.mark {
+        b.attr_u32(FRA_FWMARK, mark);
+        b.attr_u32(FRA_FWMASK, mask);
+    }
+    if u8::try_from(table).is_err() {
+        b.attr_u32(FRA_TABLE, table);
+    }
+    if r.to == RuleTo::L3mdev {
+        b.attr_u8(FRA_L3MDEV, 1);
+    }
+    b.attr_u8(FRA_PROTOCOL, protocol);
     Ok(())
 }
 

@@ -2,20 +2,27 @@
 
 pub(crate) mod decode;
 pub(crate) mod encode;
+pub(crate) mod guard;
+pub(crate) mod link;
+pub(crate) mod tc;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, ObservedRoute, RtRequest};
+use kernel_api::rt::{
+    Address, FdbEntry, Link, MAIN_TABLE, Neighbour, ObservedRoute, ObservedRule, PortVlan, RtRequest,
+};
+use kernel_api::tc::{Filter, Hook, Qdisc};
 use kernel_api::{RequestError, Rtnetlink};
 use types::IfName;
 
 use crate::netlink::{ACK, Builder, DUMP, REQUEST, Refusal, Socket};
 use crate::netns::Netns;
 use encode::{
-    IFLA_EXT_MASK, IFLA_IFNAME, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK,
-    RTM_NEWNEIGH, RTM_NEWROUTE,
+    RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTM_GETRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH,
+    RTM_NEWROUTE, RTM_NEWRULE,
 };
+use link::{IFLA_EXT_MASK, IFLA_IFNAME};
 
 /// At most so many requests in one send: their refusals must fit the receive buffer even at its default size.
 const BATCH: usize = 128;
@@ -24,6 +31,8 @@ const ASK_AT_ONCE: usize = 32;
 
 /// `RTEXT_FILTER_SKIP_STATS`: counters are most of a link's message.
 const SKIP_STATS: u32 = 1 << 3;
+/// `RTEXT_FILTER_BRVLAN_COMPRESSED`: VLANs of bridge ports, as ranges.
+const VLAN_RANGES: u32 = 1 << 2;
 
 /// A netlink socket for links, addresses, routes, neighbours and forwarding entries of one network namespace.
 pub struct Rt {
@@ -76,17 +85,8 @@ impl Rt {
         self.socket.port()
     }
 
-    /// One link by name, or `None`.
-    ///
-    /// # Errors
-    /// When the kernel refuses for another reason than that it is not there.
-    pub fn link(&mut self, name: &IfName) -> Result<Option<Link>, RequestError> {
-        let mut found = self.get_links(&[name]).map_err(|r| r.of(format!("link show {name}"), None))?;
-        Ok(found.pop())
-    }
-
-    /// Links by name; those not there are left out.
-    fn get_links(&mut self, names: &[&IfName]) -> Result<Vec<Link>, Refusal> {
+    /// Links by name or alternative name; those not there are left out.
+    fn get_links<'n>(&mut self, names: &[&'n IfName]) -> Result<Vec<(&'n IfName, Link)>, Refusal> {
         let first = self.socket.sequence(names.len());
         let mut b = Builder::new();
         let mut last = first;
@@ -104,8 +104,10 @@ impl Rt {
         b.add_flags(ACK);
         let mut found = Vec::with_capacity(names.len());
         let mut refused = None;
-        self.socket.exchange(b.as_bytes(), first, last, &mut |_, answer| match answer {
-            Ok(m) if m.kind == RTM_NEWLINK => found.extend(decode::link(&m)),
+        self.socket.exchange(b.as_bytes(), first, last, &mut |seq, answer| match answer {
+            Ok(m) if m.kind == RTM_NEWLINK => {
+                found.extend(names.get((seq - first) as usize).copied().zip(decode::link(&m)));
+            }
             Ok(_) => {}
             Err(r) if r.errno == libc::ENODEV => {}
             Err(r) => refused = Some(r),
@@ -136,6 +138,55 @@ impl Rt {
             .map_err(|r| r.of(what, None))
     }
 
+    /// A dump of both families, headers of 12 bytes that start with the family. Without IPv6, or without what is asked
+    /// for in it, there is nothing of it.
+    fn dump_families<T>(
+        &mut self,
+        what: &str,
+        kind: u16,
+        attrs: &[(u16, u32)],
+        decode: &mut dyn FnMut(&crate::netlink::Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, RequestError> {
+        let mut all = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut header = [0u8; 12];
+            header[0] = family as u8;
+            match self.dump(what, kind, &header, attrs, decode) {
+                Ok(r) => all.extend(r),
+                Err(e) if matches!(e.errno, libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(all)
+    }
+
+    fn routes_of(&mut self, table: Option<u32>) -> Result<Vec<ObservedRoute>, RequestError> {
+        let names = self.link_names()?;
+        let attrs: Vec<_> = table.map(|t| (encode::RTA_TABLE, t)).into_iter().collect();
+        self.dump_families("route show", RTM_GETROUTE, &attrs, &mut |m| {
+            (m.kind == RTM_NEWROUTE).then(|| decode::route(m, &names, table)).flatten()
+        })
+    }
+
+    /// Sends one message that `build` writes, whose reply is an acknowledgement.
+    pub(crate) fn one(
+        &mut self,
+        what: &str,
+        build: impl FnOnce(&mut Builder) -> Result<(), Refusal>,
+    ) -> Result<(), RequestError> {
+        let mut b = Builder::new();
+        let sent = build(&mut b).and_then(|()| {
+            b.end();
+            b.add_flags(ACK);
+            let seq = self.socket.sequence(1);
+            b.number_from(seq);
+            let mut refused = None;
+            self.socket.exchange(b.as_bytes(), seq, seq, &mut |_, answer| refused = answer.err().or(refused.take()))?;
+            refused.map_or(Ok(()), Err)
+        });
+        sent.map_err(|r| r.of(what, None))
+    }
+
     fn link_names(&mut self) -> Result<HashMap<u32, IfName>, RequestError> {
         Ok(self.links()?.into_iter().map(|l| (l.index, l.name)).collect())
     }
@@ -150,9 +201,9 @@ impl Rt {
             }
         }
         for some in names.chunks(ASK_AT_ONCE) {
-            for l in self.get_links(some)? {
-                run.missing.remove(&l.name);
-                run.index.insert(l.name, l.index);
+            for (name, l) in self.get_links(some)? {
+                run.missing.remove(name);
+                run.index.insert(name.clone(), l.index);
             }
         }
         Ok(())
@@ -205,24 +256,23 @@ impl Rtnetlink for Rt {
         })
     }
 
+    fn link(&mut self, name: &IfName) -> Result<Option<Link>, RequestError> {
+        let mut found = self.get_links(&[name]).map_err(|r| r.of(format!("link show {name}"), None))?;
+        Ok(found.pop().map(|(_, l)| l))
+    }
+
     fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
-        let names = self.link_names()?;
-        let mut all = Vec::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut header = [0u8; 12];
-            header[0] = family as u8;
-            let table = [(encode::RTA_TABLE, kernel_api::rt::MAIN_TABLE)];
-            let some = self.dump("route show", RTM_GETROUTE, &header, &table, &mut |m| {
-                (m.kind == RTM_NEWROUTE).then(|| decode::route(m, &names)).flatten()
-            });
-            match some {
-                Ok(r) => all.extend(r),
-                // Without IPv6 (or without its main table) there are no such routes.
-                Err(e) if matches!(e.errno, libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(all)
+        self.routes_of(Some(MAIN_TABLE))
+    }
+
+    fn all_routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        self.routes_of(None)
+    }
+
+    fn rules(&mut self) -> Result<Vec<ObservedRule>, RequestError> {
+        self.dump_families("rule show", RTM_GETRULE, &[], &mut |m| {
+            (m.kind == RTM_NEWRULE).then(|| decode::rule(m)).flatten()
+        })
     }
 
     fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {
@@ -238,6 +288,38 @@ impl Rtnetlink for Rt {
         header[0] = libc::AF_BRIDGE as u8;
         self.dump("fdb show", RTM_GETNEIGH, &header, &[], &mut |m| {
             (m.kind == RTM_NEWNEIGH).then(|| decode::fdb(m, &names)).flatten()
+        })
+    }
+
+    fn port_vlans(&mut self) -> Result<Vec<PortVlan>, RequestError> {
+        let mut header = [0u8; 16];
+        header[0] = libc::AF_BRIDGE as u8;
+        let attrs = [(IFLA_EXT_MASK, VLAN_RANGES)];
+        let ports = self.dump("vlan show", RTM_GETLINK, &header, &attrs, &mut |m| {
+            let mut some = Vec::new();
+            if m.kind == RTM_NEWLINK {
+                decode::port_vlans(m, &mut some);
+            }
+            Some(some)
+        })?;
+        Ok(ports.concat())
+    }
+
+    fn qdiscs(&mut self) -> Result<Vec<Qdisc>, RequestError> {
+        let names = self.link_names()?;
+        self.dump("qdisc show", tc::RTM_GETQDISC, &[0; tc::HEADER], &[], &mut |m| {
+            (m.kind == tc::RTM_NEWQDISC).then(|| tc::qdisc(m, &names)).flatten()
+        })
+    }
+
+    fn filters(&mut self, link: &IfName, hook: Hook) -> Result<Vec<Filter>, RequestError> {
+        let what = format!("filter show dev {link} {hook}");
+        let Some(index) = Rtnetlink::link(self, link)?.map(|l| l.index) else {
+            return Err(Refusal::no_link(link).of(what, None));
+        };
+        let header = tc::header(index, 0, tc::hook_parent(hook), 0);
+        self.dump(&what, tc::RTM_GETTFILTER, &header, &[], &mut |m| {
+            (m.kind == tc::RTM_NEWTFILTER).then(|| tc::filter(m, link, hook)).flatten()
         })
     }
 
@@ -260,8 +342,7 @@ impl Rtnetlink for Rt {
                 match run.index.get(name) {
                     Some(n) => index = *n,
                     None => {
-                        let message = Some(format!("there is no link {name} in this namespace"));
-                        run.fail(i, Refusal { errno: libc::ENODEV, message });
+                        run.fail(i, Refusal::no_link(name));
                         continue;
                     }
                 }
@@ -280,6 +361,12 @@ impl Rtnetlink for Rt {
                 }
                 RtRequest::LinkSet(s) if s.netns.is_some() => {
                     run.index.remove(&s.name);
+                }
+                RtRequest::LinkSet(kernel_api::rt::SetLink { name, rename: Some(new), .. }) => {
+                    run.index.remove(name);
+                    // Looked up again when needed: the kernel may have refused.
+                    run.makes = true;
+                    run.index.remove(new);
                 }
                 _ => {}
             }

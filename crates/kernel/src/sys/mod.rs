@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // libc calls have no safe form; nothing outside this folder may do the same
 
 pub(crate) mod fork;
+pub(crate) mod tun;
 
 use std::ffi::CStr;
 use std::io;
@@ -262,4 +263,33 @@ pub(crate) fn epoll_add(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result
     let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
     // SAFETY: the event is live across the call.
     check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) }).map(drop)
+}
+
+/// A file in memory, empty, for reading and writing.
+pub(crate) fn memory_file(name: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: NUL-terminated and live.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends one Ethernet frame out of the link with this index, past all that the network stack does (packet(7)).
+pub(crate) fn packet_send(index: u32, frame: &[u8]) -> io::Result<()> {
+    // Protocol 0: nothing is received.
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the kernel just gave us this descriptor.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: sockaddr_ll is plain integers, for which zero is valid.
+    let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    to.sll_family = libc::AF_PACKET as libc::c_ushort;
+    to.sll_ifindex = index.cast_signed();
+    let len = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: frame and address are live and their lengths given.
+    again(|| {
+        check_len(unsafe {
+            libc::sendto(fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), len)
+        })
+    })
+    .map(drop)
 }
