@@ -40,16 +40,13 @@ pub struct AddPlan {
 #[must_use]
 pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
     let create = vec![RtRequest::LinkAdd(NewLink {
-        name: r.link.name().clone(),
-        kind: NewLinkKind::Veth {
-            peer: r.key.ifname.clone(),
-            peer_netns: Some(netns),
-            peer_mac: Some(pod_mac(&r.link)),
-        },
         mtu: Some(r.mtu),
         mac: Some(HOST_MAC),
-        master: None,
         up: true,
+        ..NewLink::new(
+            r.link.name().clone(),
+            NewLinkKind::Veth { peer: r.key.ifname.clone(), peer_netns: Some(netns), peer_mac: Some(pod_mac(&r.link)) },
+        )
     })];
     AddPlan { create, pod: pod(r), host: host(r) }
 }
@@ -62,12 +59,7 @@ fn pod(r: &Record) -> Vec<RtRequest> {
     out.push(RtRequest::LinkSet(SetLink { mtu: Some(r.mtu), ..SetLink::up(eth()) }));
     // IPv6 first: the kernel needs a moment to bring such an address into use, and the rest is done meanwhile.
     for &addr in r.addresses.iter().rev() {
-        out.push(RtRequest::AddressAdd(Address {
-            link: eth(),
-            addr,
-            prefix_len: Family::of(addr).bits(),
-            scope_link: false,
-        }));
+        out.push(RtRequest::AddressAdd(Address::new(eth(), addr, Family::of(addr).bits())));
     }
     for &addr in &r.addresses {
         out.push(RtRequest::NeighbourReplace(Neighbour { link: eth(), addr: gateway(addr), mac: HOST_MAC }));
@@ -82,12 +74,12 @@ pub fn pod_routes(r: &Record, addr: IpAddr) -> Vec<Route> {
     let family = Family::of(addr);
     let (gateway, metric) = (gateway(addr), metric(addr));
     let via = RouteTo::Via { gateway, link: r.key.ifname.clone(), onlink: false };
-    let default = Route { dst: Cidr::any(family), metric, to: via, src: None, mtu: None };
+    let default = Route { metric, ..Route::new(Cidr::any(family), via) };
     match family {
         // The gateway lies in no prefix of the pod's: a route of its own makes it reachable.
         Family::V4 => {
             let to = RouteTo::Link(r.key.ifname.clone());
-            vec![Route { dst: Cidr::host(gateway), metric, to, src: None, mtu: None }, default]
+            vec![Route { metric, ..Route::new(Cidr::host(gateway), to) }, default]
         }
         // fe80::/64 is on every link.
         Family::V6 => vec![default],
@@ -114,7 +106,7 @@ pub fn host_neighbour(r: &Record, addr: IpAddr) -> Neighbour {
 #[must_use]
 pub fn host_route(r: &Record, addr: IpAddr) -> Route {
     let to = RouteTo::Link(r.link.name().clone());
-    Route { dst: Cidr::host(addr), metric: metric(addr), to, src: None, mtu: None }
+    Route { metric: metric(addr), ..Route::new(Cidr::host(addr), to) }
 }
 
 /// The next hop of the family of `addr`.

@@ -10,7 +10,7 @@ use cni::{View, plan};
 use common::{Mock, POD, dual, env, execute, golden, record};
 use ipam::Record;
 use kernel_api::errno;
-use kernel_api::rt::{Address, Link, LinkKind, Neighbour, NetnsFd, NewLinkKind, Route, RtRequest};
+use kernel_api::rt::{Address, BridgeParams, Link, LinkKind, Neighbour, NetnsFd, NewLinkKind, Route, RtRequest};
 use types::Mac;
 
 fn text(r: &Record) -> String {
@@ -133,14 +133,11 @@ fn a_del_leaves_no_directory_behind() {
 /// The two namespaces as ADD leaves them.
 fn views(r: &Record) -> (View, View) {
     let link = |index, peer, name: &types::IfName, mac| Link {
-        index,
-        name: name.clone(),
         mac: Some(mac),
         mtu: r.mtu,
         up: true,
-        master: None,
         peer_index: Some(peer),
-        kind: LinkKind::Veth,
+        ..Link::new(index, name.clone(), LinkKind::Veth)
     };
     let mut lo = link(1, 0, &"lo".parse().unwrap(), Mac([0; 6]));
     lo.kind = LinkKind::Other(String::new());
@@ -156,12 +153,7 @@ fn views(r: &Record) -> (View, View) {
         addresses: r
             .addresses
             .iter()
-            .map(|&addr| Address {
-                link: eth.clone(),
-                addr,
-                prefix_len: types::Family::of(addr).bits(),
-                scope_link: false,
-            })
+            .map(|&addr| Address::new(eth.clone(), addr, types::Family::of(addr).bits()))
             .collect(),
         routes: r.addresses.iter().flat_map(|a| plan::pod_routes(r, *a)).collect(),
         neighbours: r
@@ -187,7 +179,7 @@ fn check_names_what_differs() {
         ("pod: lo is down", Box::new(|_, p| p.links[0].up = false)),
         ("has MTU 1500 instead of 1450", Box::new(|h, _| h.links[1].mtu = 1500)),
         ("pod: eth0 has the hardware address none", Box::new(|_, p| p.links[1].mac = None)),
-        ("is no veth", Box::new(|h, _| h.links[1].kind = LinkKind::Bridge)),
+        ("is no veth", Box::new(|h, _| h.links[1].kind = LinkKind::Bridge(BridgeParams::default()))),
         ("pod: eth0 is not the other end of sea", Box::new(|h, _| h.links[1].peer_index = Some(3))),
         ("pod: address 10.244.1.2/32 is missing on eth0", Box::new(|_, p| drop(p.addresses.remove(0)))),
         ("pod: address fd00:10:244:1::2/128 is missing on eth0", Box::new(|_, p| drop(p.addresses.remove(1)))),

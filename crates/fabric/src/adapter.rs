@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, ObservedRoute, RtRequest};
+use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, ObservedRoute, ObservedRule, PortVlan, RtRequest};
+use kernel_api::tc::{Filter, Hook, Qdisc};
 use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
 use plan::{Caps, Kernel, KernelError, Next};
 use types::{IfName, OwnedName};
@@ -119,6 +120,10 @@ fn is_delete(r: &RtRequest) -> bool {
             | RtRequest::RouteDel(_)
             | RtRequest::NeighbourDel(_)
             | RtRequest::FdbDel(_)
+            | RtRequest::RuleDel(_)
+            | RtRequest::PortVlanDel(_)
+            | RtRequest::QdiscDel(..)
+            | RtRequest::FilterDel(..)
     )
 }
 
@@ -185,17 +190,35 @@ impl<R: Rtnetlink, S> Rtnetlink for Joined<R, S> {
     fn links(&mut self) -> Result<Vec<Link>, RequestError> {
         self.rt.links()
     }
+    fn link(&mut self, name: &IfName) -> Result<Option<Link>, RequestError> {
+        self.rt.link(name)
+    }
     fn addresses(&mut self) -> Result<Vec<Address>, RequestError> {
         self.rt.addresses()
     }
     fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
         self.rt.routes()
     }
+    fn all_routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        self.rt.all_routes()
+    }
+    fn rules(&mut self) -> Result<Vec<ObservedRule>, RequestError> {
+        self.rt.rules()
+    }
     fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {
         self.rt.neighbours()
     }
     fn fdb(&mut self) -> Result<Vec<FdbEntry>, RequestError> {
         self.rt.fdb()
+    }
+    fn port_vlans(&mut self) -> Result<Vec<PortVlan>, RequestError> {
+        self.rt.port_vlans()
+    }
+    fn qdiscs(&mut self) -> Result<Vec<Qdisc>, RequestError> {
+        self.rt.qdiscs()
+    }
+    fn filters(&mut self, link: &IfName, hook: Hook) -> Result<Vec<Filter>, RequestError> {
+        self.rt.filters(link, hook)
     }
     fn run(&mut self, requests: &[RtRequest]) -> Result<(), RequestError> {
         self.rt.run(requests)

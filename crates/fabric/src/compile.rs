@@ -9,7 +9,7 @@ use plan::{Caps, Compiled, Refused};
 use types::{Cidr, Family, IfName, Mac, NodeName, OwnedName};
 
 use crate::backend::{host_gw, vxlan};
-use crate::image::{Image, Index, knob, route_metric};
+use crate::image::{Image, Index, knob};
 
 /// The image that says `intent`, and what it cannot say. A range that cannot be reached gets an unreachable route, so
 /// that its packets are answered here and do not wander off by the default route.
@@ -57,7 +57,7 @@ struct Way {
 
 impl Way {
     fn plain(dst: Cidr, to: RouteTo) -> Self {
-        Self { route: Route { dst, metric: route_metric(dst.family()), to, src: None, mtu: None }, tunnel: None }
+        Self { route: Route::new(dst, to), tunnel: None }
     }
 }
 

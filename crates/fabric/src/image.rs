@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use intent::AttachmentKey;
 use kernel_api::rt::{FdbEntry, Neighbour, Route, RouteTo};
-use types::{Cidr, Family, IfName, Mac, NodeName, OwnedName};
+use types::{Cidr, IfName, Mac, NodeName, OwnedName};
 
 /// What the fabric owns on one node. Wanted images come from `compile`, present ones from [`crate::parse`].
 #[derive(Debug, Clone, Default)]
@@ -116,16 +116,6 @@ impl Image {
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.routes.len(), self.neighbours.len(), self.fdb.len())
-    }
-}
-
-/// The metric of our routes: IPv4's default, and what the kernel gives an IPv6 route that names none (`IP6_RT_PRIO_USER`
-/// in include/uapi/linux/ipv6_route.h), so that what we write is what we read.
-#[must_use]
-pub const fn route_metric(family: Family) -> u32 {
-    match family {
-        Family::V4 => 0,
-        Family::V6 => 1024,
     }
 }
 

@@ -15,7 +15,7 @@ mod render;
 mod trace;
 
 pub use adapter::{FabricKernel, Joined};
-pub use image::{ForeignRoute, Image, Index, VxlanDevice, knob, route_metric};
+pub use image::{ForeignRoute, Image, Index, VxlanDevice, knob};
 pub use parse::{Observation, parse};
 pub use render::Op;
 pub use trace::{Step, Way, way};

@@ -18,11 +18,8 @@ pub fn plan(want: &Image, have: &Image) -> Vec<Vec<Op>> {
     let mut fdb = Rows::new(&want.fdb, &have.fdb, |e| (e.link.clone(), e.mac));
     let neighbours = Rows::new(&want.neighbours, &have.neighbours, |n| (n.link.clone(), n.addr));
     fdb.del.retain(|e| want.vxlan.keys().any(|d| *d.name() == e.link));
-    let address = |(device, addr): &(OwnedName, std::net::IpAddr)| Address {
-        link: device.name().clone(),
-        addr: *addr,
-        prefix_len: Family::of(*addr).bits(),
-        scope_link: false,
+    let address = |(device, addr): &(OwnedName, std::net::IpAddr)| {
+        Address::new(device.name().clone(), *addr, Family::of(*addr).bits())
     };
     let on_wanted = |link: &IfName| want.vxlan.keys().any(|d| d.name() == link);
 
@@ -194,14 +191,7 @@ impl Devices {
 
 fn new_link(name: &OwnedName, w: &VxlanDevice) -> NewLink {
     let params = VxlanParams { vni: w.vni, port: w.port, local: w.local, lower: None, learning: false };
-    NewLink {
-        name: name.name().clone(),
-        kind: NewLinkKind::Vxlan(params),
-        mtu: Some(w.mtu),
-        mac: w.mac,
-        master: None,
-        up: false,
-    }
+    NewLink { mtu: Some(w.mtu), mac: w.mac, ..NewLink::new(name.name().clone(), NewLinkKind::Vxlan(params)) }
 }
 
 /// The difference of two sets of rows of which the kernel holds at most a few per key.

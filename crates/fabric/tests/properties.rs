@@ -39,7 +39,7 @@ fn machine(intents: &[&NodeIntent]) -> FakeRt {
     rt.plug(&name("flannel.1"), 1450, &[("10.99.0.0".parse().unwrap(), 32)]);
     for (dst, via) in [("0.0.0.0/0", "192.168.7.1"), ("::/0", "fd00:7::1"), ("10.244.0.0/15", "192.168.7.250")] {
         let to = RouteTo::Via { gateway: via.parse().unwrap(), link: name("eth0"), onlink: false };
-        rt.foreign_route(Route { dst: dst.parse().unwrap(), metric: 100, to, src: None, mtu: None }, 3);
+        rt.foreign_route(Route { metric: 100, ..Route::new(dst.parse().unwrap(), to) }, 3);
     }
     rt.sysctls.write("net/ipv4/conf/all/rp_filter", "1").unwrap();
     let links: BTreeSet<&OwnedName> = intents.iter().flat_map(|i| i.attachments.values().map(|a| &a.link)).collect();
@@ -51,7 +51,7 @@ fn machine(intents: &[&NodeIntent]) -> FakeRt {
 
 fn add_pod_link(rt: &mut FakeRt, link: &OwnedName) {
     let kind = NewLinkKind::Veth { peer: name("eth0"), peer_netns: Some(kernel_api::rt::NetnsFd(9)), peer_mac: None };
-    let new = NewLink { name: link.name().clone(), kind, mtu: None, mac: None, master: None, up: true };
+    let new = NewLink { up: true, ..NewLink::new(link.name().clone(), kind) };
     rt.run(&[RtRequest::LinkAdd(new)]).unwrap();
 }
 
@@ -243,7 +243,7 @@ proptest! {
             _ => {
                 rt.set("net/ipv4/ip_forward", "0").unwrap();
                 for l in vx {
-                    let alien = Address { link: l, addr: "10.1.2.3".parse().unwrap(), prefix_len: 32, scope_link: false };
+                    let alien = Address::new(l, "10.1.2.3".parse().unwrap(), 32);
                     rt.run(&[RtRequest::AddressAdd(alien)]).unwrap();
                 }
             }
@@ -364,7 +364,7 @@ fn a_contested_route_is_an_error_and_stops_nothing_else() {
     let want = compile(&i);
     let mut rt = machine(&[&i]);
     let dst = generate::pod_cidr(Family::V4, 1);
-    let theirs = Route { dst, metric: 0, to: RouteTo::Link(name("docker0")), src: None, mtu: None };
+    let theirs = Route { metric: 0, ..Route::new(dst, RouteTo::Link(name("docker0"))) };
     rt.foreign_route(theirs.clone(), 4);
     let mut k = FabricKernel::new(rt, &caps());
     let e = converge(&Fabric, &mut k, &want, None).unwrap_err();

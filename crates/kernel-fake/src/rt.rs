@@ -12,7 +12,8 @@ mod state;
 mod tc;
 
 use kernel_api::rt::{
-    Address, FdbEntry, Link, MAIN_TABLE, Neighbour, ObservedRoute, ObservedRule, PortVlan, ROUTE_PROTOCOL, RtRequest,
+    Address, FdbEntry, Link, MAIN_TABLE, Neighbour, NewTun, ObservedRoute, ObservedRule, PortVlan, ROUTE_PROTOCOL,
+    RtRequest,
 };
 use kernel_api::tc::{Filter, Hook, Qdisc};
 use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
@@ -55,6 +56,31 @@ impl FakeRt {
     /// What another program does with `ip route`: adds a route with its own protocol number, unchecked.
     pub fn foreign_route(&mut self, route: kernel_api::rt::Route, protocol: u8) {
         self.state.routes.push(ObservedRoute { protocol, route });
+    }
+
+    /// Makes a tap or tun device, which rtnetlink cannot.
+    ///
+    /// # Errors
+    /// EBUSY or EINVAL when the name is taken, and what is scripted.
+    pub fn add_tun(&mut self, tun: &NewTun) -> Result<(), RequestError> {
+        let what = format!("tuntap add {}", tun.name);
+        self.effect(&what, |this| this.state.tun_add(tun).inspect(|()| this.sysctls.link_added(tun.name.as_str())))
+    }
+
+    /// One effect, with the fault that is scripted for it.
+    pub(crate) fn effect(
+        &mut self,
+        what: &str,
+        run: impl FnOnce(&mut Self) -> Result<(), i32>,
+    ) -> Result<(), RequestError> {
+        let fault = self.faults.step();
+        let done = match fault {
+            Some(Fault::Crash) => Err(errno::EIO),
+            Some(Fault::Refused(e)) => Err(e),
+            Some(Fault::Unanswered(e)) => run(self).and(Err(e)),
+            None => run(self),
+        };
+        done.map_err(|e| RequestError::new(what, e))
     }
 
     fn alive(&self, what: &str) -> Result<(), RequestError> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use kernel_api::nft::Rule;
 use kernel_api::nft::*;
 use kernel_api::rt::*;
 use types::{Mac, OwnedName};
@@ -75,42 +76,37 @@ fn name(s: &str) -> types::IfName {
 #[test]
 fn rtnetlink_requests() {
     let veth = |mac, mtu, peer_netns| NewLink {
-        name: name("sea0123456789ab"),
-        kind: NewLinkKind::Veth { peer: name("eth0"), peer_netns, peer_mac: mac },
         mtu,
         mac,
-        master: None,
         up: mtu.is_some(),
+        ..NewLink::new(name("sea0123456789ab"), NewLinkKind::Veth { peer: name("eth0"), peer_netns, peer_mac: mac })
     };
     let vxlan = |local: &str| NewLink {
-        name: name("seaway.1"),
-        kind: NewLinkKind::Vxlan(VxlanParams {
-            vni: 1,
-            port: 8472,
-            local: Some(local.parse().unwrap()),
-            lower: Some(2),
-            learning: false,
-        }),
         mtu: Some(1450),
-        mac: None,
-        master: None,
         up: true,
+        ..NewLink::new(
+            name("seaway.1"),
+            NewLinkKind::Vxlan(VxlanParams {
+                vni: 1,
+                port: 8472,
+                local: Some(local.parse().unwrap()),
+                lower: Some(2),
+                learning: false,
+            }),
+        )
     };
-    let bridge =
-        NewLink { name: name("br0"), kind: NewLinkKind::Bridge, mtu: None, mac: None, master: None, up: false };
+    let bridge = NewLink::new(name("br0"), NewLinkKind::Bridge(BridgeParams::default()));
     let mac = Mac::local([2, 0, 0, 0, 0, 1]);
     let via = |g: &str, onlink| RouteTo::Via { gateway: g.parse().unwrap(), link: name("eth0"), onlink };
-    let route = |dst: &str, metric, to| Route { dst: dst.parse().unwrap(), metric, to, src: None, mtu: None };
+    let route = |dst: &str, metric, to| Route { metric, ..Route::new(dst.parse().unwrap(), to) };
     let full = Route {
         src: Some("10.0.0.1".parse().unwrap()),
         mtu: Some(1400),
         ..route("10.244.2.0/24", 5, via("10.0.0.2", true))
     };
     let address = |a: &str, prefix_len, scope_link| Address {
-        link: name("eth0"),
-        addr: a.parse().unwrap(),
-        prefix_len,
         scope_link,
+        ..Address::new(name("eth0"), a.parse().unwrap(), prefix_len)
     };
     let neighbour = |a: &str| Neighbour { link: name("eth0"), addr: a.parse().unwrap(), mac };
     let fdb = |a: &str, mac| FdbEntry { link: name("eth0"), mac, remote: a.parse().unwrap() };

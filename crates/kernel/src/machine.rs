@@ -151,7 +151,9 @@ impl Opened for Netns {
 fn inside_container(ns: &Netns, what: &str) -> Result<Rt, RequestError> {
     if ns.is_current().map_err(|e| RequestError::io(what, &e))? {
         return Err(RequestError {
-            message: Some("what is not Seaway's is deleted in containers only, and this is the node's namespace".into()),
+            message: Some(
+                "what is not Seaway's is deleted in containers only, and this is the node's namespace".into(),
+            ),
             ..RequestError::new(what, errno::EPERM)
         });
     }
@@ -186,7 +188,8 @@ fn exec(program: &Exec) -> io::Result<Output> {
 /// waited for.
 fn listen(child: &mut std::process::Child, program: &Exec, start: Instant) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let ended = sys::pidfd_open(child.id().cast_signed())?;
-    let (mut out, mut err) = (Pipe::<ChildStdout>::new(child.stdout.take()), Pipe::<ChildStderr>::new(child.stderr.take()));
+    let (mut out, mut err) =
+        (Pipe::<ChildStdout>::new(child.stdout.take()), Pipe::<ChildStderr>::new(child.stderr.take()));
     let mut gone = false;
     loop {
         let left = if gone { Duration::ZERO } else { program.timeout.saturating_sub(start.elapsed()) };

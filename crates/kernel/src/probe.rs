@@ -36,7 +36,11 @@ fn probe() -> BTreeSet<&'static str> {
     if let (Ok(mut rt), Ok(peer)) = (Rt::open(), "probe1".parse()) {
         let veth = NewLinkKind::Veth { peer, peer_netns: None, peer_mac: None };
         let vxlan = VxlanParams { vni: 1, port: 8472, local: None, lower: None, learning: false };
-        for (name, kind) in [("veth", veth), ("bridge", NewLinkKind::Bridge(BridgeParams::default())), ("vxlan", NewLinkKind::Vxlan(vxlan))] {
+        for (name, kind) in [
+            ("veth", veth),
+            ("bridge", NewLinkKind::Bridge(BridgeParams::default())),
+            ("vxlan", NewLinkKind::Vxlan(vxlan)),
+        ] {
             let there = link(&format!("p-{name}"), kind).is_some_and(|r| rt.run(&[r]).is_ok());
             note(name, there);
         }

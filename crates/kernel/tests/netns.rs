@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use common::{fresh, name, veth};
 use kernel::{Linux, Netns, Rt, Sysctls};
+use kernel_api::Rtnetlink as _;
 use kernel_api::machine::Machine as _;
 use kernel_api::{Sysctl as _, errno};
 

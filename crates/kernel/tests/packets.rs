@@ -140,8 +140,7 @@ fn services_lead_to_every_endpoint_in_turn_and_refuse_without() {
             for (e, port) in endpoints.into_iter().zip([8080, 9090]) {
                 let addr = ip(e);
                 let prefix_len = if addr.is_ipv4() { 32 } else { 128 };
-                rt.run(&[RtRequest::AddressAdd(Address { link: name("lo"), addr, prefix_len, scope_link: false })])
-                    .unwrap();
+                rt.run(&[RtRequest::AddressAdd(Address::new(name("lo"), addr, prefix_len))]).unwrap();
                 let server = TcpListener::bind(SocketAddr::new(addr, port)).unwrap();
                 at.push(server.local_addr().unwrap());
                 servers.push(std::thread::spawn(move || {
@@ -153,11 +152,8 @@ fn services_lead_to_every_endpoint_in_turn_and_refuse_without() {
             }
             // The virtual address needs a route for the packet to leave by, before it is translated.
             rt.run(&[RtRequest::RouteReplace(Route {
-                dst: Cidr::host(vip),
                 metric: 1,
-                to: RouteTo::Link(name("lo")),
-                src: None,
-                mtu: None,
+                ..Route::new(Cidr::host(vip), RouteTo::Link(name("lo")))
             })])
             .unwrap();
             all.extend(service(&t, vip.is_ipv6(), vip, &at));
@@ -206,7 +202,7 @@ fn an_overlay_carries_packets_over_both_families() {
                 let you = 3 - me;
                 let prefix_len = if ip(us).is_ipv4() { 24 } else { 64 };
                 let address = |link: &str, a: &str, prefix_len| {
-                    RtRequest::AddressAdd(Address { link: name(link), addr: ip(a), prefix_len, scope_link: false })
+                    RtRequest::AddressAdd(Address::new(name(link), ip(a), prefix_len))
                 };
                 rt.run(&[RtRequest::LinkSet(SetLink::up(name("up0"))), address("up0", us, prefix_len)]).unwrap();
                 let lower = rt.link(&name("up0")).unwrap().unwrap().index;
@@ -215,12 +211,10 @@ fn an_overlay_carries_packets_over_both_families() {
                 let d = dev.name().as_str();
                 let mut all = vec![
                     RtRequest::LinkAdd(NewLink {
-                        name: dev.name().clone(),
-                        kind: NewLinkKind::Vxlan(params),
                         mtu: Some(1400),
                         mac: Some(mac(me)),
-                        master: None,
                         up: true,
+                        ..NewLink::new(dev.name().clone(), NewLinkKind::Vxlan(params))
                     }),
                     RtRequest::FdbReplace(FdbEntry { link: dev.name().clone(), mac: mac(you), remote: ip(them) }),
                 ];
@@ -232,11 +226,12 @@ fn an_overlay_carries_packets_over_both_families() {
                     all.push(address(d, &at(me, "1"), host));
                     let gateway = ip(&at(you, if len == 24 { "0" } else { "" }));
                     all.push(RtRequest::RouteReplace(Route {
-                        dst: Cidr::new(gateway, len).unwrap(),
                         metric: if len == 24 { 0 } else { 1024 },
-                        to: RouteTo::Via { gateway, link: dev.name().clone(), onlink: true },
                         src: Some(ip(&at(me, "1"))),
-                        mtu: None,
+                        ..Route::new(
+                            Cidr::new(gateway, len).unwrap(),
+                            RouteTo::Via { gateway, link: dev.name().clone(), onlink: true },
+                        )
                     }));
                     let entry = Neighbour { link: dev.name().clone(), addr: gateway, mac: mac(you) };
                     all.push(RtRequest::NeighbourReplace(entry));
@@ -278,16 +273,14 @@ fn forwarded_packets_are_masqueraded_by_their_first_destination() {
         }
         let mut s = Sysctls::open().unwrap();
         s.set("net/ipv4/ip_forward", "1").unwrap();
-        let address = |link: &str, a: &str| {
-            RtRequest::AddressAdd(Address { link: name(link), addr: ip(a), prefix_len: 24, scope_link: false })
-        };
+        let address = |link: &str, a: &str| RtRequest::AddressAdd(Address::new(name(link), ip(a), 24));
         rt.run(&[address("p", "10.244.1.1"), address("o", "192.0.2.1")]).unwrap();
         let default = Route {
-            dst: "0.0.0.0/0".parse().unwrap(),
             metric: 0,
-            to: RouteTo::Via { gateway: ip("10.244.1.1"), link: name("eth0"), onlink: false },
-            src: None,
-            mtu: None,
+            ..Route::new(
+                "0.0.0.0/0".parse().unwrap(),
+                RouteTo::Via { gateway: ip("10.244.1.1"), link: name("eth0"), onlink: false },
+            )
         };
         Rt::open_in(&pod)
             .unwrap()

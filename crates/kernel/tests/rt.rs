@@ -8,18 +8,18 @@ use std::net::IpAddr;
 use common::{bridge, fresh, ip, name, new_veth, veth};
 use kernel::{Netns, Rt};
 use kernel_api::rt::{
-    Address, FdbEntry, LinkKind, Neighbour, NewLink, NewLinkKind, ROUTE_PROTOCOL, Route, RouteTo, RtRequest, SetLink,
-    VxlanParams,
+    Address, BridgeParams, FdbEntry, LinkKind, Neighbour, NewLink, NewLinkKind, ROUTE_PROTOCOL, Route, RouteTo,
+    RtRequest, SetLink, VxlanParams,
 };
 use kernel_api::{Rtnetlink as _, errno};
 use types::{Mac, OwnedName};
 
 fn addr(link: &str, a: &str, prefix_len: u8) -> Address {
-    Address { link: name(link), addr: a.parse().unwrap(), prefix_len, scope_link: false }
+    Address::new(name(link), a.parse().unwrap(), prefix_len)
 }
 
 fn route(dst: &str, metric: u32, to: RouteTo) -> Route {
-    Route { dst: dst.parse().unwrap(), metric, to, src: None, mtu: None }
+    Route { metric, ..Route::new(dst.parse().unwrap(), to) }
 }
 
 fn via(gw: &str, link: &str, onlink: bool) -> RouteTo {
@@ -35,12 +35,13 @@ fn a_pod_is_attached_with_the_peer_in_another_namespace() {
         let (mac, peer_mac) = (Mac::local([2, 0, 0, 0, 0, 1]), Mac::local([2, 0, 0, 0, 0, 2]));
         rt.run(&[
             RtRequest::LinkAdd(NewLink {
-                name: host.name().clone(),
-                kind: NewLinkKind::Veth { peer: name("eth0"), peer_netns: Some(pod.fd()), peer_mac: Some(peer_mac) },
                 mtu: Some(1450),
                 mac: Some(mac),
-                master: None,
                 up: true,
+                ..NewLink::new(
+                    host.name().clone(),
+                    NewLinkKind::Veth { peer: name("eth0"), peer_netns: Some(pod.fd()), peer_mac: Some(peer_mac) },
+                )
             }),
             RtRequest::RouteReplace(route("10.244.1.2/32", 0, RouteTo::Link(host.name().clone()))),
             RtRequest::RouteReplace(route("fd00:10:244:1::2/128", 1024, RouteTo::Link(host.name().clone()))),
@@ -130,12 +131,10 @@ fn a_vxlan_device_with_its_three_rows_per_remote() {
                 .collect();
             rt.run(&[
                 RtRequest::LinkAdd(NewLink {
-                    name: dev.name().clone(),
-                    kind: NewLinkKind::Vxlan(params.clone()),
                     mtu: Some(1430),
                     mac: Some(Mac::local([2, 9, 9, 9, 9, 9])),
-                    master: None,
                     up: true,
+                    ..NewLink::new(dev.name().clone(), NewLinkKind::Vxlan(params.clone()))
                 }),
                 RtRequest::AddressAdd(Address { scope_link: true, ..addr(dev.name().as_str(), "10.244.1.0", 32) }),
                 RtRequest::RouteReplace(route("10.244.2.0/24", vni, via("10.244.2.0", dev.name().as_str(), true))),
@@ -272,7 +271,7 @@ fn a_refusal_names_its_request_and_does_not_stop_the_others() {
 fn bridges_ports_and_hairpin() {
     fresh(|| {
         let mut rt = Rt::open().unwrap();
-        let br = NewLink { name: name("br0"), kind: NewLinkKind::Bridge, mtu: None, mac: None, master: None, up: true };
+        let br = NewLink { up: true, ..NewLink::new(name("br0"), NewLinkKind::Bridge(BridgeParams::default())) };
         rt.run(&[RtRequest::LinkAdd(br)]).unwrap();
         let index = rt.link(&name("br0")).unwrap().unwrap().index;
         rt.run(&[
@@ -319,11 +318,8 @@ fn thousands_of_routes_in_one_run_and_whole_dumps() {
             .map(|i| {
                 let a: IpAddr = std::net::Ipv4Addr::from(0x0b00_0000 + i * 256).into();
                 RtRequest::RouteReplace(Route {
-                    dst: types::Cidr::new(a, 24).unwrap(),
                     metric: 0,
-                    to: via("10.0.0.2", "a", false),
-                    src: None,
-                    mtu: None,
+                    ..Route::new(types::Cidr::new(a, 24).unwrap(), via("10.0.0.2", "a", false))
                 })
             })
             .collect();
@@ -355,16 +351,13 @@ fn how_long_an_attach_takes() {
             let h = host.name().as_str();
             rt.run(&[
                 RtRequest::LinkAdd(NewLink {
-                    name: host.name().clone(),
-                    kind: NewLinkKind::Veth {
-                        peer: name("eth0"),
-                        peer_netns: Some(pod.fd()),
-                        peer_mac: Some(peer_mac),
-                    },
                     mtu: Some(1450),
                     mac: Some(mac),
-                    master: None,
                     up: true,
+                    ..NewLink::new(
+                        host.name().clone(),
+                        NewLinkKind::Veth { peer: name("eth0"), peer_netns: Some(pod.fd()), peer_mac: Some(peer_mac) },
+                    )
                 }),
                 RtRequest::RouteReplace(route(&format!("{v4}/32"), 0, RouteTo::Link(name(h)))),
                 RtRequest::RouteReplace(route(&format!("{v6}/128"), 1024, RouteTo::Link(name(h)))),

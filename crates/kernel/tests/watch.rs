@@ -189,13 +189,13 @@ fn our_own_commits_do_not_wake_us() {
         });
         assert_eq!(c, NOTHING, "a large commit is one message, and ours");
 
-        let address = Address { link: name("a"), addr: "10.0.0.1".parse().unwrap(), prefix_len: 24, scope_link: false };
+        let address = Address::new(name("a"), "10.0.0.1".parse().unwrap(), 24);
         let route = Route {
-            dst: "10.1.0.0/16".parse().unwrap(),
             metric: 0,
-            to: RouteTo::Via { gateway: "10.0.0.2".parse().unwrap(), link: name("a"), onlink: false },
-            src: None,
-            mtu: None,
+            ..Route::new(
+                "10.1.0.0/16".parse().unwrap(),
+                RouteTo::Via { gateway: "10.0.0.2".parse().unwrap(), link: name("a"), onlink: false },
+            )
         };
         rt.run(&[RtRequest::AddressAdd(address)]).unwrap();
         let c = seen(&mut m, || {
@@ -236,11 +236,11 @@ fn a_flood_counts_as_a_change() {
             let all: Vec<_> = (0..40_000u32)
                 .map(|i| {
                     RtRequest::RouteReplace(Route {
-                        dst: types::Cidr::new(Ipv4Addr::from(0x0b00_0000 + i * 256).into(), 24).unwrap(),
                         metric: 0,
-                        to: RouteTo::Blackhole,
-                        src: None,
-                        mtu: None,
+                        ..Route::new(
+                            types::Cidr::new(Ipv4Addr::from(0x0b00_0000 + i * 256).into(), 24).unwrap(),
+                            RouteTo::Blackhole,
+                        )
                     })
                 })
                 .collect();

@@ -61,7 +61,7 @@ fn netns() -> Netns {
 fn cable(node: &Netns, port: &str, ns: &Netns) {
     let (eth0, port) = ("eth0".parse().unwrap(), port.parse().unwrap());
     let kind = NewLinkKind::Veth { peer: eth0, peer_netns: Some(ns.fd()), peer_mac: None };
-    let link = NewLink { name: port, kind, mtu: None, mac: None, master: None, up: true };
+    let link = NewLink { up: true, ..NewLink::new(port, kind) };
     Rt::open_in(node).unwrap().run(&[RtRequest::LinkAdd(link)]).unwrap();
     Rt::open_in(ns).unwrap().run(&[RtRequest::LinkSet(SetLink::up("eth0".parse().unwrap()))]).unwrap();
 }

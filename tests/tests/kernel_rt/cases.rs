@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use kernel::{Netns, Rt};
 use kernel_api::rt::{
-    Address, FdbEntry, LinkKind, Neighbour, NewLink, NewLinkKind, Route, RouteTo, RtRequest, SetLink, VxlanParams,
+    Address, BridgeParams, FdbEntry, LinkKind, Neighbour, NewLink, NewLinkKind, Route, RouteTo, RtRequest, SetLink,
+    VxlanParams,
 };
 use kernel_api::{Rtnetlink, errno};
 use kernel_fake::rt::FakeRt;
@@ -24,25 +25,25 @@ fn owned(s: &str) -> OwnedName {
 }
 
 fn bridge(n: &str) -> RtRequest {
-    let kind = NewLinkKind::Bridge;
-    RtRequest::LinkAdd(NewLink { name: name(n), kind, mtu: None, mac: None, master: None, up: true })
+    let kind = NewLinkKind::Bridge(BridgeParams::default());
+    RtRequest::LinkAdd(NewLink { up: true, ..NewLink::new(name(n), kind) })
 }
 
 fn veth(n: &str, peer: &str) -> RtRequest {
     let kind = NewLinkKind::Veth { peer: name(peer), peer_netns: None, peer_mac: None };
-    RtRequest::LinkAdd(NewLink { name: name(n), kind, mtu: None, mac: None, master: None, up: true })
+    RtRequest::LinkAdd(NewLink { up: true, ..NewLink::new(name(n), kind) })
 }
 
 fn vxlan(n: &str, vni: u32, local: &str) -> NewLink {
     let local = Some(local.parse().unwrap());
     let kind = NewLinkKind::Vxlan(VxlanParams { vni, port: 8472, local, lower: None, learning: false });
     let mac = Some("02:5e:a0:00:00:01".parse().unwrap());
-    NewLink { name: name(n), kind, mtu: Some(1450), mac, master: None, up: true }
+    NewLink { mtu: Some(1450), mac, up: true, ..NewLink::new(name(n), kind) }
 }
 
 fn addr(link: &str, cidr: &str) -> Address {
     let (a, l) = cidr.split_once('/').unwrap();
-    Address { link: name(link), addr: a.parse().unwrap(), prefix_len: l.parse().unwrap(), scope_link: false }
+    Address::new(name(link), a.parse().unwrap(), l.parse().unwrap())
 }
 
 /// `DST via GW dev LINK [onlink] [src A]`, `DST dev LINK`, `blackhole DST`, `unreachable DST`.
@@ -62,13 +63,7 @@ fn route(text: &str) -> Route {
         ),
     };
     let dst: types::Cidr = dst.parse().unwrap();
-    Route {
-        dst,
-        metric: fabric::route_metric(dst.family()),
-        to,
-        src: after("src").map(|a| a.parse().unwrap()),
-        mtu: None,
-    }
+    Route { src: after("src").map(|a| a.parse().unwrap()), ..Route::new(dst, to) }
 }
 
 fn add(text: &str) -> RtRequest {

@@ -11,7 +11,7 @@ use fabric::{Fabric, FabricKernel, Image, Joined};
 use intent::generate::{node_addr, node_name, pod_addr, pod_cidr, vtep_mac};
 use intent::{Attachment, AttachmentKey, Backend, NodeIntent, Peer, PeerRoute, Reach, Vxlan};
 use kernel::{Netns, Rt, Sysctls};
-use kernel_api::rt::{Address, NewLink, NewLinkKind, RtRequest, SetLink};
+use kernel_api::rt::{Address, BridgeParams, NewLink, NewLinkKind, RtRequest, SetLink};
 use kernel_api::{Rtnetlink, Sysctl};
 use plan::{Caps, Compiled, Converged, Dataplane, HostLink, Kernel, KernelError, Uplink, converge};
 use types::{Cidr, Family, FamilySet, IfName, OwnedName};
@@ -141,22 +141,21 @@ pub fn netns() -> Netns {
 
 pub fn bridge(ns: &Netns, bridge: &str) -> u32 {
     let mut rt = Rt::open_in(ns).unwrap();
-    let (name, kind) = (name(bridge), NewLinkKind::Bridge);
-    rt.run(&[RtRequest::LinkAdd(NewLink { name: name.clone(), kind, mtu: None, mac: None, master: None, up: true })])
-        .unwrap();
+    let (name, kind) = (name(bridge), NewLinkKind::Bridge(BridgeParams::default()));
+    rt.run(&[RtRequest::LinkAdd(NewLink { up: true, ..NewLink::new(name.clone(), kind) })]).unwrap();
     rt.link(&name).unwrap().unwrap().index
 }
 
 /// A cable from a port of `hub`'s bridge to `eth0` of `ns`.
 pub fn cable(hub: &Netns, master: Option<u32>, port: &IfName, ns: &Netns, peer: &str) {
     let kind = NewLinkKind::Veth { peer: name(peer), peer_netns: Some(ns.fd()), peer_mac: None };
-    let link = NewLink { name: port.clone(), kind, mtu: None, mac: None, master, up: true };
+    let link = NewLink { master, up: true, ..NewLink::new(port.clone(), kind) };
     Rt::open_in(hub).unwrap().run(&[RtRequest::LinkAdd(link)]).unwrap();
     Rt::open_in(ns).unwrap().run(&[RtRequest::LinkSet(SetLink::up(name(peer)))]).unwrap();
 }
 
 pub fn address(ns: &Netns, link: &str, addr: IpAddr, prefix_len: u8) {
-    let a = Address { link: name(link), addr, prefix_len, scope_link: false };
+    let a = Address::new(name(link), addr, prefix_len);
     Rt::open_in(ns).unwrap().run(&[RtRequest::AddressAdd(a)]).unwrap();
 }
 

@@ -8,8 +8,15 @@ use std::rc::Rc;
 
 use cni::{Env, Machine, Netns};
 use ipam::{Key, Record};
-use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, NetnsFd, ObservedRoute, RtRequest};
+use kernel_api::machine::{Exec, Output};
+use kernel_api::rt::{
+    Address, FdbEntry, Link, Neighbour, NetnsFd, NewTun, ObservedRoute, ObservedRule, PortVlan, RtRequest,
+};
+use kernel_api::tc::{Filter, Hook, Qdisc};
 use kernel_api::{RequestError, Rtnetlink};
+use kernel_fake::conntrack::FakeConntrack;
+use kernel_fake::nft::FakeNft;
+use kernel_fake::rt::FakeRt;
 
 /// What was asked, in order: `host` or `pod`, and the request.
 #[derive(Debug, Default)]
@@ -35,6 +42,24 @@ pub const POD: &str = "/mock/netns";
 
 impl Machine for Mock {
     type Netns = MockNetns;
+    type Nft = FakeNft;
+    type Conntrack = FakeConntrack;
+    type Sysctl = FakeRt;
+    fn own(&mut self) -> io::Result<MockNetns> {
+        self.open("/proc/self/ns/net")
+    }
+    fn nft(&mut self) -> io::Result<FakeNft> {
+        Ok(FakeNft::new())
+    }
+    fn conntrack(&mut self) -> io::Result<FakeConntrack> {
+        Ok(FakeConntrack::new())
+    }
+    fn sysctl(&mut self) -> io::Result<FakeRt> {
+        Ok(FakeRt::new())
+    }
+    fn exec(&mut self, program: &Exec) -> io::Result<Output> {
+        panic!("an attachment starts {}", program.program.display())
+    }
     fn host(&mut self) -> io::Result<MockRt> {
         Ok(MockRt(Rc::clone(&self.0), "host"))
     }
@@ -71,6 +96,24 @@ impl Netns for MockNetns {
         self.0.borrow_mut().sysctls.push(format!("{path} = {value}"));
         Ok(())
     }
+    fn get_sysctl(&self, _: &str) -> Result<Option<String>, RequestError> {
+        Ok(None)
+    }
+    fn delete_link(&self, name: &types::IfName) -> Result<(), RequestError> {
+        panic!("an attachment deletes {name}")
+    }
+    fn delete_route(&self, r: &ObservedRoute) -> Result<(), RequestError> {
+        panic!("an attachment deletes {r:?}")
+    }
+    fn delete_rule(&self, r: &ObservedRule) -> Result<(), RequestError> {
+        panic!("an attachment deletes {r:?}")
+    }
+    fn add_tun(&self, t: &NewTun) -> Result<(), RequestError> {
+        panic!("an attachment makes {t:?}")
+    }
+    fn announce(&self, link: &types::IfName, _: std::net::IpAddr) -> Result<(), RequestError> {
+        panic!("an attachment announces on {link}")
+    }
     fn delivers(&self, _: std::net::Ipv6Addr) -> io::Result<bool> {
         let mut log = self.0.borrow_mut();
         log.looked += 1;
@@ -86,6 +129,24 @@ impl Rtnetlink for MockRt {
         Ok(Vec::new())
     }
     fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn link(&mut self, _: &types::IfName) -> Result<Option<Link>, RequestError> {
+        Ok(None)
+    }
+    fn all_routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn rules(&mut self) -> Result<Vec<ObservedRule>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn port_vlans(&mut self) -> Result<Vec<PortVlan>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn qdiscs(&mut self) -> Result<Vec<Qdisc>, RequestError> {
+        Ok(Vec::new())
+    }
+    fn filters(&mut self, _: &types::IfName, _: Hook) -> Result<Vec<Filter>, RequestError> {
         Ok(Vec::new())
     }
     fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {

@@ -6,8 +6,6 @@ use kernel_api::rt::{Route, RouteTo};
 use plan::Caps;
 use types::{Cidr, IfName};
 
-use crate::image::route_metric;
-
 /// The route, and the link it uses.
 ///
 /// # Errors
@@ -26,5 +24,5 @@ pub fn route(cidr: Cidr, next_hop: IpAddr, caps: &Caps) -> Result<(Route, &IfNam
         )
     })?;
     let to = RouteTo::Via { gateway: next_hop, link: link.clone(), onlink: false };
-    Ok((Route { dst: cidr, metric: route_metric(cidr.family()), to, src: None, mtu: None }, link))
+    Ok((Route::new(cidr, to), link))
 }

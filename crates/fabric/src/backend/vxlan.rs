@@ -8,7 +8,7 @@ use kernel_api::rt::{FdbEntry, Neighbour, Route, RouteTo};
 use plan::Caps;
 use types::{Cidr, Family, Mac, OwnedName};
 
-use crate::image::{VxlanDevice, route_metric};
+use crate::image::VxlanDevice;
 
 /// Outer IP, UDP and VXLAN headers and the inner Ethernet header (RFC 7348 section 5): 20+8+8+14, or 40+8+8+14.
 #[must_use]
@@ -69,9 +69,5 @@ pub fn device(v: &Vxlan, caps: &Caps, families: &[Family]) -> Result<VxlanDevice
 pub fn rows(device: &OwnedName, cidr: Cidr, remote: IpAddr, mac: Mac, gateway: IpAddr) -> (Route, Neighbour, FdbEntry) {
     let link = device.name().clone();
     let to = RouteTo::Via { gateway, link: link.clone(), onlink: true };
-    (
-        Route { dst: cidr, metric: route_metric(cidr.family()), to, src: None, mtu: None },
-        Neighbour { link: link.clone(), addr: gateway, mac },
-        FdbEntry { link, mac, remote },
-    )
+    (Route::new(cidr, to), Neighbour { link: link.clone(), addr: gateway, mac }, FdbEntry { link, mac, remote })
 }

@@ -514,8 +514,9 @@ impl fmt::Display for NewLinkKind {
 impl fmt::Display for NewLink {
     /// As after `ip link add`. A lower link or master prints by index (`#3`), since its name is not here.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let NewLinkKind::Macvlan { lower, .. } | NewLinkKind::Ipvlan { lower, .. } | NewLinkKind::Vlan { lower, .. } =
-            &self.kind
+        if let NewLinkKind::Macvlan { lower, .. }
+        | NewLinkKind::Ipvlan { lower, .. }
+        | NewLinkKind::Vlan { lower, .. } = &self.kind
         {
             write!(f, "link #{lower} ")?;
         }

@@ -106,9 +106,7 @@ fn gateway_v6(ns: &Namespace, table: u32, gateway: IpAddr, link: &IfName, onlink
         return Ok(());
     }
     let best = |by: &dyn Fn(&Route) -> bool| {
-        asked(ns, table)
-            .filter(|r| r.dst.contains(gateway) && by(r))
-            .max_by_key(|r| (r.dst.len(), Reverse(r.metric)))
+        asked(ns, table).filter(|r| r.dst.contains(gateway) && by(r)).max_by_key(|r| (r.dst.len(), Reverse(r.metric)))
     };
     if onlink {
         // Another link's route to the gateway speaks against it; the default route and a discarding one do not.

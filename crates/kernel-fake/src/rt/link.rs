@@ -128,7 +128,8 @@ impl Namespace {
         }
         let (kind, lower) = self.new_kind(l)?;
         let under = lower.and_then(|i| self.by_index(i));
-        let mtu = l.mtu.or(under.map(|u| u.mtu)).unwrap_or(if matches!(kind, LinkKind::Vrf { .. }) { 65575 } else { 1500 });
+        let mtu =
+            l.mtu.or(under.map(|u| u.mtu)).unwrap_or(if matches!(kind, LinkKind::Vrf { .. }) { 65575 } else { 1500 });
         if !mtu_fits(&kind, mtu) || matches!(kind, LinkKind::Vlan(_)) && under.is_some_and(|u| mtu > u.mtu) {
             return Err(errno::EINVAL);
         }
@@ -168,7 +169,8 @@ impl Namespace {
         if port {
             self.joined(&l.name);
         }
-        if let (LinkKind::Vrf { .. }, None) = (&self.links.last().map_or(LinkKind::Dummy, |l| l.kind.clone()), l.netns) {
+        if let (LinkKind::Vrf { .. }, None) = (&self.links.last().map_or(LinkKind::Dummy, |l| l.kind.clone()), l.netns)
+        {
             self.add_vrf_rules();
         }
         if l.up {
@@ -309,7 +311,8 @@ impl Namespace {
         let names = links.iter_mut().map(|l| &mut l.name);
         let names = names.chain(addresses.iter_mut().map(|a| &mut a.link));
         let names = names.chain(neighbours.iter_mut().map(|n| &mut n.link)).chain(fdb.iter_mut().map(|e| &mut e.link));
-        let names = names.chain(port_vlans.iter_mut().map(|v| &mut v.link)).chain(qdiscs.iter_mut().map(|q| &mut q.link));
+        let names =
+            names.chain(port_vlans.iter_mut().map(|v| &mut v.link)).chain(qdiscs.iter_mut().map(|q| &mut q.link));
         let names = names.chain(filters.iter_mut().map(|f| &mut f.link));
         let names = names.chain(routes.iter_mut().filter_map(|r| match &mut r.route.to {
             kernel_api::rt::RouteTo::Link(l) | kernel_api::rt::RouteTo::Via { link: l, .. } => Some(l),
@@ -335,7 +338,9 @@ impl Namespace {
             let peer = self.by_index(index).filter(|l| l.kind == LinkKind::Veth && l.lower_netns.is_none());
             let peer = peer.and_then(|l| l.peer_index).and_then(|p| self.by_index(p));
             more.extend(peer.filter(|p| p.peer_index == Some(index)).map(|p| p.index));
-            more.extend(self.links.iter().filter(|l| l.lower == Some(index) && l.lower_netns.is_none()).map(|l| l.index));
+            more.extend(
+                self.links.iter().filter(|l| l.lower == Some(index) && l.lower_netns.is_none()).map(|l| l.index),
+            );
         }
         for index in gone {
             if let Some(name) = self.by_index(index).map(|l| l.name.clone()) {

@@ -14,7 +14,8 @@ const VRF_PRIORITY: u32 = 1000;
 
 impl Namespace {
     fn rule_put(&mut self, family: Family, priority: u32, to: RuleTo, protocol: u8) {
-        let rule = Rule { family, priority: Some(priority), src: None, dst: None, iif: None, oif: None, mark: None, to };
+        let rule =
+            Rule { family, priority: Some(priority), src: None, dst: None, iif: None, oif: None, mark: None, to };
         self.rules.push(ObservedRule { protocol, rule });
         self.rules.sort_by_key(|r| (r.rule.family, r.rule.priority));
     }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use kernel_api::errno;
 use kernel_api::rt::{
-    Address, FdbEntry, Link, LinkKind, Neighbour, NetnsFd, ObservedRoute, ObservedRule, PortVlan, Route,
-    RouteTo, RtRequest,
+    Address, FdbEntry, Link, LinkKind, Neighbour, NetnsFd, ObservedRoute, ObservedRule, PortVlan, Route, RouteTo,
+    RtRequest,
 };
 use kernel_api::tc::{Filter, Qdisc};
 use types::{Cidr, Family, IfName, Mac};

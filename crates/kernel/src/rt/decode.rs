@@ -66,8 +66,7 @@ pub(crate) fn link(m: &Message<'_>) -> Option<Link> {
             .filter(|(k, _)| *k == IFLA_ALT_IFNAME)
             .filter_map(|(_, d)| cstr(d).map(str::to_owned))
             .collect(),
-        port: is_port
-            .then(|| Port { hairpin: on(port, IFLA_BRPORT_MODE), isolated: on(port, IFLA_BRPORT_ISOLATED) }),
+        port: is_port.then(|| Port { hairpin: on(port, IFLA_BRPORT_MODE), isolated: on(port, IFLA_BRPORT_ISOLATED) }),
         kind,
     })
 }
@@ -116,8 +115,7 @@ fn macvlan(a: Attrs<'_>) -> Option<MacvlanParams> {
         _ => return None,
     };
     let list = a.nested(IFLA_MACVLAN_MACADDR_DATA);
-    let mut sources: Vec<Mac> =
-        list.filter(|(k, _)| *k == IFLA_MACVLAN_MACADDR).filter_map(|(_, d)| mac(d)).collect();
+    let mut sources: Vec<Mac> = list.filter(|(k, _)| *k == IFLA_MACVLAN_MACADDR).filter_map(|(_, d)| mac(d)).collect();
     sources.sort();
     Some(MacvlanParams { mode, sources, bc_queue_len: a.get(IFLA_MACVLAN_BC_QUEUE_LEN).and_then(ne32) })
 }
@@ -211,14 +209,13 @@ pub(crate) fn route(m: &Message<'_>, names: &Names, only: Option<u32>) -> Option
     Some(ObservedRoute {
         protocol,
         route: Route {
-            dst: Cidr::new(dst, len)?,
             metric: attrs.get(RTA_PRIORITY).and_then(ne32).unwrap_or(0),
             src: attrs.get(RTA_PREFSRC).and_then(ip),
             mtu: metrics.get(RTAX_MTU).and_then(ne32),
             advmss: metrics.get(RTAX_ADVMSS).and_then(ne32),
             table,
             scope: (!usual).then_some(scope),
-            to,
+            ..Route::new(Cidr::new(dst, len)?, to)
         },
     })
 }

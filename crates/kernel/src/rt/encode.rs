@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 
-use kernel_api::rt::{
-    Address, FdbEntry, Neighbour, ROUTE_PROTOCOL, Route, RouteTo, RtRequest, Rule, RuleTo,
-};
+use kernel_api::rt::{Address, FdbEntry, Neighbour, ROUTE_PROTOCOL, Route, RouteTo, RtRequest, Rule, RuleTo};
 use types::{Family, IfName};
 
 use super::{link, tc};

@@ -264,12 +264,7 @@ pub(crate) fn set(b: &mut Builder, s: &SetLink, index: u32) -> Result<usize, Ref
 
 /// What any link has. With `unless_empty` nothing is said when nothing changes.
 fn set_plain(b: &mut Builder, s: &SetLink, index: u32, unless_empty: bool) -> bool {
-    let switches = [
-        (IFF_UP, s.up),
-        (IFF_PROMISC, s.promisc),
-        (IFF_ALLMULTI, s.allmulti),
-        (IFF_MULTICAST, s.multicast),
-    ];
+    let switches = [(IFF_UP, s.up), (IFF_PROMISC, s.promisc), (IFF_ALLMULTI, s.allmulti), (IFF_MULTICAST, s.multicast)];
     let (mut flags, mut change) = (0, 0);
     for (bit, on) in switches {
         if let Some(on) = on {

@@ -212,8 +212,7 @@ fn tbf_params(a: Attrs<'_>) -> Option<Tbf> {
 
 /// `RTM_NEWTFILTER` of a known link and hook.
 pub(crate) fn filter(m: &Message<'_>, link: &IfName, hook: Hook) -> Option<Filter> {
-    let (handle, parent, info) =
-        (ne32(m.payload.get(8..)?)?, ne32(m.payload.get(12..)?)?, ne32(m.payload.get(16..)?)?);
+    let (handle, parent, info) = (ne32(m.payload.get(8..)?)?, ne32(m.payload.get(12..)?)?, ne32(m.payload.get(16..)?)?);
     // Handle 0 is a whole priority, not one of its filters.
     if handle == 0 || parent != hook_parent(hook) {
         return None;

@@ -57,12 +57,5 @@ pub fn veth(rt: &mut Rt, a: &str, b: &str) {
 }
 
 pub fn new_veth(a: &str, b: &str) -> NewLink {
-    NewLink {
-        name: name(a),
-        kind: NewLinkKind::Veth { peer: name(b), peer_netns: None, peer_mac: None },
-        mtu: None,
-        mac: None,
-        master: None,
-        up: false,
-    }
+    NewLink::new(name(a), NewLinkKind::Veth { peer: name(b), peer_netns: None, peer_mac: None })
 }

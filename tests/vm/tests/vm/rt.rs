@@ -12,15 +12,14 @@ fn addresses_and_routes_on_a_dummy() {
     in_vm!();
     ip("link add d0 type dummy");
     let mut rt = Rt::open().unwrap();
-    let address =
-        |a: &str, prefix_len| Address { link: name("d0"), addr: a.parse().unwrap(), prefix_len, scope_link: false };
+    let address = |a: &str, prefix_len| Address::new(name("d0"), a.parse().unwrap(), prefix_len);
     let addresses = [address("192.0.2.1", 24), address("2001:db8::1", 64)];
     let route = |dst: &str, metric, gateway: &str| Route {
-        dst: dst.parse().unwrap(),
         metric,
-        to: RouteTo::Via { gateway: gateway.parse().unwrap(), link: name("d0"), onlink: false },
-        src: None,
-        mtu: None,
+        ..Route::new(
+            dst.parse().unwrap(),
+            RouteTo::Via { gateway: gateway.parse().unwrap(), link: name("d0"), onlink: false },
+        )
     };
     let routes = [route("198.51.100.0/24", 0, "192.0.2.9"), route("2001:db8:1::/64", 1024, "2001:db8::9")];
     rt.run(&[RtRequest::LinkSet(SetLink::up(name("d0")))]).unwrap();
