@@ -8,6 +8,7 @@ mod events;
 mod node;
 mod pod;
 mod probe;
+mod sandbox;
 mod state;
 mod status;
 
