@@ -38,6 +38,8 @@ pub enum Code {
     Address = 102,
     /// Another plugin that was run failed in a way of its own.
     Delegate = 103,
+    /// Another container has a port that was asked for.
+    PortTaken = 104,
 }
 
 impl Code {

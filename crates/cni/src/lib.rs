@@ -25,8 +25,10 @@ mod ipam_call;
 mod observe;
 mod ops;
 pub mod plan;
+pub mod ports;
 mod reply;
 mod result;
+pub mod shape;
 mod skel;
 mod version;
 

@@ -24,6 +24,7 @@
 mod alloc;
 mod check;
 mod error;
+mod extras;
 mod frame;
 mod index;
 mod journal;
@@ -34,6 +35,7 @@ mod state;
 pub use alloc::{Usage, usable};
 pub use check::{Fault, Report, check, repair};
 pub use error::IpamError;
+pub use extras::{Limits, PortMapping, Rate};
 pub use journal::{Journal, Request, boot_id, parse, read};
 pub use lock::KeyLock;
 pub use record::{Key, PodRef, Record};

@@ -197,7 +197,6 @@ mod tests {
             netns: None,
             dir: PodDir::new(Path::new("/nowhere"), "u").unwrap(),
             record: Record {
-                sandbox: None,
                 pod: k8s_openapi::api::core::v1::Pod::default(),
                 network: Network::Released,
                 admitted: String::new(),

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use lab::procs::{ProcId, recorded, scan};
+use lab::procs::{recorded, scan};
 use lab::{LabName, ns};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -21,15 +21,13 @@ fn seaway() -> &'static Path {
         let dir = deps.parent().unwrap().parent().unwrap().to_path_buf();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
-        build
-            .args(["build", "-q", "-p", "seaway", "-p", "seaway-cni", "-p", "seaway-pause"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        build.args(["build", "-q", "-p", "seaway", "-p", "seaway-cni"]).current_dir(env!("CARGO_MANIFEST_DIR"));
         build.env("CARGO_TARGET_DIR", dir.parent().unwrap());
         if dir.ends_with("release") {
             build.arg("--release");
         }
-        assert!(build.status().unwrap().success(), "cargo build -p seaway -p seaway-cni -p seaway-pause failed");
-        assert!(["seaway", "seaway-cni", "seaway-pause"].iter().all(|p| dir.join(p).is_file()));
+        assert!(build.status().unwrap().success(), "cargo build -p seaway -p seaway-cni failed");
+        assert!(dir.join("seaway").is_file() && dir.join("seaway-cni").is_file());
         dir.join("seaway")
     })
 }
@@ -132,15 +130,6 @@ impl TestLab {
     fn down(self) {
         self.ok(&["down"]);
         assert_eq!(self.traces(), Vec::<String>::new());
-    }
-
-    /// The processes that hold pods' namespaces: which, and the namespace's inode; in the namespaces' order.
-    fn sandboxes(&self) -> Vec<(u64, ProcId)> {
-        let lab = Some(self.name.as_str());
-        let ours = scan().into_iter().filter(|s| s.lab.as_deref() == lab && s.command.ends_with("/seaway-pause"));
-        let mut all: Vec<_> = ours.map(|s| (s.netns.unwrap(), s.id)).collect();
-        all.sort_by_key(|s| s.0);
-        all
     }
 
     /// The processes of pods' containers, by pod and container.
@@ -276,13 +265,6 @@ fn killed_processes_change_no_path_and_a_new_runner_adopts() {
         assert!(p["status"]["containerStatuses"].as_array().unwrap().iter().all(|c| c["restartCount"] == 0), "{p}");
     }
     assert_eq!(l.json(&["test"])["ok"], true);
-    // Each pod has one process that holds its namespaces. Without it they stay, and get another.
-    let held = l.sandboxes();
-    assert_eq!(held.len(), ns::list().iter().filter(|n| n.starts_with(&format!("{}-pod-", l.name))).count());
-    let (netns, process) = held[0];
-    process.signal(Signal::KILL);
-    wait("another to hold it", || l.sandboxes().iter().find(|s| s.0 == netns && s.1 != process).map(drop));
-    assert_eq!(l.sandboxes().iter().map(|s| s.0).collect::<Vec<_>>(), held.iter().map(|s| s.0).collect::<Vec<_>>());
     // Everything killed, pods too: `down` still removes all of it.
     l.kill("");
     l.down();
@@ -478,9 +460,6 @@ fn runners_killed_at_any_moment_leave_one_process_per_container_and_no_interface
         shims.sort();
         shims.dedup();
         assert_eq!((all, shims.len()), (14, 14), "one shim per container, two pods have two: {shims:?}");
-        let mut held: Vec<u64> = l.sandboxes().iter().map(|s| s.0).collect();
-        held.dedup();
-        assert_eq!((l.sandboxes().len(), held.len()), (12, 12), "one process holds each pod's namespaces");
         l.ok(&["delete", "-f", dir]);
         l.kill("runner-");
         l.ok(&["heal"]);
@@ -488,7 +467,6 @@ fn runners_killed_at_any_moment_leave_one_process_per_container_and_no_interface
             let none = !ns::list().iter().any(|n| n.starts_with(&format!("{}-pod-", l.name)));
             (none && l.json(&["get", "pods"])["items"].as_array()?.is_empty()).then_some(())
         });
-        assert_eq!(l.sandboxes(), []);
         for n in ["node1", "node2"] {
             let node = format!("{}-{n}", l.name);
             let out = Command::new("ip").args(["-n", &node, "-br", "link"]).output().unwrap();

@@ -7,13 +7,14 @@
 mod envargs;
 mod host_local;
 mod loopback;
+mod portmap;
 mod static_ips;
 
 use cni::{Code, Error, Plugin};
 use kernel_api::machine::{Machine, Netns};
 
 /// The names that [`by_name`] knows, sorted.
-pub const NAMES: &[&str] = &["host-local", "loopback", "static"];
+pub const NAMES: &[&str] = &["host-local", "loopback", "portmap", "static"];
 
 /// The plugin of that name.
 #[must_use]
@@ -21,6 +22,7 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
     Some(match name {
         "host-local" => Box::new(host_local::HostLocal),
         "loopback" => Box::new(loopback::Loopback),
+        "portmap" => Box::new(portmap::Portmap),
         "static" => Box::new(static_ips::Static),
         _ => return None,
     })
@@ -29,6 +31,16 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
 /// Rtnetlink inside a container's namespace, which is at `path`.
 pub(crate) fn inside<N: Netns>(netns: &N, path: &str) -> Result<N::Rt, Error> {
     netns.rtnetlink().map_err(|e| Error::new(Code::Kernel, format!("open rtnetlink in {path}: {e}")))
+}
+
+/// nf_tables of the node's own namespace.
+pub(crate) fn nft<M: Machine>(machine: &mut M) -> Result<M::Nft, Error> {
+    machine.nft().map_err(says("open nf_tables in the node's namespace"))
+}
+
+/// An error of opening something of the kernel's.
+pub(crate) fn says(what: &str) -> impl Fn(std::io::Error) -> Error {
+    move |e| Error::new(Code::Kernel, format!("{what}: {e}"))
 }
 
 #[cfg(test)]

@@ -8,4 +8,6 @@ mod twin;
 
 mod host_local;
 mod loopback;
+mod portmap;
 mod static_ips;
+mod wires;

@@ -49,24 +49,19 @@ pub fn eventually<T>(what: &str, limit: Duration, mut f: impl FnMut() -> Option<
     }
 }
 
-/// The programs that a lab starts must be there before it is: `cargo test -p seaway` alone does not build them. The
-/// plugin's path.
+/// The plugin must be there before a lab is: `cargo test -p seaway` alone does not build it.
 pub fn plugin() -> PathBuf {
-    let [plugin, pause] = ["seaway-cni", "seaway-pause"].map(|name| {
-        let path = Path::new(SEAWAY).with_file_name(name);
-        if !path.exists() {
-            let mut build = Command::new(env!("CARGO"));
-            build.args(["build", "-q", "-p", name]);
-            if !Path::new(SEAWAY).parent().is_some_and(|p| p.ends_with("debug")) {
-                build.arg("--release");
-            }
-            ok(&mut build);
+    let path = Path::new(SEAWAY).with_file_name("seaway-cni");
+    if !path.exists() {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "-q", "-p", "seaway-cni"]);
+        if !Path::new(SEAWAY).parent().is_some_and(|p| p.ends_with("debug")) {
+            build.arg("--release");
         }
-        assert!(path.exists(), "{} is missing: cargo build -p {name}", path.display());
-        path
-    });
-    drop(pause);
-    plugin
+        ok(&mut build);
+    }
+    assert!(path.exists(), "{} is missing: cargo build -p seaway-cni", path.display());
+    path
 }
 
 impl Lab {

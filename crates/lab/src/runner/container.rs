@@ -48,7 +48,7 @@ fn backoff(crashes: u32) -> Duration {
 }
 
 /// Waits for the end of a process, ours or not.
-pub(super) async fn ended(id: ProcId) {
+async fn ended(id: ProcId) {
     let Some(fd) = id.watch() else { return };
     #[expect(deprecated, reason = "the replacement is unsafe for descriptors that others may close; this one is owned")]
     let registered = AsyncFd::<OwnedFd>::with_interest(fd, Interest::READABLE);

@@ -8,7 +8,6 @@ mod events;
 mod node;
 mod pod;
 mod probe;
-mod sandbox;
 mod state;
 mod status;
 

@@ -14,7 +14,6 @@ use super::status::{Container, Observed, State, build};
 use super::{Context, Desired};
 use crate::cni::{self, Attachment};
 use crate::ns::{self, Enter};
-use crate::procs::ProcId;
 use crate::shim::now;
 use crate::{Doing, LabError, dns_files};
 
@@ -61,8 +60,7 @@ pub(super) async fn run(
     };
     let spec = pod.spec.clone().unwrap_or_default();
     let network = if spec.host_network == Some(true) { Network::Host } else { Network::Released };
-    let record =
-        record.unwrap_or(Record { pod: Pod::clone(&pod), network, sandbox: None, admitted: now(), finished: false });
+    let record = record.unwrap_or(Record { pod: Pod::clone(&pod), network, admitted: now(), finished: false });
     let life = Arc::new(Life {
         context,
         uid: uid.into(),
@@ -181,35 +179,13 @@ impl Life {
         locked(&self.record).clone()
     }
 
-    fn change_record(&self, f: impl FnOnce(&mut Record)) -> Result<(), LabError> {
+    fn set_network(&self, network: Network) -> Result<(), LabError> {
         let record = {
             let mut r = locked(&self.record);
-            f(&mut r);
+            r.network = network;
             r.clone()
         };
         self.dir.save(&record)
-    }
-
-    fn set_network(&self, network: Network) -> Result<(), LabError> {
-        self.change_record(|r| r.network = network)
-    }
-
-    /// Writes down which process holds the namespaces.
-    pub fn remember_sandbox(&self, process: Option<ProcId>) -> Result<(), LabError> {
-        self.change_record(|r| r.sandbox = process)
-    }
-
-    /// The process that holds the namespaces, if it lives.
-    pub fn sandbox(&self) -> Option<ProcId> {
-        locked(&self.record).sandbox.filter(|p| p.alive())
-    }
-
-    /// The pod's own network namespace.
-    pub fn netns(&self) -> Option<String> {
-        match &locked(&self.record).network {
-            Network::Begun { netns, .. } | Network::Attached { netns, .. } => Some(netns.clone()),
-            Network::Host | Network::Released => None,
-        }
     }
 
     /// Changes what is observed; the status follows.
@@ -231,7 +207,10 @@ impl Life {
 
     /// What the pod's processes enter.
     pub fn enter(&self) -> Enter {
-        let netns = self.netns().map(|n| ns::path(&n));
+        let netns = match &locked(&self.record).network {
+            Network::Begun { netns, .. } | Network::Attached { netns, .. } => Some(ns::path(netns)),
+            Network::Host | Network::Released => None,
+        };
         let hostname = match netns {
             Some(_) => dns_files::hostname(&self.pod()),
             None => self.context.config.node.clone(),
@@ -257,23 +236,16 @@ impl Life {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
-        tokio::select! {
-            () = self.containers() => {}
-            () = self.hold_sandbox() => {}
-        }
-        self.finish().await;
-    }
-
-    /// Every container to its last end.
-    async fn containers(self: &Arc<Self>) {
         let spec = self.spec();
         for c in spec.init_containers.iter().flatten() {
             if !self.supervise(c, true).await {
                 // Only with restartPolicy Never; the pod has failed.
+                self.finish().await;
                 return;
             }
         }
         join_all(spec.containers.iter().map(|c| self.supervise(c, false))).await;
+        self.finish().await;
     }
 
     /// Attaches the pod, however often it takes.
@@ -319,8 +291,13 @@ impl Life {
         let me = self.clone();
         let released = tokio::spawn(async move { me.release().await });
         if released.await.is_ok() {
+            let record = {
+                let mut r = locked(&self.record);
+                r.finished = true;
+                r.clone()
+            };
             // If this is not written, a runner that returns attaches the pod once more, and releases it again.
-            let _ = self.change_record(|r| r.finished = true);
+            let _ = self.dir.save(&record);
         }
         self.observe(|o| o.sandbox = false);
     }
@@ -420,7 +397,6 @@ impl Life {
         let begun = |list| Network::Begun { netns: netns.clone(), list, attachment: attachment.clone() };
         self.set_network(begun(None))?;
         ns::create(&netns)?;
-        self.start_sandbox(&netns)?;
         ns::loopback_up(&netns)?;
         self.set_network(begun(Some(list.clone())))?;
         match self.context.cni.add(&list, &attachment).await {
@@ -449,7 +425,6 @@ impl Life {
         if let Some(list) = list {
             self.context.cni.del(&list, &attachment, result.as_ref()).await?;
         }
-        self.end_sandbox(&netns).await?;
         ns::delete(&netns)?;
         self.set_network(Network::Released)
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cni::{Attachment, ConfList};
-use crate::procs::{ProcId, read_json, write_json};
+use crate::procs::{read_json, write_json};
 use crate::shim::RunFiles;
 use crate::{Doing, LabError};
 
@@ -48,9 +48,6 @@ pub struct Record {
     pub pod: Pod,
     /// Its network.
     pub network: Network,
-    /// The process that holds its namespaces.
-    #[serde(default)]
-    pub sandbox: Option<ProcId>,
     /// When it was admitted (RFC 3339).
     pub admitted: String,
     /// Every container ended for good and the network was given back.
@@ -177,13 +174,7 @@ mod tests {
         let d = tempfile::tempdir().unwrap();
         let p = PodDir::new(d.path(), "0-1").unwrap();
         assert_eq!((p.load().unwrap(), p.attempt("c")), (None, None));
-        let r = Record {
-            pod: Pod::default(),
-            network: Network::Host,
-            sandbox: None,
-            admitted: "x".into(),
-            finished: false,
-        };
+        let r = Record { pod: Pod::default(), network: Network::Host, admitted: "x".into(), finished: false };
         p.save(&r).unwrap();
         assert_eq!(p.load().unwrap(), Some(r));
         for n in 0..4 {

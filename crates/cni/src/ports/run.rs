@@ -1,0 +1,159 @@
+//! The table's effects: read, decide, commit; again when somebody was quicker.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use kernel_api::conntrack::Flow;
+use kernel_api::nft::NftRequest;
+use kernel_api::rt::{ObservedRoute, RouteTo};
+use kernel_api::{Conntrack, Nft, RequestError, Rtnetlink, Sysctl, errno};
+use types::{Cidr, Family, IfName, Proto};
+
+use super::image::Image;
+use super::layout::table;
+use super::owner::Owner;
+use super::want::{Masquerade, Ports};
+use crate::{Code, Error};
+
+/// How often another may be quicker. Each time it is, somebody else's work got done.
+const TRIES: usize = 10_000;
+
+/// Reads the table.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn observe(nft: &mut impl Nft) -> Result<Image, RequestError> {
+    Ok(Image::parse(nft.table(&table())?.as_ref()))
+}
+
+/// Changes the image by `change` and makes the table so, unless `change` says that nothing is to be done; it may be
+/// asked again, each time with what is there.
+fn edit(nft: &mut impl Nft, mut change: impl FnMut(&mut Image) -> Result<bool, Error>) -> Result<(), Error> {
+    for _ in 0..TRIES {
+        let generation = nft.generation()?;
+        let have = observe(nft)?;
+        let mut want = have.clone();
+        let plan: Vec<NftRequest> = if change(&mut want)? { want.plan(&have) } else { Vec::new() };
+        if plan.is_empty() {
+            return Ok(());
+        }
+        match nft.commit_at(generation, &plan) {
+            Err(e) if e.errno == errno::ERESTART => {}
+            done => return Ok(done?),
+        }
+    }
+    let says = format!("table inet {} is changed by others all the time; try again", table());
+    Err(Error::new(Code::TryAgainLater, says))
+}
+
+/// Gives a container its mappings: all of them, or none when this fails.
+///
+/// # Errors
+/// When another container has one of the ports, or the kernel refuses.
+pub fn claim(nft: &mut impl Nft, ports: &Ports<'_>) -> Result<(), Error> {
+    edit(nft, |image| match image.put(ports) {
+        Ok(()) => Ok(true),
+        Err(clash) => Err(Error::new(Code::PortTaken, clash.to_string())),
+    })
+}
+
+/// Takes a container's mappings away, whichever they are; gives them, with the address each led to.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn release(nft: &mut impl Nft, owner: &Owner) -> Result<Vec<(ipam::PortMapping, IpAddr)>, Error> {
+    remove(nft, |o| o == owner)
+}
+
+/// Takes the mappings of a network away whose owners are not `valid`; gives them.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn sweep(nft: &mut impl Nft, network: &str, valid: &[Owner]) -> Result<Vec<(ipam::PortMapping, IpAddr)>, Error> {
+    remove(nft, |o| o.is_of(network) && !valid.contains(o))
+}
+
+fn remove(nft: &mut impl Nft, gone: impl Fn(&Owner) -> bool) -> Result<Vec<(ipam::PortMapping, IpAddr)>, Error> {
+    let mut out = Vec::new();
+    edit(nft, |image| {
+        out = image.mappings(&gone);
+        // Where nothing is to be taken away, not even the table is made.
+        Ok(image.remove(&gone))
+    })?;
+    Ok(out)
+}
+
+/// Compares the table with what a container is to have; gives what differs.
+///
+/// # Errors
+/// When the table cannot be read.
+pub fn check(nft: &mut impl Nft, ports: &Ports<'_>) -> Result<Vec<String>, Error> {
+    Ok(observe(nft)?.lacks(ports))
+}
+
+/// Forgets tracked UDP and SCTP connections that would go on past mappings that were just made (`added`), or to a
+/// container that is gone. `local` are the node's own addresses: a connection to elsewhere is none of ours, though its
+/// port be the same.
+///
+/// # Errors
+/// When the connections cannot be read.
+pub fn forget_stale(
+    conntrack: &mut impl Conntrack,
+    mappings: &[(ipam::PortMapping, IpAddr)],
+    added: bool,
+    local: &[IpAddr],
+) -> Result<usize, RequestError> {
+    let mut n = 0;
+    for proto in [Proto::Udp, Proto::Sctp] {
+        let of: Vec<_> = mappings.iter().filter(|(m, _)| m.proto == proto).collect();
+        if of.is_empty() {
+            continue;
+        }
+        let mut stale = |f: &Flow| {
+            of.iter().any(|(m, to)| {
+                let here = match m.host_ip.filter(|a| !a.is_unspecified()) {
+                    Some(a) => f.original.dst == a,
+                    None => f.dnat || local.contains(&f.original.dst),
+                };
+                let same = Family::of(f.original.dst) == Family::of(*to) && f.original.dport == m.host_port && here;
+                let leads_here = f.reply.src == *to && f.reply.sport == m.container_port;
+                same && (if added { !leads_here } else { f.dnat && leads_here })
+            })
+        };
+        n += conntrack.delete(proto, &mut stale)?;
+    }
+    Ok(n)
+}
+
+/// Lets connections from 127.0.0.0/8 leave by the interface that leads to the container, as its mappings on
+/// 127.0.0.1 need (`route_localnet`). The answers do not come in by it unasked: see the rule in `localnet`.
+///
+/// # Errors
+/// When the routes cannot be read or the sysctl cannot be written.
+pub fn route_localnet(
+    rt: &mut impl Rtnetlink,
+    sysctl: &mut impl Sysctl,
+    ports: &Ports<'_>,
+) -> Result<(), RequestError> {
+    let loopback = Cidr::new(Ipv4Addr::new(127, 0, 0, 0).into(), 8);
+    let on_loopback = |a: IpAddr| a.is_unspecified() || loopback.is_some_and(|l| l.contains(a));
+    let wanted = ports.masquerade != Masquerade::Never
+        && ports.pairs().any(|(m, to, _)| to.addr.is_ipv4() && m.host_ip.is_none_or(on_loopback));
+    let Some(to) = ports.address(Family::V4).filter(|_| wanted) else { return Ok(()) };
+    let Some(link) = leads_by(&rt.routes()?, to.addr) else { return Ok(()) };
+    let path = format!("net/ipv4/conf/{link}/route_localnet");
+    // Read first: on a bridge it is set for all by the first.
+    if sysctl.get(&path)?.as_deref() == Some("1") {
+        return Ok(());
+    }
+    sysctl.set(&path, "1")
+}
+
+/// The link that the longest prefix with this address leads to.
+fn leads_by(routes: &[ObservedRoute], addr: IpAddr) -> Option<IfName> {
+    let to = routes.iter().map(|r| &r.route).filter(|r| r.dst.contains(addr) && r.family() == Family::of(addr));
+    let best = to.max_by_key(|r| (r.dst.len(), std::cmp::Reverse(r.metric)))?;
+    match &best.to {
+        RouteTo::Link(l) | RouteTo::Via { link: l, .. } => Some(l.clone()),
+        RouteTo::Blackhole | RouteTo::Unreachable | RouteTo::Other(_) => None,
+    }
+}

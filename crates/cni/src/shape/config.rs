@@ -1,0 +1,48 @@
+//! `bandwidth` of a configuration or of a runtime's call.
+
+use ipam::{Limits, Rate};
+
+use crate::{Error, Fields, bad};
+
+/// Bursts are kept in 32 bits of bytes.
+const BURST_MAX: u64 = (u32::MAX as u64) * 8;
+
+/// Reads `ingressRate`, `ingressBurst`, `egressRate`, `egressBurst`, in bits; `None` when none of them is there.
+///
+/// # Errors
+/// Code 7, naming the field.
+pub fn read(f: &Fields<'_>) -> Result<Option<Limits>, Error> {
+    let names = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"];
+    if names.iter().all(|n| f.value(n).is_none()) {
+        return Ok(None);
+    }
+    let one = |rate: &str, burst: &str| -> Result<Option<Rate>, Error> {
+        let (r, b) = (f.long(rate)?.unwrap_or(0), f.long(burst)?.unwrap_or(0));
+        match (r, b) {
+            (0, 0) => Ok(None),
+            (0, _) => Err(bad(format!("{} is given without {}: say the rate too", f.name(burst), f.name(rate)))),
+            (1..8, _) => Err(bad(format!("{} is {r}: at least 8 bit/s are needed", f.name(rate)))),
+            (_, b) if b > BURST_MAX => {
+                Err(bad(format!("{} is {b}: at most {BURST_MAX} bit, which is 4 GiB", f.name(burst))))
+            }
+            (_, 1..8) => Err(bad(format!("{} is {b}: at least 8 bit are needed", f.name(burst)))),
+            (rate, b) => Ok(Some(Rate { rate, burst: Some(b).filter(|b| *b > 0) })),
+        }
+    };
+    Ok(Some(Limits { ingress: one("ingressRate", "ingressBurst")?, egress: one("egressRate", "egressBurst")? }))
+}
+
+/// The limits of a call: those of the configuration itself, else those of the runtime (`runtimeConfig.bandwidth`).
+///
+/// # Errors
+/// Code 7, naming the field.
+pub fn limits(f: &Fields<'_>) -> Result<Limits, Error> {
+    if let Some(own) = read(f)? {
+        return Ok(own);
+    }
+    let runtime = match f.object("runtimeConfig")? {
+        Some(r) => r.object("bandwidth")?,
+        None => None,
+    };
+    Ok(runtime.map(|b| read(&b)).transpose()?.flatten().unwrap_or_default())
+}

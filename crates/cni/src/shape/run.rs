@@ -1,0 +1,98 @@
+//! The limits' effects.
+
+use ipam::Limits;
+use kernel_api::rt::RtRequest;
+use kernel_api::tc::{FilterKind, Hook, QdiscKind};
+use kernel_api::{RequestError, Rtnetlink};
+
+use super::{Have, Ifb, PRIORITY, Place, plan};
+use crate::{Code, Error};
+
+/// Looks at what is there.
+///
+/// # Errors
+/// When a dump fails.
+pub fn observe(rt: &mut impl Rtnetlink, place: &Place) -> Result<Have, RequestError> {
+    let Some(link) = rt.link(&place.link)? else { return Ok(Have::default()) };
+    let mut have = Have { link: Some((link.mtu, link.txqlen)), ..Have::default() };
+    let mut egress = None;
+    for q in rt.qdiscs()? {
+        match q.kind {
+            QdiscKind::Tbf(t) if q.link == place.link => have.ingress = Some(t),
+            QdiscKind::Tbf(t) if q.link == *place.ifb.name() => egress = Some(t),
+            QdiscKind::Clsact | QdiscKind::Ingress if q.link == place.link => have.clsact = true,
+            _ => {}
+        }
+    }
+    if have.clsact {
+        let filters = rt.filters(&place.link, Hook::Ingress)?;
+        have.redirect = filters.iter().filter(|f| f.priority == PRIORITY).find_map(|f| match f.kind {
+            FilterKind::Redirect { to } => Some(to),
+            _ => None,
+        });
+    }
+    have.ifb = rt.link(place.ifb.name())?.map(|l| Ifb { index: l.index, up: l.up, mtu: l.mtu, alias: l.alias, egress });
+    Ok(have)
+}
+
+/// Gives an attachment these limits instead of those it has; nothing of new ones is left when that fails, but what it
+/// had before may be gone too.
+///
+/// # Errors
+/// When the host end is gone, or the kernel refuses.
+pub fn apply(rt: &mut impl Rtnetlink, place: &Place, want: &Limits) -> Result<(), Error> {
+    // Twice at most, and once more for another that makes the same at the same time.
+    for _ in 0..4 {
+        let have = observe(rt, place)?;
+        if have.link.is_none() {
+            let says = format!("interface {} is gone: it is the host end that limits are put on", place.link);
+            return Err(Error::new(Code::Kernel, says));
+        }
+        let ops = plan(place, want, &have);
+        if ops.is_empty() {
+            return Ok(());
+        }
+        match rt.run(&ops) {
+            Err(e) if e.exists() || e.absent() => {}
+            Err(e) => {
+                let _ = remove(rt, place);
+                return Err(e.into());
+            }
+            Ok(()) => {}
+        }
+    }
+    let _ = remove(rt, place);
+    let says = format!("the limits of interface {} are changed by others all the time; try again", place.link);
+    Err(Error::new(Code::TryAgainLater, says))
+}
+
+/// Takes all limits away; the host end may be gone.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove(rt: &mut impl Rtnetlink, place: &Place) -> Result<(), RequestError> {
+    let have = observe(rt, place)?;
+    let ops = plan(place, &Limits::default(), &have);
+    match rt.run(&ops) {
+        Err(e) if !e.absent() => return Err(e),
+        _ => {}
+    }
+    // Without the host end the plan is empty.
+    match rt.run(&[RtRequest::LinkDel(place.ifb.clone())]) {
+        Err(e) if !e.absent() => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// What is otherwise than these limits, as text.
+#[must_use]
+pub fn differences(place: &Place, want: &Limits, have: &Have) -> Vec<String> {
+    if have.link.is_none() {
+        return vec![format!("interface {} is gone", place.link)];
+    }
+    let mut out: Vec<String> = plan(place, want, have).iter().map(|r| format!("lacks `{r}`")).collect();
+    if want.egress.is_some() && have.ifb.is_none() {
+        out.push(format!("interface {} is missing", place.ifb));
+    }
+    out
+}
