@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use types::IfName;
+use types::{IfName, OwnedName};
 
 use crate::rt::{NetnsFd, NewTun, ObservedRoute, ObservedRule};
 use crate::{Conntrack, Nft, RequestError, Rtnetlink, Sysctl};
@@ -40,6 +41,13 @@ pub trait Machine {
     /// # Errors
     /// When the file system has no locks.
     fn lock(&mut self, file: &File, at: u64) -> io::Result<()>;
+
+    /// Begins to delete a link of the own namespace, which is down, and does not wait for the end of it: a process of its
+    /// own does, and holds `keep` until the link is gone.
+    ///
+    /// # Errors
+    /// When it cannot be begun; then nothing happens to the link.
+    fn discard(&mut self, link: &OwnedName, keep: Option<BorrowedFd<'_>>) -> io::Result<()>;
 
     /// The own namespace, to move links back to.
     ///

@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{ChildStderr, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use kernel_api::machine::{Exec, Machine, Netns as Opened, Output};
 use kernel_api::rt::{NetnsFd, NewTun, ObservedRoute, ObservedRule};
 use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
-use types::IfName;
+use types::{IfName, OwnedName};
 
 use crate::netlink::Refusal;
 use crate::rt::{encode, link};
@@ -34,6 +34,9 @@ impl Machine for Linux {
     }
     fn lock(&mut self, file: &File, at: u64) -> io::Result<()> {
         sys::lock_byte(file.as_fd(), at)
+    }
+    fn discard(&mut self, link: &OwnedName, keep: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        Rt::open()?.delete_apart(link, keep)
     }
     fn own(&mut self) -> io::Result<Netns> {
         Netns::current()

@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use common::{fresh, name, veth};
@@ -140,4 +141,23 @@ fn one_holder_per_byte_of_a_file() {
         }
     });
     assert_eq!(file.as_file().metadata().unwrap().len(), 0);
+}
+
+#[test]
+fn a_link_is_discarded_by_a_process_of_its_own_which_holds_the_lock() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let open = || std::fs::OpenOptions::new().write(true).open(file.path()).unwrap();
+    fresh(|| {
+        let link = types::OwnedName::pod_link(0xd15c);
+        veth(&mut Rt::open().unwrap(), link.as_str(), "eth0");
+        let mine = open();
+        Linux.lock(&mine, 7).unwrap();
+        Linux.discard(&link, Some(mine.as_fd())).unwrap();
+        drop(mine);
+        // Who waits for the lock waits for the kernel.
+        Linux.lock(&open(), 7).unwrap();
+        assert_eq!(Rt::open().unwrap().link(link.name()).unwrap(), None);
+        // One that is not there is nobody's concern.
+        Linux.discard(&link, None).unwrap();
+    });
 }

@@ -17,6 +17,7 @@ use kernel_api::{RequestError, Rtnetlink};
 use kernel_fake::conntrack::FakeConntrack;
 use kernel_fake::nft::FakeNft;
 use kernel_fake::rt::FakeRt;
+use types::OwnedName;
 
 /// What was asked, in order: `host` or `pod`, and the request.
 #[derive(Debug, Default)]
@@ -75,6 +76,9 @@ impl Machine for Mock {
     }
     fn lock(&mut self, _: &std::fs::File, _: u64) -> io::Result<()> {
         Ok(())
+    }
+    fn discard(&mut self, link: &OwnedName, _: Option<std::os::fd::BorrowedFd<'_>>) -> io::Result<()> {
+        self.host()?.run(&[RtRequest::LinkDel(link.clone())]).map_err(|e| io::Error::from_raw_os_error(e.errno))
     }
 }
 

@@ -128,6 +128,11 @@ impl Socket {
         sys::send(self.fd.as_fd(), data).map(drop)
     }
 
+    /// Sends from a process of its own: see [`sys::fork::send_apart`].
+    pub(crate) fn send_apart(&self, data: &[u8], keep: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        sys::fork::send_apart(self.fd.as_fd(), data, keep)
+    }
+
     /// Receives one datagram from the kernel. One that did not fit is lost: the buffer has grown and EMSGSIZE asks for
     /// another try. `Ok(None)` only without `wait`, when nothing is there.
     pub(crate) fn receive(&mut self, wait: bool) -> io::Result<Option<&[u8]>> {
