@@ -161,6 +161,9 @@ fn nft(field: &str, family: Family, words: &[&str]) -> Result<Vec<Match>, Error>
         };
         let not = words.next_if(|w| matches!(*w, "!=" | "==")).is_some_and(|w| w == "!=");
         let value = words.next().ok_or_else(|| bad(format!("{field}: a value is missing after {w}")))?;
+        if value.starts_with(['{', '@']) {
+            return Err(bad(format!("{field} has {value:?}: sets are not understood here; understood are {NFT}")));
+        }
         out.push(Match { field: which, not, value: value.trim_matches('"').into() });
     }
     Ok(out)
@@ -250,7 +253,7 @@ mod tests {
             (Syntax::Iptables, "-s,2001:db8::/32", "other family"),
             (Syntax::Iptables, "-o,eth0", "leaves by"),
             (Syntax::Iptables, "-i,eth+", "whole interface name"),
-            (Syntax::Nft, "ip saddr { 10.0.0.1 }", "\"{\": an address or prefix is needed"),
+            (Syntax::Nft, "ip saddr { 10.0.0.1 }", "\"{\": sets are not understood"),
             (Syntax::Nft, "tcp dport 80", "\"tcp\", which is not understood"),
             (Syntax::Nft, "ip6 saddr ::1", "\"ip6\", which is not understood"),
         ] {
