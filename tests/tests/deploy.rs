@@ -26,7 +26,7 @@ fn the_config_map_is_understood() {
     assert!(settings.present && settings.cluster_cidrs.len() == 1);
 }
 
-/// Every kind that an agent watches may be listed and watched, and nothing else may; the one write is a Node's patch.
+/// Every kind that an agent watches may be listed and watched, and nothing else may; what it writes are Nodes, by patch, and Events.
 #[test]
 fn an_agent_has_the_rights_it_needs_and_no_other() {
     let all = documents();
@@ -44,9 +44,10 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
         }
     }
     let mut wants = BTreeSet::from([(String::new(), "nodes".to_owned(), "patch".to_owned())]);
+    wants.extend(["create", "delete", "get", "patch"].map(|v| (String::new(), "events".to_owned(), v.to_owned())));
     for kind in resolve::Kind::AGENT {
         let r = resolve::api::Resource::from(kind);
-        wants.extend(["list", "watch"].map(|v| (r.group.to_string(), r.plural.to_string(), v.to_owned())));
+        wants.extend(["get", "list", "watch"].map(|v| (r.group.to_string(), r.plural.to_string(), v.to_owned())));
     }
     assert_eq!(rights, wants);
     let role = find(&all, "Role");

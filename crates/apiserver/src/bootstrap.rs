@@ -13,7 +13,7 @@ use crate::http::yaml;
 use crate::objects::{self, DeleteOptions, Part, Unknown};
 use crate::resource::{RESOURCES, core, definitions};
 use crate::store::Tx;
-use crate::util::str_at;
+use crate::util::{parse_rfc3339, str_at, unix_now};
 
 /// How long a namespace that is being deleted keeps its content.
 const REAP_AFTER: Duration = Duration::from_millis(400);
@@ -48,6 +48,49 @@ pub(crate) async fn reap(api: Arc<Api>) {
         tokio::select! {
             r = changed.changed() => if r.is_err() { return },
             _ = stop.changed() => return,
+        }
+    }
+}
+
+/// Removes Events that were last seen too long ago, until the server stops.
+pub(crate) async fn forget_events(api: Arc<Api>, ttl: Duration) {
+    let res = core("events");
+    let mut stop = api.stop.clone();
+    let every = (ttl / 2).clamp(Duration::from_millis(50), Duration::from_secs(60));
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            _ = stop.changed() => return,
+        }
+        let before = unix_now().saturating_sub(ttl.as_secs());
+        let seen = |v: &Value| {
+            let all = [
+                &["series", "lastObservedTime"][..],
+                &["lastTimestamp"],
+                &["eventTime"],
+                &["metadata", "creationTimestamp"],
+            ];
+            all.into_iter().find_map(|p| parse_rfc3339(str_at(v, p)))
+        };
+        let old: Vec<Box<str>> = {
+            let state = api.store.read();
+            let all = state.kind(res).range("", None);
+            all.filter(|(_, o)| seen(&o.value()).is_some_and(|t| t < before)).take(500).map(|(k, _)| k.into()).collect()
+        };
+        if old.is_empty() {
+            continue;
+        }
+        let gone = api.store.write(false, move |tx| {
+            for key in old {
+                // Somebody may have been faster.
+                if tx.get(res, &key).is_some() {
+                    objects::delete(tx, res, &key, &DeleteOptions::default())?;
+                }
+            }
+            Ok(())
+        });
+        if let Err(e) = gone.await {
+            tracing::warn!(error = e.message, "old events could not be removed");
         }
     }
 }

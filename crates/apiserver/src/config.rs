@@ -26,6 +26,8 @@ pub struct Config {
     pub advertise: Vec<SocketAddr>,
     /// How many past events each kind keeps for watches that resume.
     pub history: usize,
+    /// How long an Event is kept after it was seen last.
+    pub event_ttl: Duration,
     /// How often an idle watch that asked for bookmarks gets one.
     pub bookmark_interval: Duration,
 }
@@ -44,7 +46,7 @@ pub struct TlsConfig {
 
 impl Config {
     /// Defaults: IPv4 services in 10.96.0.0/16 and IPv6 services in fd00:10:96::/112, node ports 30000-32767, 4096
-    /// events of history per kind, a bookmark every 30 s, nothing to listen on.
+    /// events of history per kind, Events kept for an hour, a bookmark every 30 s, nothing to listen on.
     #[must_use]
     pub fn new(store: impl AsRef<Path>) -> Self {
         let cidrs = ["10.96.0.0/16", "fd00:10:96::/112"];
@@ -57,6 +59,7 @@ impl Config {
             node_ports: 30000..=32767,
             advertise: Vec::new(),
             history: 4096,
+            event_ttl: Duration::from_secs(3600),
             bookmark_interval: Duration::from_secs(30),
         }
     }

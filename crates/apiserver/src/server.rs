@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::admission::Ranges;
 use crate::api::{Api, handle};
-use crate::bootstrap::{bootstrap, reap};
+use crate::bootstrap::{bootstrap, forget_events, reap};
 use crate::config::{Config, ServeError};
 use crate::metrics::Metrics;
 use crate::pki::{self, Pki, kubeconfig};
@@ -39,6 +39,7 @@ pub struct Server {
     acceptor: Option<TlsAcceptor>,
     pki_dir: PathBuf,
     stop: watch::Sender<bool>,
+    event_ttl: Duration,
 }
 
 impl std::fmt::Debug for Server {
@@ -160,7 +161,8 @@ impl Server {
             problem: format!("the first objects cannot be written: {}", s.message),
             fix: "if the service range was changed, give the old one or an empty store",
         })?;
-        Ok(move |writer| Self { api, writer, unix, tls, addrs, acceptor, pki_dir, stop })
+        let event_ttl = config.event_ttl;
+        Ok(move |writer| Self { api, writer, unix, tls, addrs, acceptor, pki_dir, stop, event_ttl })
     }
 
     /// The bound TLS addresses, in the order of the settings: given listeners first.
@@ -186,6 +188,7 @@ impl Server {
         let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let socket = self.unix.as_ref().map(|(p, _)| p.clone());
         tasks.spawn(reap(self.api.clone()));
+        tasks.spawn(forget_events(self.api.clone(), self.event_ttl));
         if let Some((_, l)) = self.unix {
             tasks.spawn(accept_unix(l, self.api.clone(), self.stop.subscribe(), limit.clone()));
         }

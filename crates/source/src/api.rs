@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{Method, Request};
 use kube::Client;
+use resolve::Kind;
 use resolve::api::{ApiWrite, Resource, WriteOp};
-use resolve::{Key, Kind};
 use serde_json::{Value, json};
 use types::{NodeName, ObjectName};
 
@@ -41,25 +40,6 @@ pub struct ApiResource {
     pub short_names: Vec<String>,
     /// Singular name: `service`.
     pub singular: String,
-}
-
-/// An Event object to be written: something a person should see at `kubectl describe`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Note {
-    /// What it is about.
-    pub about: Key,
-    /// The object's uid, when known.
-    pub uid: String,
-    /// `Warning`, else `Normal`.
-    pub warning: bool,
-    /// One word: `NotOnLink`.
-    pub reason: String,
-    /// For a person.
-    pub message: String,
-    /// Who says so: `seaway-agent`.
-    pub component: String,
-    /// On which node.
-    pub host: String,
 }
 
 impl Api {
@@ -222,35 +202,6 @@ impl Api {
             }
             WriteOp::Delete { uid, force } => self.delete(r, name, uid, force.then_some(0)).await.map(|_| ()),
         }
-    }
-
-    /// Writes an Event (v1). Events of cluster-scoped objects go to namespace `default`, as Kubernetes does it.
-    ///
-    /// # Errors
-    /// When the server refuses or cannot be reached.
-    pub async fn note(&self, note: &Note) -> Result<(), SourceError> {
-        let events = Resource { group: "".into(), version: "v1".into(), kind: "Event".into(), plural: "events".into() };
-        let namespace = if note.about.name.namespace.is_empty() { "default" } else { &note.about.name.namespace };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // As client-go names them: the object's name and the time in hex.
-        let name = ObjectName::new(namespace, &format!("{}.{:x}", note.about.name.name, now.as_nanos()));
-        let time = rfc3339(now.as_secs());
-        let mut about = json!({
-            "apiVersion": note.about.kind.api_version(), "kind": note.about.kind.as_str(),
-            "name": &*note.about.name.name, "uid": note.uid,
-        });
-        if !note.about.name.namespace.is_empty() {
-            about["namespace"] = (*note.about.name.namespace).into();
-        }
-        // The API takes 1 kB of message and refuses more.
-        let message: String = note.message.chars().take(1000).collect();
-        let body = json!({
-            "involvedObject": about, "reason": note.reason, "message": message,
-            "type": if note.warning { "Warning" } else { "Normal" },
-            "source": {"component": note.component, "host": note.host},
-            "firstTimestamp": time, "lastTimestamp": time, "count": 1,
-        });
-        self.create(&events, &name, body).await.map(|_| ())
     }
 
     /// The resource that a manifest's `apiVersion` and `kind` name; `None` when the server has none. Asked once of

@@ -6,13 +6,15 @@ mod api;
 mod connect;
 mod controllers;
 mod error;
+mod events;
 mod folder;
 mod watch;
 
-pub use api::{Api, ApiResource, Note};
+pub use api::{Api, ApiResource};
 pub use connect::{Target, connect};
 pub use controllers::{Applied, run_controllers};
 pub use error::SourceError;
+pub use events::{Note, Recorder};
 pub use folder::{FileProblem, Folder, FolderError, read_dir, read_text};
 pub use resolve::ClusterSnapshot;
 pub use watch::{InSync, Reader, Source, WatchConfig};

@@ -59,6 +59,9 @@ pub struct InSync {
     pub lists: BTreeMap<Kind, u64>,
     /// Kinds that cannot be watched right now, and why.
     pub failing: BTreeMap<Kind, String>,
+    /// Kinds that the server does not have, because their definition is missing: in sync, without objects, and looked
+    /// for again every few seconds.
+    pub absent: BTreeSet<Kind>,
 }
 
 impl InSync {
@@ -89,6 +92,10 @@ struct Shared {
 impl Shared {
     fn in_sync(&self, kind: Kind) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).sync.kinds.get(&kind) == Some(&true)
+    }
+
+    fn absent(&self, kind: Kind) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).sync.absent.contains(&kind)
     }
 
     fn change(&self, f: impl FnOnce(&mut State)) {
@@ -216,7 +223,8 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
                 Err(e) => e,
             };
             let refused = match &e {
-                watcher::Error::WatchStartFailed(kube::Error::Api(s)) => s.code,
+                watcher::Error::WatchStartFailed(kube::Error::Api(s))
+                | watcher::Error::InitialListFailed(kube::Error::Api(s)) => s.code,
                 watcher::Error::WatchError(s) => s.code,
                 _ => 0,
             };
@@ -236,6 +244,14 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
                     first = First::Paged;
                     break;
                 }
+                404 if defined_by_users(kind) => {
+                    if !shared.absent(kind) {
+                        tracing::info!(%kind, "the server has no such kind: none is what there is, until it is defined");
+                        shared.change(|s| gone(s, kind));
+                    }
+                    tokio::time::sleep(BACKOFF.1).await;
+                    break;
+                }
                 _ => {
                     let why = chain(&e);
                     tracing::warn!(%kind, %why, "cannot watch: trying again");
@@ -248,6 +264,23 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
             }
         }
     }
+}
+
+/// Whether a kind is served only where a `CustomResourceDefinition` says so. The API's own groups have no dot or end
+/// in `k8s.io`.
+fn defined_by_users(kind: Kind) -> bool {
+    let group = kind.api().0;
+    group.contains('.') && !group.ends_with(".k8s.io")
+}
+
+/// A kind that the server does not have: nothing is left of it, and that is the whole truth.
+fn gone(s: &mut State, kind: Kind) {
+    s.sync.failing.remove(&kind);
+    for key in s.snapshot.keys(kind) {
+        apply(&mut s.snapshot, Event::Delete(key));
+    }
+    s.sync.absent.insert(kind);
+    s.sync.kinds.insert(kind, true);
 }
 
 /// Applies one event. During a list objects are taken one by one, so that no second copy of the kind is ever held;
@@ -268,6 +301,7 @@ fn take(s: &mut State, kind: Kind, listed: &mut Option<BTreeSet<Key>>, event: wa
             apply(&mut s.snapshot, Event::Delete(key));
         }
         watcher::Event::InitDone => {
+            s.sync.absent.remove(&kind);
             if let Some(listed) = listed.take() {
                 for key in s.snapshot.keys(kind).difference(&listed) {
                     apply(&mut s.snapshot, Event::Delete(key.clone()));

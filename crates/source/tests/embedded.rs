@@ -9,7 +9,7 @@ use apiserver::{Config, Server, TlsConfig};
 use resolve::api::Resource;
 use resolve::{ClusterSnapshot, Key, Kind};
 use serde_json::{Value, json};
-use source::{Api, Note, Source, Target, WatchConfig, connect, run_controllers};
+use source::{Api, Note, Recorder, Source, Target, WatchConfig, connect, run_controllers};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use types::ObjectName;
@@ -282,19 +282,66 @@ async fn writes_and_their_errors() {
     assert_eq!((&*found.resource.plural, found.namespaced), ("deployments", true));
     assert!(api.discover("apps/v1", "Gadget").await.unwrap().is_none());
     assert!(api.discover("example.org/v1", "Gadget").await.unwrap().is_none());
-    let note = Note {
-        about: Key { kind: Kind::Node, name: ObjectName::new("", "node1") },
-        uid: "u".into(),
+    server.stop().await;
+}
+
+/// One Event for what is said often, with its count; it goes on counting after a restart, also of the server.
+#[tokio::test]
+async fn events_are_counted_at_their_object() {
+    let place = Place::new();
+    let mut server = place.server().await;
+    let api = place.api().await;
+    add_node(&api, 1).await;
+    let note = |name: &str, message: &str| Note {
+        about: Key { kind: Kind::Node, name: ObjectName::new("", name) },
         warning: true,
         reason: "NotOnLink".into(),
-        message: "next hop 10.0.0.1 is not on-link".into(),
-        component: "seaway-agent".into(),
-        host: "node2".into(),
+        message: message.into(),
     };
-    api.note(&note).await.unwrap();
     let events = Resource { group: "".into(), version: "v1".into(), kind: "Event".into(), plural: "events".into() };
-    let all = api.list(&events, "default").await.unwrap();
-    assert!(all.iter().any(|e| e["reason"] == "NotOnLink" && e["involvedObject"]["name"] == "node1"), "{all:?}");
+    let counts = async |api: &Api| {
+        let mut all: Vec<(String, u64)> = api
+            .list(&events, "default")
+            .await
+            .unwrap()
+            .iter()
+            .map(|e| (e["message"].as_str().unwrap().to_owned(), e["count"].as_u64().unwrap()))
+            .collect();
+        all.sort();
+        all
+    };
+    let wait = async |api: &Api, want: &[(&str, u64)]| {
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let have = counts(api).await;
+            if have.iter().map(|(m, n)| (m.as_str(), *n)).eq(want.iter().copied()) {
+                return;
+            }
+            assert!(std::time::Instant::now() < end, "want {want:?}, have {have:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let recorder = Recorder::start(&api, "seaway-agent", "node2");
+    for _ in 0..3 {
+        recorder.note(note("node1", "a"));
+    }
+    recorder.note(note("node1", "b"));
+    recorder.note(note("gone", "nobody looks"));
+    wait(&api, &[("a", 3), ("b", 1)]).await;
+    recorder.note(note("node1", "a"));
+    wait(&api, &[("a", 4), ("b", 1)]).await;
+    drop(recorder);
+    let node = api.get(&Kind::Node.into(), &ObjectName::new("", "node1")).await.unwrap().unwrap();
+    let event = api.list(&events, "default").await.unwrap().remove(0);
+    assert_eq!(event["involvedObject"]["uid"], node["metadata"]["uid"]);
+    assert_eq!((&event["type"], &event["source"]["host"]), (&json!("Warning"), &json!("node2")));
+    // Told while the server is away, by somebody who knows nothing of before.
+    server.stop().await;
+    let recorder = Recorder::start(&api, "seaway-agent", "node2");
+    recorder.note(note("node1", "a"));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server = place.server().await;
+    wait(&api, &[("a", 5), ("b", 1)]).await;
     server.stop().await;
 }
 

@@ -7,6 +7,7 @@
 mod cleanup;
 mod conflist;
 mod datapath;
+mod events;
 mod facts;
 mod http;
 mod lock;
@@ -106,6 +107,8 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         shared: Arc::clone(&shared),
         reader: source.reader(),
         published,
+        recorder: source::Recorder::start(&api, "seaway-agent", node.as_str()),
+        told: events::Told::default(),
     };
     let (ended, mut datapath) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

@@ -12,13 +12,14 @@ use kernel::{Ct, DirWatch, Monitor, Nftables, Rt, Sysctls};
 use kernel_api::conntrack::Flow;
 use plan::{Caps, Next, Pacer, PacerInput, PacerState, Refused};
 use plane_nft::NftKernel;
-use source::{InSync, Reader};
+use source::{InSync, Reader, Recorder};
 use telemetry::{Kind, NodeCounts, Outcome, Plane};
 use tokio::sync::watch;
 use types::Proto;
 
 use super::conflist;
 use super::datapath::{Datapath, Pass, Setup};
+use super::events;
 use super::http::Shared;
 use super::mend::Mend;
 use super::publish::Wanted;
@@ -43,6 +44,10 @@ pub struct Turn {
     pub reader: Reader,
     /// What should stand on the Node.
     pub published: watch::Sender<Wanted>,
+    /// Writes Events.
+    pub recorder: Recorder,
+    /// Which of them were written.
+    pub told: events::Told,
 }
 
 /// Links, routes and sysctls of one namespace behind one value.
@@ -165,7 +170,9 @@ impl Turn {
         pass.ok() && mended && !pass.lingers
     }
 
-    fn report(&self, pass: &Pass) {
+    fn report(&mut self, pass: &Pass) {
+        let due = self.told.due(&pass.refused, self.shared.start.elapsed());
+        events::tell(&self.recorder, &self.setup.node, &due);
         let (now, m) = (self.shared.start.elapsed(), &self.shared.metrics);
         for p in &pass.planes {
             let (outcome, ops, why) = match &p.result {

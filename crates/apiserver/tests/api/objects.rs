@@ -344,3 +344,21 @@ async fn scale_is_a_part_of_a_deployment() {
         h.patch(&format!("{DEPLOYS}/a/scale"), "application/merge-patch+json", json!({"spec": {"replicas": -1}})).await;
     assert_eq!(code, 422);
 }
+
+/// An Event goes some time after it was seen last, not after it was made.
+#[tokio::test]
+async fn events_are_kept_for_a_while() {
+    let h = Host::with(|c| c.event_ttl = std::time::Duration::from_secs(1)).await;
+    let events = "/api/v1/namespaces/default/events";
+    let event = |name: &str, last: &str| {
+        json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": name}, "reason": "R", "lastTimestamp": last,
+            "involvedObject": {"kind": "ConfigMap", "namespace": "default", "name": "x"}})
+    };
+    h.create(events, event("seen", "2999-01-01T00:00:00Z")).await;
+    h.create(events, event("old", "2020-01-01T00:00:00Z")).await;
+    let end = std::time::Instant::now() + PATIENCE;
+    while names(&h.get(events).await) != ["seen"] {
+        assert!(std::time::Instant::now() < end, "the old event stays");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
