@@ -1,4 +1,7 @@
-//! The CNI plugin: environment and standard input to [`cni::execute`], over the real kernel. No threads, no runtime.
+//! The CNI plugin: environment and standard input to [`cni::execute`], over the real kernel. No threads, no runtime; only
+//! the DHCP daemon, which is the same program, has threads.
+
+mod dhcp;
 
 use std::io::{self, Write};
 use std::num::NonZeroU64;
@@ -15,7 +18,16 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 fn main() -> ExitCode {
     let env = Env::of_process();
     if env.command.is_none() {
-        return by_hand();
+        return match daemon() {
+            Some(flags) => match dhcp::main(&flags) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => {
+                    eprintln!("dhcp daemon: {e}");
+                    ExitCode::FAILURE
+                }
+            },
+            None => by_hand(),
+        };
     }
     // Waits here are shorter than the 50 us by which the kernel may stretch each.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
@@ -36,6 +48,13 @@ fn main() -> ExitCode {
 fn called() -> Option<String> {
     let path = std::env::args_os().next()?;
     Some(std::path::Path::new(&path).file_name()?.to_str()?.to_owned())
+}
+
+/// The flags of `dhcp daemon`, called so or as `seaway-cni dhcp daemon`.
+fn daemon() -> Option<Vec<String>> {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let rest = if called().as_deref() == Some("dhcp") { &args[..] } else { args.strip_prefix(&["dhcp".to_owned()])? };
+    Some(rest.strip_prefix(&["daemon".to_owned()])?.to_vec())
 }
 
 /// Somebody ran us from a shell.

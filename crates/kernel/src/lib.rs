@@ -12,6 +12,7 @@ pub mod monitor;
 mod netlink;
 pub mod netns;
 mod nft;
+pub mod packet;
 mod probe;
 pub mod process;
 mod rt;

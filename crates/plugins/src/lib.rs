@@ -4,6 +4,7 @@
 //! Tested by: tests/ (the kernel, in fresh namespaces; the reference plugins beside ours), tests/vm for devices that
 //! not every kernel has.
 
+pub mod dhcp;
 mod envargs;
 mod host_local;
 mod loopback;
@@ -14,12 +15,20 @@ use cni::{Code, Error, Plugin};
 use kernel_api::machine::{Machine, Netns};
 
 /// The names that [`by_name`] knows, sorted.
-pub const NAMES: &[&str] = &["host-local", "loopback", "portmap", "static"];
+#[rustfmt::skip] // a line each, so that two additions do not meet
+pub const NAMES: &[&str] = &[
+    "dhcp",
+    "host-local",
+    "loopback",
+    "portmap",
+    "static",
+];
 
 /// The plugin of that name.
 #[must_use]
 pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
     Some(match name {
+        "dhcp" => Box::new(dhcp::Dhcp),
         "host-local" => Box::new(host_local::HostLocal),
         "loopback" => Box::new(loopback::Loopback),
         "portmap" => Box::new(portmap::Portmap),

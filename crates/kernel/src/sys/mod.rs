@@ -3,12 +3,15 @@
 #![allow(unsafe_code)] // libc calls have no safe form; nothing outside this folder may do the same
 
 pub(crate) mod fork;
+mod packet;
 pub(crate) mod tun;
 
 use std::ffi::CStr;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+pub(crate) use packet::{packet_bind, packet_broadcast, packet_socket};
 
 /// Turns a libc return value into a result: -1 means `errno`.
 fn check(r: libc::c_int) -> io::Result<libc::c_int> {
