@@ -78,6 +78,23 @@ impl World {
         json!({"cniVersion": "1.0.0", "name": "net", "type": "dhcp", "ipam": {"type": "dhcp"}})
     }
 
+    /// Another server instead (busybox's), with leases of a few seconds.
+    fn short_leases(&mut self, more: &str) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        let conf = format!(
+            "start 10.1.2.100\nend 10.1.2.100\ninterface br0\nmin_lease 2\noption lease 4\noption subnet 255.255.255.0\n\
+             option router 10.1.2.1\nlease_file {0}\npidfile {0}.pid\n{more}",
+            self.t.dir("short")
+        );
+        std::fs::write(self.t.dir("udhcpd.conf"), conf).unwrap();
+        std::fs::write(self.t.dir("short"), "").unwrap();
+        let mut c = Command::new("udhcpd");
+        c.args(["-f", &self.t.dir("udhcpd.conf")]).stdout(Stdio::null());
+        c.stderr(std::fs::File::create(self.t.dir("server.log")).unwrap());
+        self.server = self.t.node.ns.run(|| c.spawn().expect("udhcpd: apt-get install udhcpd")).unwrap();
+    }
+
     /// A call in a mount namespace of its own is not needed: the socket's path goes by the configuration, which the
     /// reference of 1.1.1 knows as well; paths of namespaces are told without the prefix that the daemon adds.
     fn call(&self, command: &str, conf: &Value, env: &[(&str, &str)]) -> Result<Value, Value> {
@@ -106,7 +123,7 @@ impl World {
     }
 }
 
-const ROUTES: &[&str] = &["--dhcp-option=3,10.1.2.1", "--dhcp-option=33,192.168.7.0,10.1.2.3"];
+const ROUTES: &[&str] = &["--dhcp-option=3,10.1.2.1", "--dhcp-option-force=33,192.168.7.0,10.1.2.3"];
 
 #[test]
 fn either_plugin_with_either_daemon_says_the_same() {
@@ -165,31 +182,30 @@ fn options_go_out_as_told() {
 
 #[test]
 fn a_lease_is_kept_while_the_container_lives_and_no_longer() {
-    let w = World::new(Whose::Ours, Whose::Ours, &["--dhcp-option=option:T1,2", "--dhcp-option=option:T2,100"], &[]);
+    let mut w = World::new(Whose::Ours, Whose::Ours, &[], &[]);
+    w.short_leases("");
     let c = w.conf();
     let v = w.call("ADD", &c, &[]).unwrap();
     // As the plugin that asked does it.
-    let a = v["ips"][0]["address"].as_str().unwrap();
-    w.t.node.sh_pod("c1", &format!("ip address add {a} dev eth0"));
-    let asked = |w: &World| w.log().matches("DHCPREQUEST(br0)").count();
-    w.eventually("it is renewed", || asked(&w) >= 2);
+    assert_eq!(v["ips"][0]["address"], "10.1.2.100/24");
+    w.t.node.sh_pod("c1", "ip address add 10.1.2.100/24 dev eth0");
+    let given = |w: &World| w.log().matches("sending ACK to 10.1.2.100").count();
+    // Four seconds are over when it was renewed for the second time.
+    w.eventually("it is renewed", || given(&w) >= 3);
+    assert!(w.t.node.sh_pod("c1", "ip -o link show eth0").contains("state UP"));
     // The same interface again: the same lease, and no new one.
     assert_eq!(w.call("ADD", &c, &[]).unwrap(), v);
-    assert_eq!(w.log().matches("DHCPDISCOVER(br0)").count(), 1);
-    assert_eq!(
-        w.t.call_with(
-            "CHECK",
-            "c1",
-            &with(&with_socket(&w, &c), "prevResult", v.clone()),
-            &[("CNI_NETNS", "/netns/c1")]
-        ),
-        Ok(Value::Null)
-    );
-    // The container goes without DEL: its namespace is not held, and nobody asks any longer.
+    assert_eq!(w.log().matches("sending OFFER").count(), 1);
+    w.call("CHECK", &with(&c, "prevResult", v.clone()), &[]).unwrap();
+    let mut other = v;
+    other["ips"][0]["address"] = "10.1.2.101/24".into();
+    w.call("CHECK", &with(&c, "prevResult", other), &[]).unwrap_err();
+    // The container goes without DEL: nothing holds its namespace, and nobody asks any longer.
     w.t.node.sh("ip link del hc1");
-    let before = asked(&w);
-    sleep(Duration::from_secs(3));
-    assert!(asked(&w) <= before + 1);
+    sleep(Duration::from_millis(2500));
+    let before = given(&w);
+    sleep(Duration::from_millis(2500));
+    assert_eq!(given(&w), before);
     w.call("DEL", &c, &[]).unwrap();
 }
 
@@ -201,17 +217,14 @@ fn with_socket(w: &World, c: &Value) -> Value {
 
 #[test]
 fn an_address_that_the_server_takes_back_is_used_no_longer() {
-    let mut w =
-        World::new(Whose::Ours, Whose::Ours, &["--dhcp-option=option:T1,2", "--dhcp-option=option:T2,100"], &[]);
-    let v = w.call("ADD", &w.conf(), &[]).unwrap();
-    w.t.node.sh_pod("c1", &format!("ip address add {} dev eth0", v["ips"][0]["address"].as_str().unwrap()));
-    let _ = w.server.kill();
-    let _ = w.server.wait();
+    let mut w = World::new(Whose::Ours, Whose::Ours, &[], &[]);
+    w.short_leases("");
+    w.call("ADD", &w.conf(), &[]).unwrap();
+    w.t.node.sh_pod("c1", "ip address add 10.1.2.100/24 dev eth0");
     // The server comes back and knows of nothing; the address is another interface's now.
-    std::fs::remove_file(w.t.dir("leases")).unwrap();
-    let a = v["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
-    w.server = World::server(&w.t, &[&format!("--dhcp-host=02:00:00:00:00:99,{a}")]);
+    w.short_leases("static_lease 02:00:00:00:00:99 10.1.2.100\n");
     w.eventually("the interface is down", || w.t.node.sh_pod("c1", "ip -o link show eth0").contains("state DOWN"));
+    w.call("DEL", &w.conf(), &[]).unwrap();
 }
 
 #[test]
