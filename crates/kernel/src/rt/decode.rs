@@ -81,7 +81,11 @@ fn kind(name: &str, data: Attrs<'_>) -> LinkKind {
         "veth" => Some(LinkKind::Veth),
         "bridge" => Some(LinkKind::Bridge(BridgeParams {
             vlan_filtering: on(data, IFLA_BR_VLAN_FILTERING),
-            default_pvid: data.get(IFLA_BR_VLAN_DEFAULT_PVID).and_then(ne16).unwrap_or(0),
+            // A kernel without VLAN filtering says none (CONFIG_BRIDGE_VLAN_FILTERING).
+            default_pvid: data
+                .get(IFLA_BR_VLAN_DEFAULT_PVID)
+                .and_then(ne16)
+                .unwrap_or(BridgeParams::default().default_pvid),
         })),
         "vxlan" => Some(LinkKind::Vxlan(vxlan(data))),
         "macvlan" => macvlan(data).map(LinkKind::Macvlan),
