@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use types::NodeName;
 
+use crate::pools::{IpBlock, IpPool, IpReservation};
 use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Namespace, Node, Pod, Service, Workload};
@@ -26,6 +27,12 @@ pub enum Object {
     Settings(Settings),
     /// A Deployment or DaemonSet.
     Workload(Workload),
+    /// An IPPool.
+    IPPool(IpPool),
+    /// An IPBlock.
+    IPBlock(IpBlock),
+    /// An IPReservation.
+    IPReservation(IpReservation),
 }
 
 /// What came of reading one object's JSON.
@@ -98,6 +105,15 @@ fn put(s: &mut ClusterSnapshot, p: Parsed) {
         Some(Object::Workload(o)) => {
             s.workloads.insert(key.clone(), o);
         }
+        Some(Object::IPPool(o)) => {
+            s.pools.insert(name.name, o);
+        }
+        Some(Object::IPBlock(o)) => {
+            s.blocks.insert(name.name, o);
+        }
+        Some(Object::IPReservation(o)) => {
+            s.reservations.insert(name.name, o);
+        }
     }
     if problems.is_empty() {
         s.problems.remove(&key);
@@ -132,6 +148,15 @@ fn remove(s: &mut ClusterSnapshot, key: &Key) {
         }
         Kind::Deployment | Kind::DaemonSet => {
             s.workloads.remove(key);
+        }
+        Kind::IPPool => {
+            s.pools.remove(&key.name.name);
+        }
+        Kind::IPBlock => {
+            s.blocks.remove(&key.name.name);
+        }
+        Kind::IPReservation => {
+            s.reservations.remove(&key.name.name);
         }
     }
     s.problems.remove(key);

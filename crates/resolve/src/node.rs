@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use intent::{Backend, NodeIntent, Peer, PeerRoute, Reach, Vxlan};
 use types::{Cidr, Family, NodeName};
 
+use crate::pools::routes::{self, Ranges};
 use crate::problem::Problem;
-use crate::settings::Settings;
+use crate::settings::{Ipam, Settings};
 use crate::snapshot::{ClusterSnapshot, Key, Kind, Node};
 use crate::{LocalState, annotations};
 
@@ -38,25 +39,27 @@ pub(crate) fn fill(
     problems: &mut Vec<Problem>,
 ) {
     let settings = &snapshot.settings;
-    let sound = compare(snapshot, problems);
+    let (sound, pooled) = compare(snapshot, problems);
     intent.backend = settings.backend;
     // A range that lies outside the configured ones still holds pods; between pods nothing is masqueraded.
-    intent.cluster_cidrs = settings.cluster_cidrs.iter().copied().collect();
+    intent.cluster_cidrs = settings.cluster_cidrs.iter().chain(&pooled.all).copied().collect();
     for c in sound.values().flat_map(|s| &s.cidrs) {
         if !settings.cluster_cidrs.iter().any(|all| all.contains_cidr(c)) {
             intent.cluster_cidrs.insert(*c);
         }
     }
     intent.families = intent.cluster_cidrs.iter().map(Cidr::family).collect();
+    let of_blocks = |name: &NodeName| pooled.of.get(name).map(Vec::as_slice).unwrap_or_default();
     let own = sound.get(&local.node);
     match own {
         Some(own) => {
             intent.addresses = own.addresses();
-            intent.pod_cidrs = own.cidrs.clone();
+            intent.pod_cidrs = own.cidrs.iter().chain(of_blocks(&local.node)).copied().collect();
             if settings.masquerade {
                 intent.masqueraded = own.cidrs.iter().copied().collect();
             }
-            if own.cidrs.is_empty() {
+            intent.masqueraded.extend(of_blocks(&local.node).iter().filter(|c| pooled.masqueraded.contains(c)));
+            if own.cidrs.is_empty() && settings.ipam == Ipam::NodeCidr {
                 problems.push(Problem::new(
                     object(&local.node),
                     "spec.podCIDRs",
@@ -75,11 +78,13 @@ pub(crate) fn fill(
         None => {}
     }
     let outer = own.and_then(|o| outer_address(&o.internal, &o.external));
-    intent.vxlan = vxlan(intent, snapshot, local, outer, problems);
+    let first = own.map(|o| o.cidrs.iter().map(Cidr::addr).collect()).unwrap_or_default();
+    intent.vxlan = vxlan(snapshot, local, outer, first, problems);
     for (name, peer) in sound.iter().filter(|(n, _)| **n != local.node) {
         let routes = peer
             .cidrs
             .iter()
+            .chain(of_blocks(name))
             .map(|c| PeerRoute { cidr: *c, reach: reach(name, peer, *c, intent, settings, local) })
             .collect::<Vec<_>>();
         for r in &routes {
@@ -97,7 +102,7 @@ fn key(name: &NodeName) -> Key {
 
 /// Compares the nodes' claims. Of two nodes that claim overlapping ranges, or the same address, the older (then the
 /// one whose name sorts first) has it, so that a newcomer's mistake breaks nothing that works.
-fn compare<'a>(snapshot: &'a ClusterSnapshot, problems: &mut Vec<Problem>) -> BTreeMap<NodeName, Sound<'a>> {
+fn compare<'a>(snapshot: &'a ClusterSnapshot, problems: &mut Vec<Problem>) -> (BTreeMap<NodeName, Sound<'a>>, Ranges) {
     let mut by_age: Vec<(&NodeName, &Node)> = snapshot.nodes.iter().collect();
     by_age.sort_by_key(|(name, n)| (&n.created, *name));
     let cluster = &snapshot.settings.cluster_cidrs;
@@ -159,15 +164,21 @@ fn compare<'a>(snapshot: &'a ClusterSnapshot, problems: &mut Vec<Problem>) -> BT
         let external = sift(&node.external_ips, "ExternalIP", problems);
         out.insert(name.clone(), Sound { node, internal, external, cidrs });
     }
+    let pooled = routes::ranges(snapshot, &taken, problems);
     // An address inside a pod range would be routed into the overlay that it carries.
     let ranges: Vec<(Cidr, String)> = cluster
         .iter()
         .map(|c| (*c, "data.clusterCIDR of ConfigMap kube-system/seaway".to_owned()))
         .chain(taken.iter().map(|(c, n)| (*c, format!("spec.podCIDRs of Node {n}"))))
         .collect();
+    let in_block = |ip: &IpAddr| {
+        let blocks = || pooled.of.iter().flat_map(|(n, list)| list.iter().map(move |c| (*c, n)));
+        let found = pooled.all.iter().any(|c| c.contains(*ip)).then(|| blocks().find(|(c, _)| c.contains(*ip)));
+        found.flatten().map(|(c, n)| (c, format!("an IPBlock of Node {n}")))
+    };
     for (name, s) in &mut out {
         for (list, kind) in [(&mut s.internal, "InternalIP"), (&mut s.external, "ExternalIP")] {
-            list.retain(|ip| match ranges.iter().find(|(c, _)| c.contains(*ip)) {
+            list.retain(|ip| match ranges.iter().find(|(c, _)| c.contains(*ip)).cloned().or_else(|| in_block(ip)) {
                 Some((c, whose)) => {
                     problems.push(Problem::new(
                         object(name),
@@ -187,7 +198,7 @@ fn compare<'a>(snapshot: &'a ClusterSnapshot, problems: &mut Vec<Problem>) -> BT
             ));
         }
     }
-    out
+    (out, pooled)
 }
 
 /// The address that VXLAN packets start from: IPv4 when the node has it.
@@ -201,10 +212,10 @@ fn outer_address(internal: &[IpAddr], external: &[IpAddr]) -> Option<IpAddr> {
 
 /// The device: needed to send, while a peer may still send to us, and while connections use its addresses.
 fn vxlan(
-    intent: &NodeIntent,
     snapshot: &ClusterSnapshot,
     local: &LocalState,
     outer: Option<IpAddr>,
+    addresses: Vec<IpAddr>,
     problems: &mut Vec<Problem>,
 ) -> Option<Vxlan> {
     let settings = &snapshot.settings;
@@ -223,13 +234,7 @@ fn vxlan(
         }
         return None;
     }
-    Some(Vxlan {
-        vni: settings.vni,
-        port: settings.vxlan_port,
-        mac: local.vxlan_mac,
-        local: outer?,
-        addresses: intent.pod_cidrs.iter().map(Cidr::addr).collect(),
-    })
+    Some(Vxlan { vni: settings.vni, port: settings.vxlan_port, mac: local.vxlan_mac, local: outer?, addresses })
 }
 
 /// The way to one range of a peer.

@@ -34,6 +34,22 @@ pub struct Settings {
     pub vni: u32,
     /// `vxlanPort`.
     pub vxlan_port: u16,
+    /// `ipam`: where pods' addresses come from.
+    pub ipam: Ipam,
+    /// `ipPools`: names or ranges of the pools of pods that ask for none; empty: all that fit.
+    pub ip_pools: Vec<Box<str>>,
+    /// `addressesOutsideIPAM`: whether a pod may name an address of no pool.
+    pub outside_addresses: bool,
+}
+
+/// Where pods' addresses come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Ipam {
+    /// `node-cidr`: the Node's `spec.podCIDRs`.
+    #[default]
+    NodeCidr,
+    /// `pools`: blocks of IPPools.
+    Pools,
 }
 
 impl Default for Settings {
@@ -45,6 +61,9 @@ impl Default for Settings {
             masquerade: true,
             vni: DEFAULT_VNI,
             vxlan_port: DEFAULT_VXLAN_PORT,
+            ipam: Ipam::NodeCidr,
+            ip_pools: Vec::new(),
+            outside_addresses: false,
         }
     }
 }
@@ -88,9 +107,30 @@ impl Settings {
                     }
                     _ => Some(format!("{value:?}: write a UDP port from 1 to 65535; 8472 is the default, 4789 IANA's")),
                 },
+                "ipam" => match value {
+                    "node-cidr" => {
+                        s.ipam = Ipam::NodeCidr;
+                        None
+                    }
+                    "pools" => {
+                        s.ipam = Ipam::Pools;
+                        None
+                    }
+                    _ => Some(format!("{value:?}: write node-cidr or pools")),
+                },
+                "ipPools" => {
+                    s.ip_pools = value.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Into::into).collect();
+                    None
+                }
+                "addressesOutsideIPAM" => value
+                    .parse()
+                    .map(|b| s.outside_addresses = b)
+                    .err()
+                    .map(|_| format!("{value:?}: write true or false")),
                 "clusterCIDR" => cluster_cidrs(value).map(|c| s.cluster_cidrs = c).err(),
                 _ => Some(
-                    "no such setting: remove it, or correct it to backend, clusterCIDR, masquerade, vni or vxlanPort"
+                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, ipam, ipPools, masquerade, vni or \
+                     vxlanPort"
                         .into(),
                 ),
             };

@@ -10,6 +10,7 @@ use serde_json::Value;
 use types::{Cidr, Family, NodeName, ObjectName, PortKey, Proto};
 
 use crate::annotations::VxlanData;
+use crate::pools::{GROUP, IpBlock, IpPool, IpReservation, Notes, VERSION};
 use crate::problem::Problem;
 use crate::settings::Settings;
 
@@ -32,11 +33,17 @@ pub enum Kind {
     Deployment,
     /// apps/v1 DaemonSet; only controllers watch it.
     DaemonSet,
+    /// seaway.io IPPool.
+    IPPool,
+    /// seaway.io IPBlock.
+    IPBlock,
+    /// seaway.io IPReservation.
+    IPReservation,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -45,10 +52,29 @@ impl Kind {
         Kind::ConfigMap,
         Kind::Deployment,
         Kind::DaemonSet,
+        Kind::IPPool,
+        Kind::IPBlock,
+        Kind::IPReservation,
     ];
     /// Those that an agent needs.
-    pub const AGENT: [Kind; 6] =
-        [Kind::Node, Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::Namespace, Kind::ConfigMap];
+    pub const AGENT: [Kind; 9] = [
+        Kind::Node,
+        Kind::Pod,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Namespace,
+        Kind::ConfigMap,
+        Kind::IPPool,
+        Kind::IPBlock,
+        Kind::IPReservation,
+    ];
+
+    /// Whether a server that has no such kind is a server without objects of it: kinds of our own, which a cluster
+    /// that does not use them need not have.
+    #[must_use]
+    pub const fn optional(self) -> bool {
+        matches!(self, Self::IPPool | Self::IPBlock | Self::IPReservation)
+    }
 
     /// `kind` in JSON.
     #[must_use]
@@ -62,6 +88,9 @@ impl Kind {
             Self::ConfigMap => "ConfigMap",
             Self::Deployment => "Deployment",
             Self::DaemonSet => "DaemonSet",
+            Self::IPPool => "IPPool",
+            Self::IPBlock => "IPBlock",
+            Self::IPReservation => "IPReservation",
         }
     }
 
@@ -77,6 +106,9 @@ impl Kind {
             Self::ConfigMap => ("", "v1", "configmaps", true),
             Self::Deployment => ("apps", "v1", "deployments", true),
             Self::DaemonSet => ("apps", "v1", "daemonsets", true),
+            Self::IPPool => (GROUP, VERSION, "ippools", false),
+            Self::IPBlock => (GROUP, VERSION, "ipblocks", false),
+            Self::IPReservation => (GROUP, VERSION, "ipreservations", false),
         }
     }
 
@@ -171,6 +203,12 @@ pub struct ClusterSnapshot {
     pub namespaces: BTreeMap<Box<str>, Namespace>,
     /// Deployments and DaemonSets; empty where no controller runs.
     pub workloads: BTreeMap<Key, Workload>,
+    /// IPPools.
+    pub pools: BTreeMap<Box<str>, IpPool>,
+    /// IPBlocks.
+    pub blocks: BTreeMap<Box<str>, IpBlock>,
+    /// IPReservations.
+    pub reservations: BTreeMap<Box<str>, IpReservation>,
     /// What is wrong with single objects; an object that cannot be used at all is only here.
     pub problems: BTreeMap<Key, Vec<Problem>>,
 }
@@ -252,6 +290,8 @@ pub struct Pod {
     pub ready: bool,
     /// `status.podIPs` (or `podIP`), at most one per family.
     pub ips: Box<[IpAddr]>,
+    /// What its annotations ask of its addresses.
+    pub notes: Option<Box<Notes>>,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,
 }
@@ -432,6 +472,8 @@ pub struct SliceEndpoint {
 pub struct Namespace {
     /// Labels.
     pub labels: Labels,
+    /// What its annotations ask of its pods' addresses.
+    pub notes: Option<Box<Notes>>,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,
 }
@@ -465,6 +507,9 @@ impl ClusterSnapshot {
             Kind::Namespace => self.namespaces.keys().map(|n| plain(n)).collect(),
             Kind::ConfigMap => self.settings.present.then(Settings::key).into_iter().collect(),
             Kind::Deployment | Kind::DaemonSet => self.workloads.keys().filter(|k| k.kind == kind).cloned().collect(),
+            Kind::IPPool => self.pools.keys().map(|n| plain(n)).collect(),
+            Kind::IPBlock => self.blocks.keys().map(|n| plain(n)).collect(),
+            Kind::IPReservation => self.reservations.keys().map(|n| plain(n)).collect(),
         };
         keys.extend(self.problems.keys().filter(|k| k.kind == kind).cloned());
         keys

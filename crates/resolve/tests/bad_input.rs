@@ -126,7 +126,7 @@ fn the_settings() {
         (json!({"vni": "0"}), "vni", "from 1 to 16777215"),
         (json!({"vni": "16777216"}), "vni", "from 1 to 16777215"),
         (json!({"vxlanPort": "0"}), "vxlanPort", "from 1 to 65535"),
-        (json!({"vxlanport": "4789"}), "vxlanport", "no such setting: remove it, or correct it to backend"),
+        (json!({"vxlanport": "4789"}), "vxlanport", "no such setting: remove it, or correct it to addresses"),
         (json!({"vni": 7}), "vni", "must be text, is a number"),
     ] {
         case(plus([settings(data)]), "ConfigMap/kube-system/seaway", &format!("data.{key}"), &[why]);

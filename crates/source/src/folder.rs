@@ -283,7 +283,7 @@ mod tests {
             ),
             (
                 "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: seaway, namespace: kube-system}\ndata: {bakend: vxlan}",
-                "ConfigMap/kube-system/seaway: data.bakend: no such setting: remove it, or correct it to backend, clusterCIDR, masquerade, vni or vxlanPort",
+                "ConfigMap/kube-system/seaway: data.bakend: no such setting: remove it, or correct it to addressesOutsideIPAM",
             ),
             (
                 "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: seaway, namespace: kube-system}\ndata: {clusterCIDR: 10.0.0.0}",

@@ -2,6 +2,7 @@
 
 mod at;
 mod objects;
+mod pools;
 
 use serde_json::Value;
 use types::{NodeName, ObjectName};
@@ -70,6 +71,9 @@ fn read(kind: Kind, key: &Key, root: &At<'_>) -> Option<Object> {
             }
             Some(Object::Settings(settings))
         }
+        Kind::IPPool => pools::pool(root).map(Object::IPPool),
+        Kind::IPBlock => pools::block(root).map(Object::IPBlock),
+        Kind::IPReservation => Some(Object::IPReservation(pools::reservation(root))),
         Kind::Deployment | Kind::DaemonSet => Some(Object::Workload(objects::workload(root))),
     }
 }

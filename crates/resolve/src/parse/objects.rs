@@ -7,6 +7,7 @@ use types::{Cidr, Family, PortKey, Proto};
 
 use super::at::At;
 use crate::annotations;
+use crate::pools::{Notes, read_notes};
 use crate::snapshot::{
     ContainerPort, DEFAULT_PROTO, EndpointSlice, Labels, Namespace, Node, Owner, Phase, Pod, Service, ServiceType,
     SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
@@ -134,6 +135,7 @@ pub(super) fn pod(root: &At<'_>) -> Pod {
         },
         ready: condition(&status, "Ready"),
         ips: addresses.into(),
+        notes: notes(&metadata, true),
         terminating: metadata.get("deletionTimestamp").is_set(),
     }
 }
@@ -313,9 +315,26 @@ fn endpoint(e: &At<'_>) -> Option<SliceEndpoint> {
     })
 }
 
+/// What annotations ask of addresses; only a pod's may name addresses.
+fn notes(metadata: &At<'_>, of_pod: bool) -> Option<Box<Notes>> {
+    let at = metadata.get("annotations");
+    let mut notes = read_notes(|key| at.value().get(key).and_then(serde_json::Value::as_str));
+    if !of_pod {
+        (notes.fixed, notes.outside) = (Box::default(), Box::default());
+    }
+    for (key, why) in &notes.wrong {
+        at.get(key).bad(format!("{why}; no address is given until this is mended"));
+    }
+    (!notes.is_empty()).then(|| Box::new(notes))
+}
+
 pub(super) fn namespace(root: &At<'_>) -> Namespace {
     let metadata = root.get("metadata");
-    Namespace { labels: metadata.get("labels").labels(), terminating: metadata.get("deletionTimestamp").is_set() }
+    Namespace {
+        labels: metadata.get("labels").labels(),
+        notes: notes(&metadata, false),
+        terminating: metadata.get("deletionTimestamp").is_set(),
+    }
 }
 
 pub(super) fn workload(root: &At<'_>) -> Workload {
