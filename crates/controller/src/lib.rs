@@ -10,6 +10,7 @@ mod name;
 mod node_cidr;
 pub mod offline;
 mod pods;
+pub mod pools;
 mod scheduler;
 mod slices;
 
@@ -36,17 +37,20 @@ pub enum Which {
     Scheduler,
     /// Deletes pods whose owner or node is gone.
     GarbageCollector,
+    /// Frees address blocks of nodes that are gone, lets deleted pools go, says what each pool has.
+    Pools,
 }
 
 impl Which {
     /// All of them: a lab or a standalone host, where nobody else does any.
-    pub const ALL: [Which; 6] = [
+    pub const ALL: [Which; 7] = [
         Which::NodeCidr,
         Which::EndpointSlice,
         Which::Deployment,
         Which::DaemonSet,
         Which::Scheduler,
         Which::GarbageCollector,
+        Which::Pools,
     ];
 
     /// Its name on a command line.
@@ -59,6 +63,7 @@ impl Which {
             Self::DaemonSet => "daemonset",
             Self::Scheduler => "scheduler",
             Self::GarbageCollector => "garbage-collector",
+            Self::Pools => "pools",
         }
     }
 }
@@ -112,6 +117,7 @@ pub fn reconcile(snapshot: &ClusterSnapshot, options: &Options) -> Outcome {
             Which::DaemonSet => daemonset::reconcile(snapshot, &mut out),
             Which::Scheduler => scheduler::reconcile(snapshot, &mut out),
             Which::GarbageCollector => gc::reconcile(snapshot, &mut out),
+            Which::Pools => pools::reconcile(snapshot, &mut out),
         }
     }
     out

@@ -148,7 +148,7 @@ pub(super) fn block(root: &At<'_>) -> Option<IpBlock> {
         uid: metadata.get("uid").boxed(),
         created: metadata.get("creationTimestamp").boxed(),
         version: metadata.get("resourceVersion").boxed(),
-        generation: metadata.get("generation").int(0, i64::MAX).unwrap_or(0),
+        protected: has_finalizer(&metadata).0,
         cidr,
         pool: spec.get("pool").boxed(),
         node: spec.get("node").parse(),

@@ -106,8 +106,9 @@ pub struct IpBlock {
     pub created: Box<str>,
     /// `metadata.resourceVersion`.
     pub version: Box<str>,
-    /// `metadata.generation`: of two states of one block the later has the larger.
-    pub generation: i64,
+    /// Has [`FINALIZER`]. Its owner takes that away just before it deletes the block; from then on the block may be
+    /// anybody's at any moment, so nothing is given out of it.
+    pub protected: bool,
     /// `spec.cidr`.
     pub cidr: Cidr,
     /// `spec.pool`. The pool may be gone; the block's addresses are routed all the same.
