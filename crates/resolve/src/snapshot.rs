@@ -69,13 +69,6 @@ impl Kind {
         Kind::IPReservation,
     ];
 
-    /// Whether a server that has no such kind is a server without objects of it: kinds of our own, which a cluster
-    /// that does not use them need not have.
-    #[must_use]
-    pub const fn optional(self) -> bool {
-        matches!(self, Self::IPPool | Self::IPBlock | Self::IPReservation)
-    }
-
     /// `kind` in JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -96,12 +96,12 @@ async fn in_sync_is_known_of_each_kind_also_when_the_server_comes_later() {
     let place = Place::new();
     let api = place.api().await;
     let mut source = Source::start(&api, WatchConfig::agent());
-    while source.in_sync().failing.len() < 6 {
+    while source.in_sync().failing.len() < Kind::AGENT.len() {
         source.changed().await;
     }
     let sync = source.in_sync();
     assert!(!sync.all());
-    assert_eq!(sync.missing().count(), 6);
+    assert_eq!(sync.missing().count(), Kind::AGENT.len());
     assert!(sync.failing.values().all(|why| why.contains("api.sock")), "{sync:?}");
     let server = place.server().await;
     until(&mut source, "in sync", |_| true).await;

@@ -106,6 +106,9 @@ pub fn default_choice(snapshot: &ClusterSnapshot, node: &NodeName, namespace: Op
     out
 }
 
+/// The name of the pool that is asked for in a family, or why it cannot be used.
+type WhyNot<'a> = dyn Fn(&str, Family) -> Result<Box<str>, String> + 'a;
+
 /// A pool by its name or range.
 fn find<'a>(pools: &BTreeMap<&'a str, &'a IpPool>, asked: &str) -> Option<(&'a str, &'a IpPool)> {
     if let Some((n, p)) = pools.get_key_value(asked) {
@@ -197,7 +200,7 @@ fn fixed(
     notes: &Notes,
     good: &BTreeMap<&str, &IpPool>,
     out: &mut Choice,
-    why_not: &dyn Fn(&str, Family) -> Result<Box<str>, String>,
+    why_not: &WhyNot<'_>,
     wrong: &mut Vec<(Box<str>, String)>,
 ) {
     for a in &notes.fixed {
