@@ -4,6 +4,7 @@
 //! Tested by: tests/ (the kernel, in fresh namespaces; the reference plugins beside ours), tests/vm for devices that
 //! not every kernel has.
 
+mod bandwidth;
 pub mod dhcp;
 mod envargs;
 mod host_local;
@@ -17,6 +18,7 @@ use kernel_api::machine::{Machine, Netns};
 /// The names that [`by_name`] knows, sorted.
 #[rustfmt::skip] // a line each, so that two additions do not meet
 pub const NAMES: &[&str] = &[
+    "bandwidth",
     "dhcp",
     "host-local",
     "loopback",
@@ -28,6 +30,7 @@ pub const NAMES: &[&str] = &[
 #[must_use]
 pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
     Some(match name {
+        "bandwidth" => Box::new(bandwidth::Bandwidth),
         "dhcp" => Box::new(dhcp::Dhcp),
         "host-local" => Box::new(host_local::HostLocal),
         "loopback" => Box::new(loopback::Loopback),

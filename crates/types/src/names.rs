@@ -10,6 +10,9 @@ pub const POD_LINK_PREFIX: &str = "sea";
 /// Every VXLAN device of ours starts so; the VNI follows.
 pub const VXLAN_LINK_PREFIX: &str = "seaway.";
 
+/// Every `ifb` that a bandwidth limit made starts so; 12 hex digits follow, as the reference plugin bandwidth has it.
+pub const SHAPER_PREFIX: &str = "bwp";
+
 /// Why a text is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -50,7 +53,7 @@ impl FromStr for IfName {
 }
 
 /// The name of an interface that Seaway made. Deletes take only this, so a foreign interface cannot be deleted: the
-/// sole constructor recognises our prefix and shape.
+/// constructors recognise or make our prefixes and shapes, nothing else.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OwnedName(IfName);
 
@@ -68,6 +71,21 @@ impl OwnedName {
             .strip_prefix(POD_LINK_PREFIX)
             .is_some_and(|h| h.len() == 12 && h.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
         if vxlan || pod { Ok(Self(name.clone())) } else { Err(NameError::NotOwned(s.into())) }
+    }
+
+    /// The `ifb` of a bandwidth limit, from the 48 low bits of a hash of whose it is.
+    #[must_use]
+    pub fn shaper(hash: u64) -> Self {
+        Self(IfName(format!("{SHAPER_PREFIX}{:012x}", hash & 0xffff_ffff_ffff).into()))
+    }
+
+    /// Recognises the name of a bandwidth limit's `ifb`. The reference plugin's are named alike: whoever deletes one must
+    /// know by more than the name that it is theirs to delete.
+    #[must_use]
+    pub fn recognise_shaper(name: &IfName) -> Option<Self> {
+        let hash = name.as_str().strip_prefix(SHAPER_PREFIX)?;
+        let ok = hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        ok.then(|| Self(name.clone()))
     }
 
     /// The VXLAN device of a VNI.
@@ -104,7 +122,8 @@ impl OwnedName {
     /// Whether this is the host end of a pod's interface.
     #[must_use]
     pub fn is_pod_link(&self) -> bool {
-        !self.0.as_str().starts_with(VXLAN_LINK_PREFIX)
+        let s = self.0.as_str();
+        s.starts_with(POD_LINK_PREFIX) && !s.starts_with(VXLAN_LINK_PREFIX)
     }
 
     /// The number at the end of a pod link's name: below 2^48, different for different names.

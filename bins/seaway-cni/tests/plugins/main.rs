@@ -6,6 +6,7 @@
 mod common;
 mod twin;
 
+mod bandwidth;
 mod dhcp;
 mod host_local;
 mod loopback;

@@ -4,6 +4,7 @@ use ipam::Limits;
 use kernel_api::rt::RtRequest;
 use kernel_api::tc::{FilterKind, Hook, QdiscKind};
 use kernel_api::{RequestError, Rtnetlink};
+use types::OwnedName;
 
 use super::{Have, Ifb, PRIORITY, Place, plan};
 use crate::{Code, Error};
@@ -72,13 +73,21 @@ pub fn apply(rt: &mut impl Rtnetlink, place: &Place, want: &Limits) -> Result<()
 /// When the kernel refuses.
 pub fn remove(rt: &mut impl Rtnetlink, place: &Place) -> Result<(), RequestError> {
     let have = observe(rt, place)?;
-    let ops = plan(place, &Limits::default(), &have);
-    match rt.run(&ops) {
-        Err(e) if !e.absent() => return Err(e),
-        _ => {}
-    }
+    gone(rt.run(&plan(place, &Limits::default(), &have)))?;
     // Without the host end the plan is empty.
-    match rt.run(&[RtRequest::LinkDel(place.ifb.clone())]) {
+    remove_ifb(rt, &place.ifb)
+}
+
+/// Takes the `ifb` away, where nothing is known of the host end: it goes by itself.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_ifb(rt: &mut impl Rtnetlink, ifb: &OwnedName) -> Result<(), RequestError> {
+    gone(rt.run(&[RtRequest::LinkDel(ifb.clone())]))
+}
+
+fn gone(done: Result<(), RequestError>) -> Result<(), RequestError> {
+    match done {
         Err(e) if !e.absent() => Err(e),
         _ => Ok(()),
     }
