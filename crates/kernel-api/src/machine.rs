@@ -167,7 +167,7 @@ pub trait Netns {
     /// left when it fails half-way.
     ///
     /// # Errors
-    /// EBUSY or EINVAL when the name is taken, ENOENT without /dev/net/tun.
+    /// EBUSY when the name is taken, ENOENT without /dev/net/tun.
     fn add_tun(&self, tun: &NewTun) -> Result<(), RequestError>;
 
     /// Tells the neighbours of a link inside where its address is now: a gratuitous ARP request (RFC 5227 section 3) or

@@ -122,8 +122,8 @@ pub enum RtRequest {
     PortVlanDel(PortVlan),
     /// Make or change a queueing discipline.
     QdiscReplace(Qdisc),
-    /// Remove it, and the filters of a `clsact` with it; the link has then its default again. ENOENT or EINVAL when
-    /// there is none.
+    /// Remove it, and the filters of a `clsact` with it; the link has then its default again. ENOENT when there
+    /// is none.
     QdiscDel(IfName, QdiscSlot),
     /// Make or change the filter of this link, hook and priority; EINVAL when the link has no `clsact`.
     FilterReplace(Filter),

@@ -67,6 +67,15 @@ impl Tbf {
         let waiting = u128::from(rate) * latency.as_micros() / 1_000_000 + u128::from(burst);
         Self { rate, burst, limit: u32::try_from(waiting).unwrap_or(u32::MAX) }
     }
+
+    /// Whether `observed` is this one. The kernel keeps the bucket as a time in ticks of 64 ns, so that its bytes come
+    /// back rounded.
+    #[must_use]
+    pub fn is(&self, observed: &Self) -> bool {
+        let tick = self.rate.saturating_mul(64) / 1_000_000_000 + 1;
+        (self.rate, self.limit) == (observed.rate, observed.limit)
+            && u64::from(self.burst.abs_diff(observed.burst)) <= tick
+    }
 }
 
 /// A filter of a link's `clsact`.

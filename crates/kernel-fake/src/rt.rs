@@ -61,7 +61,7 @@ impl FakeRt {
     /// Makes a tap or tun device, which rtnetlink cannot.
     ///
     /// # Errors
-    /// EBUSY or EINVAL when the name is taken, and what is scripted.
+    /// EBUSY when the name is taken, and what is scripted.
     pub fn add_tun(&mut self, tun: &NewTun) -> Result<(), RequestError> {
         let what = format!("tuntap add {}", tun.name);
         self.effect(&what, |this| this.state.tun_add(tun).inspect(|()| this.sysctls.link_added(tun.name.as_str())))

@@ -359,10 +359,8 @@ impl Namespace {
 
     /// `tun_set_iff` with `IFF_TUN_EXCL`.
     pub(crate) fn tun_add(&mut self, t: &NewTun) -> Result<(), i32> {
-        match self.link(&t.name).map(|l| &l.kind) {
-            Some(LinkKind::Tun(_)) => return Err(errno::EBUSY),
-            Some(_) => return Err(errno::EINVAL),
-            None => {}
+        if self.link(&t.name).is_some() {
+            return Err(errno::EBUSY);
         }
         let kind = LinkKind::Tun(TunParams {
             tap: t.tap,

@@ -10,7 +10,7 @@ impl Namespace {
     pub(crate) fn qdisc_replace(&mut self, q: &Qdisc) -> Result<(), i32> {
         match &q.kind {
             QdiscKind::Ingress | QdiscKind::Other(_) => return Err(errno::EOPNOTSUPP),
-            QdiscKind::Tbf(t) if t.rate == 0 || t.burst == 0 => {
+            QdiscKind::Tbf(t) if t.burst == 0 => {
                 self.need(&q.link)?;
                 return Err(errno::EINVAL);
             }
@@ -31,10 +31,7 @@ impl Namespace {
         let held = self.qdiscs.len();
         self.qdiscs.retain(|o| !(o.link == *link && o.kind.slot() == slot));
         if self.qdiscs.len() == held {
-            return Err(match slot {
-                QdiscSlot::Root => errno::ENOENT,
-                QdiscSlot::Clsact => errno::EINVAL,
-            });
+            return Err(errno::ENOENT);
         }
         if slot == QdiscSlot::Clsact {
             self.filters.retain(|f| f.link != *link);

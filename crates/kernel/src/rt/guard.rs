@@ -401,3 +401,6 @@ pub(crate) fn bytes(program: &[Insn]) -> Vec<u8> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! Queueing disciplines and filters: read back as made, and what they do to packets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
+mod common;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{fresh, ip, name, new_veth, tool};
+use kernel::{Netns, Rt};
+use kernel_api::machine::Netns as _;
+use kernel_api::rt::*;
+use kernel_api::tc::*;
+use kernel_api::{Rtnetlink, errno};
+use types::Mac;
+
+fn qdisc(link: &str, kind: QdiscKind) -> Qdisc {
+    Qdisc { link: name(link), kind }
+}
+
+fn filter(link: &str, hook: Hook, priority: u16, kind: FilterKind) -> Filter {
+    Filter { link: name(link), hook, priority, kind }
+}
+
+fn tc(args: &str) -> String {
+    tool("tc", &args.split_whitespace().collect::<Vec<_>>(), "iproute2")
+}
+
+#[test]
+fn token_buckets() {
+    fresh(|| {
+        let mut rt = Rt::open().unwrap();
+        rt.run(&[RtRequest::LinkAdd(new_veth("a", "b"))]).unwrap();
+        let e = rt.run(&[RtRequest::QdiscDel(name("a"), QdiscSlot::Root)]).unwrap_err();
+        assert_eq!(e.errno, errno::ENOENT, "{e}");
+        // From a trickle to 80 Gbit/s, which does not fit 32 bits.
+        for (rate, burst) in [(125, 2000), (125_000, 10_000), (1_250_000_000, 1_000_000), (10_000_000_000, 4_000_000)] {
+            let want = Tbf::new(rate, burst, Duration::from_millis(25));
+            rt.run(&[RtRequest::QdiscReplace(qdisc("a", QdiscKind::Tbf(want)))]).unwrap();
+            let seen = rt.qdiscs().unwrap();
+            let [Qdisc { link, kind: QdiscKind::Tbf(got) }] = &seen[..] else { panic!("{seen:?}") };
+            assert_eq!((link.as_str(), got.rate, got.limit), ("a", want.rate, want.limit));
+            assert!(want.is(got), "{want:?} {got:?}");
+            assert!(!Tbf { burst: want.burst * 2, ..want }.is(got));
+        }
+        rt.run(&[RtRequest::QdiscReplace(qdisc(
+            "a",
+            QdiscKind::Tbf(Tbf::new(125_000, 10_000, Duration::from_millis(25))),
+        ))])
+        .unwrap();
+        let shown = tc("qdisc show dev a");
+        assert!(shown.contains("tbf 1: root") && shown.contains("rate 1Mbit burst 10000b lat 25ms"), "{shown}");
+        let none = Tbf { rate: 1000, burst: 0, limit: 1 };
+        assert_eq!(
+            rt.run(&[RtRequest::QdiscReplace(qdisc("a", QdiscKind::Tbf(none)))]).unwrap_err().errno,
+            errno::EINVAL
+        );
+        rt.run(&[RtRequest::QdiscDel(name("a"), QdiscSlot::Root)]).unwrap();
+        assert_eq!(rt.qdiscs().unwrap(), []);
+        // Others' are seen by name.
+        tc("qdisc add dev a root handle 5: htb");
+        tc("qdisc add dev b ingress");
+        let seen = rt.qdiscs().unwrap();
+        assert!(seen.contains(&qdisc("a", QdiscKind::Other("htb".into()))), "{seen:?}");
+        assert!(seen.contains(&qdisc("b", QdiscKind::Ingress)), "{seen:?}");
+    });
+}
+
+#[test]
+fn filters_come_and_go() {
+    fresh(|| {
+        let mut rt = Rt::open().unwrap();
+        let ifb = NewLink { up: true, ..NewLink::new(name("ifb7"), NewLinkKind::Ifb) };
+        rt.run(&[RtRequest::LinkAdd(new_veth("a", "b")), RtRequest::LinkAdd(ifb)]).unwrap();
+        let to = rt.link(&name("ifb7")).unwrap().unwrap().index;
+        let mac = Mac([2, 0, 0, 0, 0, 7]);
+        let guard = |a: &str| FilterKind::Guard(Guard::new(mac, [a.parse().unwrap()], true).unwrap());
+        let one = filter("a", Hook::Ingress, 1, guard("10.0.0.7/32"));
+        let e = rt.run(&[RtRequest::FilterReplace(one.clone())]).unwrap_err();
+        assert_eq!(e.errno, errno::EINVAL, "no clsact: {e}");
+        let two = filter("a", Hook::Ingress, 2, FilterKind::Redirect { to });
+        let out = filter("a", Hook::Egress, 1, guard("fd00::/64"));
+        let clsact = RtRequest::QdiscReplace(qdisc("a", QdiscKind::Clsact));
+        rt.run(&[
+            clsact.clone(),
+            clsact,
+            RtRequest::FilterReplace(two.clone()),
+            RtRequest::FilterReplace(one.clone()),
+            RtRequest::FilterReplace(one.clone()),
+            RtRequest::FilterReplace(out.clone()),
+        ])
+        .unwrap();
+        assert_eq!(rt.qdiscs().unwrap(), [qdisc("a", QdiscKind::Clsact)]);
+        assert_eq!(rt.filters(&name("a"), Hook::Ingress).unwrap(), [one.clone(), two.clone()]);
+        assert_eq!(rt.filters(&name("a"), Hook::Egress).unwrap(), [out]);
+        assert_eq!(rt.filters(&name("b"), Hook::Egress).unwrap(), []);
+        assert_eq!(rt.filters(&name("nodev"), Hook::Egress).unwrap_err().errno, errno::ENODEV);
+        let shown = tc("filter show dev a ingress");
+        assert!(shown.contains("mirred (Egress Redirect to device ifb7) stolen"), "{shown}");
+        assert!(shown.contains("direct-action"), "{shown}");
+        // Changed in place.
+        let new = filter("a", Hook::Ingress, 1, guard("10.0.0.8/32"));
+        rt.run(&[RtRequest::FilterReplace(new.clone()), RtRequest::FilterReplace(two.clone())]).unwrap();
+        assert_eq!(rt.filters(&name("a"), Hook::Ingress).unwrap(), [new.clone(), two.clone()]);
+        let wrong = filter("a", Hook::Ingress, 1, FilterKind::Redirect { to });
+        assert_eq!(rt.run(&[RtRequest::FilterReplace(wrong)]).unwrap_err().errno, errno::EINVAL);
+        let nowhere = filter("a", Hook::Ingress, 5, FilterKind::Redirect { to: 9999 });
+        assert_eq!(rt.run(&[RtRequest::FilterReplace(nowhere)]).unwrap_err().errno, errno::ENODEV);
+        // Others' are seen by classifier.
+        tc(
+            "filter add dev a ingress pref 9 protocol ip u32 match ip src 1.2.3.4/32 action mirred egress redirect dev b",
+        );
+        let words = "filter add dev a ingress pref 10 bpf da bytecode".split(' ').chain(["1,6 0 0 0"]);
+        tool("tc", &words.collect::<Vec<_>>(), "iproute2");
+        let seen = rt.filters(&name("a"), Hook::Ingress).unwrap();
+        let other = |p: u16, k: &str| filter("a", Hook::Ingress, p, FilterKind::Other(k.into()));
+        assert_eq!(seen[2..], [other(9, "u32"), other(10, "bpf")]);
+        rt.run(&[RtRequest::FilterDel(name("a"), Hook::Ingress, 1)]).unwrap();
+        let e = rt.run(&[RtRequest::FilterDel(name("a"), Hook::Ingress, 1)]).unwrap_err();
+        assert!(e.absent(), "{e}");
+        rt.run(&[RtRequest::QdiscDel(name("a"), QdiscSlot::Clsact)]).unwrap();
+        assert_eq!(rt.filters(&name("a"), Hook::Ingress).unwrap(), []);
+        for link in ["a", "b"] {
+            let e = rt.run(&[RtRequest::QdiscDel(name(link), QdiscSlot::Clsact)]).unwrap_err();
+            assert_eq!(e.errno, errno::ENOENT, "{e}");
+        }
+    });
+}
+
+/// A pod behind a guarded veth, 10.0.0.7/24 and fd00::7/64; the host is .1.
+fn guarded(pod: &Netns, host: &mut Rt) {
+    let mac = Mac([2, 0, 0, 0, 0, 7]);
+    let kind = NewLinkKind::Veth { peer: name("eth0"), peer_netns: Some(pod.fd()), peer_mac: Some(mac) };
+    let own = ["10.0.0.7/32", "fd00::7/128"].map(|p| p.parse().unwrap());
+    let guard = FilterKind::Guard(Guard::new(mac, own, false).unwrap());
+    let at = |l: &str, a: &str, len| RtRequest::AddressAdd(Address::new(name(l), a.parse().unwrap(), len));
+    host.run(&[
+        RtRequest::LinkAdd(NewLink::new(name("veth0"), kind)),
+        RtRequest::QdiscReplace(qdisc("veth0", QdiscKind::Clsact)),
+        RtRequest::FilterReplace(filter("veth0", Hook::Ingress, 1, guard)),
+        RtRequest::LinkSet(SetLink::up(name("veth0"))),
+        at("veth0", "10.0.0.1", 24),
+        at("veth0", "fd00::1", 64),
+    ])
+    .unwrap();
+    let mut rt = Rt::open_in(pod).unwrap();
+    let detect = Address { detect_duplicates: true, ..Address::new(name("eth0"), "fd00::7".parse().unwrap(), 64) };
+    rt.run(&[RtRequest::LinkSet(SetLink::up(name("eth0"))), at("eth0", "10.0.0.7", 24), RtRequest::AddressAdd(detect)])
+        .unwrap();
+}
+
+fn ping(args: &str) -> bool {
+    let mut c = Command::new("ping");
+    c.args(["-n", "-c1", "-W1"]).args(args.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::null());
+    c.stderr(Stdio::null()).status().expect("ping: install the package iputils-ping").success()
+}
+
+fn until(what: &str, mut yes: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !yes() {
+        assert!(start.elapsed() < Duration::from_secs(10), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_guarded_pod_speaks_for_itself_alone() {
+    let pod = Netns::new().unwrap();
+    fresh(|| {
+        let mut host = Rt::open().unwrap();
+        guarded(&pod, &mut host);
+        pod.run(|| {
+            assert!(ping("10.0.0.1"));
+            // With duplicate detection first, and the link-local address's own.
+            until("IPv6 from the own address", || ping("fd00::1"));
+            ip("address add 10.0.0.8/24 dev eth0");
+            ip("address add fd00::8/64 dev eth0 nodad");
+            assert!(!ping("-I 10.0.0.8 10.0.0.1") && !ping("-I fd00::8 fd00::1"), "another's address");
+            assert!(ping("-I 10.0.0.7 10.0.0.1") && ping("-I fd00::7 fd00::1"));
+        })
+        .unwrap();
+        // Neighbours learn from announcements of the own addresses, and only those.
+        ip("neigh flush dev veth0");
+        let known = |a: &str| ip(&format!("neigh show {a} dev veth0")).contains("02:00:00:00:00:07");
+        for a in ["10.0.0.8", "fd00::8", "10.0.0.7", "fd00::7"] {
+            // Announcements change entries, they make none: give each a wrong one.
+            ip(&format!("neigh replace {a} lladdr 02:00:00:00:00:99 dev veth0 nud stale"));
+            pod.announce(&name("eth0"), a.parse().unwrap()).unwrap();
+        }
+        until("both are learned", || known("10.0.0.7") && known("fd00::7"));
+        assert!(!known("10.0.0.8") && !known("fd00::8"), "{}", ip("neigh show"));
+        pod.run(|| {
+            ip("link set eth0 address 02:00:00:00:00:08");
+            assert!(!ping("10.0.0.1"), "another's hardware address");
+        })
+        .unwrap();
+        let e = pod.announce(&name("nodev"), "10.0.0.7".parse().unwrap()).unwrap_err();
+        assert_eq!(e.errno, errno::ENODEV, "{e}");
+        pod.run(|| ip("link set eth0 down")).unwrap();
+        assert_eq!(pod.announce(&name("eth0"), "10.0.0.7".parse().unwrap()).unwrap_err().errno, 100, "ENETDOWN");
+        pod.delete_link(&name("eth0")).unwrap();
+        assert_eq!(host.qdiscs().unwrap(), [], "the guard went with its link");
+    });
+}
