@@ -183,6 +183,33 @@ fn pods_reach_each_other_and_the_node(release: Release) {
     r.node.assert_nothing_left();
 }
 
+/// Without the container runtime interface.
+fn ctr_run(release: Release) {
+    let r = Runtime::new(release);
+    r.network();
+    let archive = image::archive(r.node.shared());
+    r.node.run(&[&r.ctr, "image", "import", archive.to_str().unwrap()]);
+    let parent = format!("{}/ctr", r.node.cgroup);
+    let run = [&*r.ctr, "run", "--rm", "--cni", "--cgroup", &parent, "--cap-add", "CAP_NET_RAW", BOX];
+    for node in ADDRESSES {
+        let said = r.node.run(&[&run[..], &["one", "/bin/ping", "-c1", "-W2", node]].concat());
+        assert!(said.contains(" 0% packet loss"), "{said}");
+    }
+    let links = r.node.run(&[&run[..], &["two", "/bin/ip", "address"]].concat());
+    assert!(links.contains("eth0@") && links.contains("10.244.1."), "{links}");
+    r.node.assert_nothing_left();
+}
+
+#[test]
+fn debians_ctr_runs_with_cni() {
+    ctr_run(Release::One);
+}
+
+#[test]
+fn ctr_2_runs_with_cni() {
+    ctr_run(Release::Two);
+}
+
 #[test]
 fn debians_containerd_runs_pods() {
     pods_reach_each_other_and_the_node(Release::One);
