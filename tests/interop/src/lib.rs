@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 pub mod cnitool;
+pub mod cri;
 pub mod image;
 pub mod node;
 pub mod page;

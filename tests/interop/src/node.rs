@@ -342,10 +342,19 @@ fn remove_tree(dir: &Path) {
 /// # Panics
 /// After 30 s.
 #[track_caller]
-pub fn wait(what: &str, mut so: impl FnMut() -> bool) {
+pub fn wait(what: &str, so: impl FnMut() -> bool) {
+    wait_for(what, 30, so);
+}
+
+/// Waits until something is so.
+///
+/// # Panics
+/// After as many seconds.
+#[track_caller]
+pub fn wait_for(what: &str, seconds: u64, mut so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !so() {
-        assert!(start.elapsed() < Duration::from_secs(30), "not within 30 s: {what}");
+        assert!(start.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

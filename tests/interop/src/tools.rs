@@ -54,6 +54,13 @@ pub fn plugin() -> &'static Path {
     PATH.get_or_init(|| ours("seaway-cni", false))
 }
 
+/// Agent, API server and all the rest.
+#[must_use]
+pub fn seaway() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| ours("seaway", false))
+}
+
 /// The process that holds a sandbox's namespaces; its release build alone needs no library.
 #[must_use]
 pub fn pause() -> &'static Path {

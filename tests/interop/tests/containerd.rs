@@ -1,168 +1,15 @@
 //! containerd, through its container runtime interface and through `ctr`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside #[test] functions are tests too
 
-use std::fs;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use interop::cri::{HELLO, Release, Runtime, url};
 use interop::image::{self, BOX};
 use interop::node::{ADDRESSES, CONFLIST, JOURNAL, wait};
-use interop::tools::{CNITOOL, CONTAINERD, CRICTL, PLUGINS, debian};
-use interop::{Node, page};
+use interop::page;
 use seaway_tests_interop as interop;
-use serde_json::{Value, json};
-
-/// What the pods serve.
-const HELLO: &str = "hello from a pod\n";
-
-/// A node with a running containerd.
-struct Runtime {
-    node: Node,
-    /// containerd and ctr.
-    containerd: String,
-    ctr: String,
-    crictl: String,
-    started: usize,
-}
-
-/// Which containerd.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Release {
-    /// Debian's: libcni before 1.2, no STATUS.
-    One,
-    /// libcni from 1.2 on.
-    Two,
-}
-
-impl Runtime {
-    fn new(release: Release) -> Self {
-        let _ = debian("runc", "runc");
-        let text = |p: PathBuf| p.to_str().unwrap().to_owned();
-        let (containerd, ctr, section) = match release {
-            Release::One => (debian("containerd", "containerd"), debian("ctr", "containerd"), "containerd 1"),
-            Release::Two => (CONTAINERD.program("containerd"), CONTAINERD.program("ctr"), "containerd 2"),
-        };
-        let crictl = text(CRICTL.program("crictl"));
-        let node = Node::boot();
-        let path = "/etc/containerd/config.toml";
-        node.write(path, &page::file(section, path));
-        if release == Release::Two {
-            node.install(&PLUGINS);
-        }
-        node.write("/etc/crictl.yaml", &page::file("crictl", "/etc/crictl.yaml"));
-        let mut r = Self { node, containerd: text(containerd), ctr: text(ctr), crictl, started: 0 };
-        r.begin();
-        r
-    }
-
-    /// With an empty store.
-    fn begin(&mut self) {
-        self.start();
-        for archive in [image::archive(self.node.shared()), image::pause(self.node.shared())] {
-            self.node.run(&[&self.ctr, "-n", "k8s.io", "image", "import", archive.to_str().unwrap()]);
-        }
-    }
-
-    fn start(&mut self) {
-        // The shim is found beside it.
-        let dir = self.containerd.rsplit_once('/').unwrap().0;
-        let path = format!("PATH={dir}:/usr/sbin:/usr/bin:/sbin:/bin");
-        self.started = self.node.start("containerd", &["env", &path, &self.containerd]);
-        wait("containerd answers", || self.node.attempt(&[&self.crictl, "info"]).is_ok());
-    }
-
-    fn network(&self) {
-        self.node.write(CONFLIST, &page::file("Host ports and bandwidth", CONFLIST));
-        wait("the network is ready", || self.network_ready());
-    }
-
-    fn crictl(&self, args: &[&str]) -> String {
-        self.node.run(&[&[&*self.crictl], args].concat())
-    }
-
-    /// DEL of everything that libcni remembers, then GC with an empty list: nothing lives.
-    fn gc(&self) {
-        let cnitool = CNITOOL.program("cnitool");
-        let whole = page::file("Host ports and bandwidth", CONFLIST).replace(", \"1.1.0\"", "");
-        for conf in [whole, page::file("The network", CONFLIST)] {
-            self.node.write("/var/tmp/gc/10-seaway.conflist", &conf);
-            let env = ["env", "CNI_PATH=/opt/cni/bin", "NETCONFPATH=/var/tmp/gc"];
-            self.node.run(&[&env[..], &[cnitool.to_str().unwrap(), "gc", "seaway", "/none"]].concat());
-        }
-    }
-
-    /// The namespaces that containerd has left behind.
-    fn remove_namespaces(&self) {
-        self.node.sh("for n in /run/netns/cni-*; do [ ! -e $n ] || ip netns delete ${n##*/}; done");
-    }
-
-    fn network_ready(&self) -> bool {
-        self.network_condition()["status"].as_bool().unwrap()
-    }
-
-    fn network_condition(&self) -> Value {
-        let info: Value = serde_json::from_str(&self.crictl(&["info"])).unwrap();
-        let conditions = info["status"]["conditions"].as_array().unwrap();
-        conditions.iter().find(|c| c["type"] == "NetworkReady").unwrap().clone()
-    }
-
-    /// Writes what crictl reads.
-    fn json(&self, name: &str, v: &Value) -> String {
-        let file = self.node.shared().join(name);
-        fs::write(&file, v.to_string()).unwrap();
-        file.to_str().unwrap().to_owned()
-    }
-
-    fn pod_json(&self, name: &str, more: &Value) -> (String, Value) {
-        let mut v = json!({
-            "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "attempt": 0},
-            "log_directory": "/var/log/pods",
-            "linux": {"cgroup_parent": self.node.cgroup},
-        });
-        more.as_object().unwrap().iter().for_each(|(k, x)| v[k] = x.clone());
-        (self.json(&format!("{name}.pod.json"), &v), v)
-    }
-
-    /// A pod with one container that serves HTTP.
-    fn pod(&self, name: &str, more: &Value) -> Pod {
-        let (file, _) = self.pod_json(name, more);
-        let sandbox = self.crictl(&["runp", &file]).trim().to_owned();
-        let container = self.json(
-            &format!("{name}.json"),
-            &json!({
-                "metadata": {"name": "web"}, "image": {"image": BOX}, "log_path": format!("{name}.log"),
-                "command": ["/bin/httpd", "-f", "-h", "/www"], "linux": {},
-            }),
-        );
-        let container = self.crictl(&["create", &sandbox, &container, &file]).trim().to_owned();
-        self.crictl(&["start", &container]);
-        let v: Value = serde_json::from_str(&self.crictl(&["inspectp", &sandbox])).unwrap();
-        let net = &v["status"]["network"];
-        let more = net["additionalIps"].as_array().into_iter().flatten().map(|a| &a["ip"]);
-        let ips = std::iter::once(&net["ip"]).chain(more).map(|a| a.as_str().unwrap().to_owned()).collect();
-        Pod { sandbox, container, ips }
-    }
-
-    fn exec(&self, pod: &Pod, args: &[&str]) -> String {
-        self.crictl(&[&["exec", &pod.container], args].concat())
-    }
-
-    fn remove(&self, pod: &Pod) {
-        self.crictl(&["stopp", &pod.sandbox]);
-        self.crictl(&["rmp", &pod.sandbox]);
-    }
-}
-
-struct Pod {
-    sandbox: String,
-    container: String,
-    ips: Vec<String>,
-}
-
-fn url(ip: &str) -> String {
-    if ip.contains(':') { format!("http://[{ip}]/") } else { format!("http://{ip}/") }
-}
+use serde_json::json;
 
 fn pods_reach_each_other_and_the_node(release: Release) {
     let r = Runtime::new(release);
@@ -176,7 +23,7 @@ fn pods_reach_each_other_and_the_node(release: Release) {
         r.exec(&a, &["ping", "-c1", "-W2", node]);
         assert_eq!(r.exec(&a, &["wget", "-qO-", &url(ip)]), HELLO);
         assert_eq!(r.node.run(&["curl", "-sS", &url(ip)]), HELLO);
-        assert_eq!(r.node.run(&["nsenter", "--net=/run/netns/outside", "curl", "-sS", &url(ip)]), HELLO);
+        assert_eq!(r.node.outside(&["curl", "-sS", &url(ip)]), HELLO);
     }
     r.remove(&a);
     r.remove(&b);
@@ -261,7 +108,7 @@ fn killed_in_the_middle(release: Release) {
     for round in 0..3 {
         let runs: Vec<_> = (0..4)
             .map(|i| {
-                let (file, _) = r.pod_json(&format!("pod-{round}-{i}"), &json!({}));
+                let file = r.pod_json(&format!("pod-{round}-{i}"), &json!({}));
                 let mut c = r.node.command(&["timeout", "-k1", "20", &r.crictl, "runp", &file]);
                 c.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
             })
@@ -293,12 +140,7 @@ fn lost_dels(release: Release) {
     r.network();
     r.pod("a", &json!({}));
     r.pod("b", &json!({}));
-    r.node.kill_all();
-    r.node.sh(
-        "for m in $(awk '$5 ~ \"^/(run|var/lib)/containerd/\" {print $5}' /proc/self/mountinfo); do umount $m; done
-         rm -rf /var/lib/containerd /run/containerd /var/lib/cni",
-    );
-    r.remove_namespaces();
+    r.lose_everything();
     assert_eq!(r.node.records(JOURNAL).len(), 2, "nobody has told the plugin");
     r.gc();
     r.node.assert_nothing_left();

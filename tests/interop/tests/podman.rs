@@ -1,6 +1,7 @@
 //! podman, with its CNI backend.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside #[test] functions are tests too
 
+use interop::cri::{HELLO, url};
 use interop::image::{self, BOX};
 use interop::node::{ADDRESSES, CONFLIST, JOURNAL};
 use interop::tools::debian;
@@ -44,10 +45,6 @@ impl Podman {
     }
 }
 
-fn url(ip: &str) -> String {
-    if ip.contains(':') { format!("http://[{ip}]/") } else { format!("http://{ip}/") }
-}
-
 #[test]
 fn containers_reach_each_other_and_the_host() {
     let p = Podman::new();
@@ -58,8 +55,8 @@ fn containers_reach_each_other_and_the_host() {
     for (ip, node) in b.iter().zip(ADDRESSES) {
         p.podman(&["exec", "a", "ping", "-c1", "-W2", ip]);
         p.podman(&["exec", "a", "ping", "-c1", "-W2", node]);
-        assert_eq!(p.podman(&["exec", "a", "wget", "-qO-", &url(ip)]), "hello from a pod\n");
-        assert_eq!(p.node.run(&["curl", "-sS", &url(ip)]), "hello from a pod\n");
+        assert_eq!(p.podman(&["exec", "a", "wget", "-qO-", &url(ip)]), HELLO);
+        assert_eq!(p.node.run(&["curl", "-sS", &url(ip)]), HELLO);
     }
     // A stopped container has no address; started again it has one.
     p.podman(&["stop", "-t0", "a"]);
@@ -76,7 +73,7 @@ fn published_ports_and_fixed_addresses() {
     let a = p.web("a", &["-p", "8080:80", "--ip", "10.244.1.77"]);
     assert_eq!(a[0], "10.244.1.77");
     for node in ADDRESSES {
-        let (at, body) = (url(node).trim_end_matches('/').to_owned() + ":8080/", "hello from a pod\n");
+        let (at, body) = (url(node).trim_end_matches('/').to_owned() + ":8080/", HELLO);
         assert_eq!(p.node.outside(&["curl", "-sS", "--max-time", "5", &at]), body);
         assert_eq!(p.node.run(&["curl", "-sS", "--max-time", "5", &at]), body);
     }
