@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::cpio::{Node, Tree};
 use crate::debian::{Kernel, tool};
-use crate::{BINARY, LIST, PROGRAMS};
+use crate::{BINARY, LIST};
 
 /// The tools inside, copied from this machine: name, Debian package. Add what a test needs; Makefile's `NEEDS_TEST`
 /// installs it.
@@ -21,6 +21,12 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("ls", "coreutils"),
     ("sleep", "coreutils"),
     ("timeout", "coreutils"),
+    ("readlink", "coreutils"),
+    ("touch", "coreutils"),
+    ("mkdir", "coreutils"),
+    ("rm", "coreutils"),
+    ("ln", "coreutils"),
+    ("grep", "grep"),
     ("modprobe", "kmod"),
     ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
@@ -48,7 +54,7 @@ const NOT_MODULES: &[&str] = &[
 /// Files of this machine that tools read, where they are.
 const FILES: &[&str] = &["/etc/protocols", "/etc/services", "/etc/iproute2/rt_protos", "/etc/iproute2/rt_tables"];
 
-/// Writes the archive to `file`. `programs` are our own, put into [`PROGRAMS`]; `tests` are the names to run.
+/// Writes the archive to `file`. `programs` are where to put which; `tests` are the names to run.
 ///
 /// # Errors
 /// When a tool is missing (the error names its package), or a file cannot be read or written.
@@ -57,7 +63,7 @@ pub fn write(
     kernel: &Kernel,
     init: &Path,
     binary: &Path,
-    programs: &[PathBuf],
+    programs: &[(String, PathBuf)],
     tests: &[String],
 ) -> Result<()> {
     let mut tree = Tree::default();
@@ -81,9 +87,8 @@ pub fn write(
     };
     program(&mut tree, init, "init")?;
     program(&mut tree, binary, BINARY)?;
-    for from in programs {
-        let name = from.file_name().context("a program has a name")?.to_string_lossy();
-        program(&mut tree, from, &format!("{PROGRAMS}/{name}"))?;
+    for (to, from) in programs {
+        program(&mut tree, from, to)?;
     }
     for (name, package) in TOOLS {
         program(&mut tree, &tool(name, package)?, &format!("usr/bin/{name}"))?;

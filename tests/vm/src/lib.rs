@@ -45,6 +45,8 @@ pub const LIMIT: &str = "SEAWAY_VM_TEST_SECONDS";
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// Where our own programs are inside.
 pub const PROGRAMS: &str = "/opt/cni/bin";
+/// Where test binaries of other packages are inside, when a test of module `suites` is selected.
+pub const SUITES: &str = "/suites";
 /// Set inside, by the machine's first process.
 pub const INSIDE: &str = "SEAWAY_VM_INSIDE";
 /// What the host tells the first process: the names of the tests to run, one a line.
@@ -120,7 +122,7 @@ impl Vm {
             Run { results, missing }
         });
         match run.results.get(name) {
-            Some(o) if o.passed => print!("{}", o.text()),
+            Some(o) if o.passed => println!("{}in the machine: {} ms", o.text(), o.millis),
             Some(o) => panic!("in the machine, after {} ms:\n{}", o.millis, o.text()),
             None => panic!("{name} has no result: {}", run.missing),
         }
@@ -137,7 +139,11 @@ impl Vm {
         let tests = selected()?;
         let kernel = debian::kernel(cache)?;
         let initramfs = Scratch(cache.join("initramfs"));
-        let programs = programs()?;
+        let mut programs = ours()?;
+        // Tests of other packages, for those of ours that run them.
+        if tests.iter().any(|t| t.starts_with("suites::")) {
+            programs.extend(suites("seaway-kernel")?.into_iter().map(|(name, p)| (format!("{SUITES}/{name}"), p)));
+        }
         image::write(&initramfs.0, &kernel, Path::new(self.init), &std::env::current_exe()?, &programs, &tests)?;
         let mut booted = None;
         let mut on_event = |event: Event| match event {
@@ -184,21 +190,46 @@ fn selected() -> Result<Vec<String>> {
     Ok(text.lines().filter_map(|l| l.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
-/// Our own programs, built as this test was: beside its binary's folder.
-fn programs() -> Result<Vec<PathBuf>> {
+/// A cargo of the profile and the target folder that this test was built with.
+fn cargo(args: &[&str]) -> Result<(Command, PathBuf)> {
     let exe = std::env::current_exe()?;
     let folder = exe.parent().and_then(Path::parent).context("a test binary lies two folders below the target's")?;
-    let release = folder.ends_with("release");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "--package", "seaway-cni"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if release {
-        build.arg("--release");
+    let target = folder.parent().context("the profile's folder lies in the target's")?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(args).arg("--quiet").arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if folder.ends_with("release") {
+        cargo.arg("--release");
     }
+    Ok((cargo, folder.to_owned()))
+}
+
+/// Our own programs: where to put which.
+fn ours() -> Result<Vec<(String, PathBuf)>> {
+    let (mut build, folder) = cargo(&["build", "--package", "seaway-cni"])?;
     if !build.status().context("run cargo")?.success() {
         bail!("cargo build -p seaway-cni failed");
     }
-    Ok(vec![folder.join("seaway-cni")])
+    Ok(vec![(format!("{PROGRAMS}/seaway-cni"), folder.join("seaway-cni"))])
+}
+
+/// The integration tests of a package, built: their names and binaries.
+fn suites(package: &str) -> Result<Vec<(String, PathBuf)>> {
+    let (mut build, _) = cargo(&["test", "--no-run", "--message-format", "json", "--test", "*", "--package", package])?;
+    let out = build.stderr(std::process::Stdio::inherit()).output().context("run cargo")?;
+    if !out.status.success() {
+        bail!("cargo test --no-run -p {package} failed");
+    }
+    Ok(executables(&String::from_utf8_lossy(&out.stdout)))
+}
+
+/// The tests in cargo's messages, one JSON object a line.
+fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+    messages
+        .lines()
+        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+        .filter(|m| m["target"]["kind"] == serde_json::json!(["test"]))
+        .filter_map(|m| Some((m["target"]["name"].as_str()?.to_owned(), m["executable"].as_str()?.into())))
+        .collect()
 }
 
 #[cfg(test)]

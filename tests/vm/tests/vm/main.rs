@@ -6,6 +6,7 @@ mod features;
 mod links;
 mod rt;
 mod sctp;
+mod suites;
 mod tools;
 
 /// One node as a router between pods and the world, as the tests of the nftables plane have it.

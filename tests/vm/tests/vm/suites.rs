@@ -1,0 +1,58 @@
+//! The tests of crate `kernel`, on this kernel too: Debian's is older than the one that Seaway is developed on.
+
+use std::process::Command;
+
+use vm::in_vm;
+
+/// Needs a machine where a dump of 240 links is done between two changes of a loop that makes changes only: not this one.
+const TOO_FAST: &str = "dumps_are_whole_while_links_come_and_go";
+
+/// Runs a test binary of that crate.
+fn suite(name: &str) {
+    let mut tests = Command::new(format!("{}/{name}", vm::SUITES));
+    let out = tests.args(["--test-threads=1", "--skip", TOO_FAST]).output().unwrap();
+    println!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{name}: {}", out.status);
+}
+
+#[test]
+fn kernel_rt() {
+    in_vm!();
+    suite("rt");
+}
+
+#[test]
+fn kernel_nft() {
+    in_vm!();
+    suite("nft");
+}
+
+#[test]
+fn kernel_nft_roundtrip() {
+    in_vm!();
+    suite("nft_roundtrip");
+}
+
+#[test]
+fn kernel_packets() {
+    in_vm!();
+    suite("packets");
+}
+
+#[test]
+fn kernel_netns() {
+    in_vm!();
+    suite("netns");
+}
+
+#[test]
+fn kernel_process() {
+    in_vm!();
+    suite("process");
+}
+
+#[test]
+fn kernel_watch() {
+    in_vm!();
+    suite("watch");
+}
