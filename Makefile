@@ -33,7 +33,8 @@ NEEDS_LAB := ip:iproute2 nft:nftables ping:iputils-ping nsenter:util-linux
 NEEDS_TEST := $(NEEDS_LAB) curl:curl conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client \
 	/usr/lib/cni/bridge:containernetworking-plugins dnsmasq:dnsmasq-base udhcpd:udhcpd iptables:iptables $(NEEDS_VM) $(NEEDS_INTEROP)
 # The machine of tests/vm, and tools that its tests run inside. Its kernel is fetched by the tests, not installed.
-NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:ipvsadm tcpdump:tcpdump conntrack:conntrack
+NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:ipvsadm tcpdump:tcpdump conntrack:conntrack \
+	/usr/lib/cni/bridge:containernetworking-plugins
 # What Debian does not have is built by the tests from its released Go modules, once.
 NEEDS_INTEROP := containerd:containerd runc:runc podman:podman busybox:busybox-static go:golang-go
 NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins

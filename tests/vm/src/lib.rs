@@ -45,6 +45,8 @@ pub const LIMIT: &str = "SEAWAY_VM_TEST_SECONDS";
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// Where our own programs are inside.
 pub const PROGRAMS: &str = "/opt/cni/bin";
+/// Where the reference plugins are, outside and inside, when a test of module `plugins` is selected.
+pub const REFERENCE: &str = "/usr/lib/cni";
 /// Where test binaries of other packages are inside, when a test of module `suites` is selected.
 pub const SUITES: &str = "/suites";
 /// Set inside, by the machine's first process.
@@ -144,6 +146,10 @@ impl Vm {
         if tests.iter().any(|t| t.starts_with("suites::")) {
             programs.extend(suites("seaway-kernel")?.into_iter().map(|(name, p)| (format!("{SUITES}/{name}"), p)));
         }
+        if tests.iter().any(|t| t.starts_with("plugins::")) {
+            programs.extend(reference()?);
+            programs.extend(pages()?);
+        }
         image::write(&initramfs.0, &kernel, Path::new(self.init), &std::env::current_exe()?, &programs, &tests)?;
         let mut booted = None;
         let mut on_event = |event: Event| match event {
@@ -210,6 +216,30 @@ fn ours() -> Result<Vec<(String, PathBuf)>> {
         bail!("cargo build -p seaway-cni failed");
     }
     Ok(vec![(format!("{PROGRAMS}/seaway-cni"), folder.join("seaway-cni"))])
+}
+
+/// The files of a folder, to be put below `to`.
+fn files(from: &Path, to: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(from).with_context(|| format!("list {}", from.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_file() {
+            all.push((format!("{to}/{name}"), path));
+        }
+    }
+    Ok(all)
+}
+
+/// The reference plugins, where Debian has them.
+fn reference() -> Result<Vec<(String, PathBuf)>> {
+    files(Path::new(REFERENCE), REFERENCE)
+        .context("the reference plugins: apt-get install --no-install-recommends containernetworking-plugins")
+}
+
+/// The pages whose configurations tests run.
+fn pages() -> Result<Vec<(String, PathBuf)>> {
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/plugins"), "/repository/docs/plugins")
 }
 
 /// The integration tests of a package, built: their names and binaries.

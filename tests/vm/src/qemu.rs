@@ -16,7 +16,7 @@ use crate::wire::{Decoder, Event};
 use crate::{BOOT_LIMIT, LIMIT, test_limit};
 
 /// MiB.
-const MEMORY: &str = "768";
+const MEMORY: &str = "1024";
 /// Lines of the console in an error.
 const TAIL: usize = 40;
 

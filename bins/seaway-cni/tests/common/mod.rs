@@ -12,6 +12,17 @@ use kernel_api::rt::{Link, ROUTE_PROTOCOL, Route};
 use serde_json::{Value, json};
 use types::OwnedName;
 
+/// The program under test: cargo's, or where the machine of tests/vm, which has these modules too, keeps it.
+pub fn program() -> &'static str {
+    option_env!("CARGO_BIN_EXE_seaway-cni").unwrap_or("/opt/cni/bin/seaway-cni")
+}
+
+/// A folder of the repository; that machine has a copy of some.
+pub fn repository(folder: &str) -> PathBuf {
+    let here = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(folder);
+    if here.exists() { here } else { PathBuf::from("/repository").join(folder) }
+}
+
 pub struct Node {
     /// The node's namespace: no path leads to it.
     pub ns: Netns,
@@ -65,7 +76,7 @@ impl Node {
 
     /// Starts the plugin as a runtime does.
     pub fn start(&self, command: &str, container: &str, netns: Option<&str>, conf: &Value) -> Child {
-        let mut c = Command::new(env!("CARGO_BIN_EXE_seaway-cni"));
+        let mut c = Command::new(program());
         c.env_clear().env("CNI_COMMAND", command).env("CNI_CONTAINERID", container).env("CNI_IFNAME", "eth0");
         c.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web");
         if let Some(n) = netns {

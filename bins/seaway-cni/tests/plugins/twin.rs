@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::common::{Node, answer};
+use crate::common::{Node, answer, program, repository};
 
 /// Where Debian's containernetworking-plugins are.
 const REFERENCE: &str = "/usr/lib/cni";
@@ -45,7 +45,7 @@ impl Twin {
                 let dir = node.dir.path().join("bin");
                 std::fs::create_dir(&dir).unwrap();
                 for name in plugins::NAMES {
-                    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_seaway-cni"), dir.join(name)).unwrap();
+                    std::os::unix::fs::symlink(program(), dir.join(name)).unwrap();
                 }
                 dir
             }
@@ -221,7 +221,7 @@ pub fn refused_by_both(conf: impl Fn(&Twin) -> Value, why: &str) {
 
 /// The first configuration of the plugin's page.
 pub fn page(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/plugins").join(format!("{name}.md"));
+    let path = repository("docs/plugins").join(format!("{name}.md"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let block = text.split("```json\n").nth(1).and_then(|t| t.split("```").next()).expect("a json block");
     serde_json::from_str(block).unwrap_or_else(|e| panic!("{}: {e}", path.display()))

@@ -4,11 +4,20 @@
 
 mod features;
 mod links;
+mod plugins;
 mod rt;
 mod sctp;
 mod suites;
 mod tools;
 
+// What the tests of the CNI plugins make use of: a node, ours and the reference's plugins, containers wired by hand.
+#[path = "../../../../bins/seaway-cni/tests/common/mod.rs"]
+mod common;
+#[path = "../../../../bins/seaway-cni/tests/plugins/twin.rs"]
+mod twin;
+#[allow(dead_code)] // a part of it is used here
+#[path = "../../../../bins/seaway-cni/tests/plugins/wires.rs"]
+mod wires;
 /// One node as a router between pods and the world, as the tests of the nftables plane have it.
 #[allow(dead_code)] // a part of it is used here
 #[path = "../../../tests/kernel_nft/world.rs"]

@@ -25,7 +25,7 @@ fn sctp(ns: &Netns, at: SocketAddr) -> OwnedFd {
 }
 
 /// Serves one association: answers the first message with its name and where it saw the client.
-fn serve(ns: &Netns, name: &str, at: SocketAddr) -> JoinHandle<()> {
+pub fn serve(ns: &Netns, name: &str, at: SocketAddr) -> JoinHandle<()> {
     let server = sctp(ns, at);
     listen(&server, 4).unwrap();
     let name = name.to_owned();
