@@ -101,7 +101,10 @@ impl Node {
     /// Puts plugins into /opt/cni/bin, in place of those of the same names.
     pub fn install(&self, plugins: &Go) {
         for p in fs::read_dir(plugins.dir()).unwrap().flatten() {
-            fs::copy(p.path(), self.path("/opt/cni/bin").join(p.file_name())).unwrap();
+            let place = self.path("/opt/cni/bin").join(p.file_name());
+            // A link to our own program may be there.
+            let _ = fs::remove_file(&place);
+            fs::copy(p.path(), place).unwrap();
         }
     }
 

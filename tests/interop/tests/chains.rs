@@ -119,7 +119,7 @@ fn sbr_after_ours() {
     let n = node();
     for version in VERSIONS {
         // As a peer, the reference's own.
-        configure(&n, version, &[bridge(version)[0].clone(), json!({"type": "sbr"})]);
+        configure(&n, version, &[usual("bridge", version)[0].clone(), json!({"type": "sbr"})]);
         life(&n, version, |_, _| {});
         configure(&n, version, &[ours(), json!({"type": "sbr"})]);
         life(&n, version, |n, r| {
@@ -175,51 +175,78 @@ fn a_chain_that_fails_in_the_middle_is_taken_back() {
     n.assert_nothing_left();
 }
 
-/// The usual network of the reference plugins.
-fn bridge(version: &str) -> Vec<Value> {
+/// The usual networks of the reference plugins.
+fn usual(kind: &str, version: &str) -> Vec<Value> {
     let ranges = json!([[{"subnet": "10.244.7.0/24"}], [{"subnet": "fd00:10:244:7::/64"}]]);
     let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
-    let first = json!({
-        "type": "bridge", "bridge": "br7", "isGateway": true, "ipMasq": true, "hairpinMode": true,
-        "ipam": {"type": "host-local", "ranges": ranges, "routes": routes},
+    let mut first = json!({
+        "type": kind, "ipMasq": true, "ipam": {"type": "host-local", "ranges": ranges, "routes": routes},
     });
+    if kind == "bridge" {
+        let more = json!({"bridge": "br7", "isGateway": true, "hairpinMode": true});
+        more.as_object().unwrap().iter().for_each(|(k, v)| first[k] = v.clone());
+    }
     [vec![first], meta(version)].concat()
+}
+
+/// What must be the same whoever did it: hardware addresses, the host end's name and the address in turn go.
+fn plain(mut r: Value) -> Value {
+    for i in r["interfaces"].as_array_mut().unwrap() {
+        i.as_object_mut().unwrap().remove("mac");
+        if i["name"].as_str().unwrap().starts_with("veth") {
+            i["name"] = json!("veth");
+        }
+    }
+    for i in r["ips"].as_array_mut().unwrap() {
+        i.as_object_mut().unwrap().remove("address");
+    }
+    r
+}
+
+/// The same life, and the same result, with ours in the place of the reference's of each set of names.
+fn in_place(n: &Node, kind: &str, version: &str, sets: &[Vec<&str>]) {
+    configure(n, version, &usual(kind, version));
+    let done = |n: &Node, r: &Value| {
+        // The reference's bridge has its IPv6 address some time after its ADD.
+        let ping = ["ip", "netns", "exec", "a", "ping", "-nqc1", "-W1", ADDRESSES[1]];
+        wait("the node answers", || n.attempt(&ping).is_ok());
+        reaches(n, "a", r, None);
+        meta_is_done(n, version);
+    };
+    n.install(&PLUGINS);
+    let reference = plain(life(n, version, done));
+    for set in sets {
+        n.install(&PLUGINS);
+        n.install_ours(set);
+        assert_eq!(plain(life(n, version, done)), reference, "{kind} {version} {set:?}");
+    }
+}
+
+/// Of these, those that we have.
+fn ours_of(names: &[&'static str]) -> Vec<&'static str> {
+    names.iter().copied().filter(|u| plugins::NAMES.contains(u)).collect()
 }
 
 #[test]
 fn each_of_ours_in_place_of_the_reference() {
     let n = node();
-    let used = ["bridge", "host-local", "tuning", "portmap", "bandwidth", "firewall"];
-    let ours: Vec<&str> = used.into_iter().filter(|u| plugins::NAMES.contains(u)).collect();
+    let all = ours_of(&["bridge", "host-local", "tuning", "portmap", "bandwidth", "firewall"]);
     for version in VERSIONS {
-        configure(&n, version, &bridge(version));
-        n.install(&PLUGINS);
-        // The random parts go: hardware addresses and the host end's name.
-        let plain = |mut r: Value| {
-            for i in r["interfaces"].as_array_mut().unwrap() {
-                i.as_object_mut().unwrap().remove("mac");
-                if i["name"].as_str().unwrap().starts_with("veth") {
-                    i["name"] = json!("veth");
-                }
-            }
-            for i in r["ips"].as_array_mut().unwrap() {
-                i.as_object_mut().unwrap().remove("address");
-            }
-            r
-        };
-        let done = |n: &Node, r: &Value| {
-            // The reference's bridge has its IPv6 address some time after its ADD.
-            wait("the node answers", || {
-                n.attempt(&["ip", "netns", "exec", "a", "ping", "-nqc1", "-W1", ADDRESSES[1]]).is_ok()
-            });
-            reaches(n, "a", r, None);
-            meta_is_done(n, version);
-        };
-        let reference = plain(life(&n, version, done));
-        for set in ours.iter().map(|o| vec![*o]).chain([ours.clone()]) {
-            n.install(&PLUGINS);
-            n.install_ours(&set);
-            assert_eq!(plain(life(&n, version, done)), reference, "{version} {set:?}");
+        // One at a time in an old and in the newest version, all together in each.
+        let mut sets = vec![all.clone()];
+        if ["0.4.0", "1.1.0"].contains(&version) {
+            sets.extend(all.iter().map(|o| vec![*o]));
         }
+        in_place(&n, "bridge", version, &sets);
+    }
+}
+
+#[test]
+fn ours_after_the_references_ptp_and_its_own() {
+    let n = node();
+    let after = ours_of(&["tuning", "portmap", "bandwidth", "firewall"]);
+    for version in ["0.3.1", "1.1.0"] {
+        let all = [ours_of(&["ptp", "host-local"]), after.clone()].concat();
+        in_place(&n, "ptp", version, &[after.clone(), all]);
     }
 }
