@@ -1,10 +1,10 @@
 //! A fake connection table.
 
 use kernel_api::conntrack::Flow;
-use kernel_api::{Conntrack, RequestError, errno};
+use kernel_api::{Conntrack, RequestError};
 use types::Proto;
 
-use crate::fault::{Fault, Faults};
+use crate::fault::{Faults, apply};
 
 /// The connections of one pretended network namespace. A deletion pass is one effect of [`Faults`].
 #[derive(Debug, Clone, Default)]
@@ -26,17 +26,10 @@ impl FakeConntrack {
 impl Conntrack for FakeConntrack {
     fn delete(&mut self, proto: Proto, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<usize, RequestError> {
         let fault = self.faults.step();
-        if let Some(Fault::Refused(e)) = fault {
-            return Err(RequestError::new(format!("forget {proto} connections"), e));
-        }
-        if fault == Some(Fault::Crash) {
-            return Err(RequestError::new(format!("forget {proto} connections"), errno::EIO));
-        }
-        let before = self.flows.len();
-        self.flows.retain(|f| f.proto != proto || !stale(f));
-        match fault {
-            Some(Fault::Unanswered(e)) => Err(RequestError::new(format!("forget {proto} connections"), e)),
-            _ => Ok(before - self.flows.len()),
-        }
+        apply(fault, &format!("forget {proto} connections"), || {
+            let before = self.flows.len();
+            self.flows.retain(|f| f.proto != proto || !stale(f));
+            Ok(before - self.flows.len())
+        })
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use kernel_api::{RequestError, errno};
+
 /// How one effect fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -59,6 +61,20 @@ impl Faults {
     #[must_use]
     pub fn crashed(&self) -> bool {
         self.crashed
+    }
+}
+
+/// Runs one effect with its fault.
+pub(crate) fn apply<T>(
+    fault: Option<Fault>,
+    what: &str,
+    run: impl FnOnce() -> Result<T, RequestError>,
+) -> Result<T, RequestError> {
+    match fault {
+        Some(Fault::Crash) => Err(RequestError::new(what, errno::EIO)),
+        Some(Fault::Refused(e)) => Err(RequestError::new(what, e)),
+        Some(Fault::Unanswered(e)) => run().and(Err(RequestError::new(what, e))),
+        None => run(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use kernel_api::nft::{NftRequest, Table, TableName};
 use kernel_api::{Nft, RequestError, errno};
 
-use crate::fault::{Fault, Faults};
+use crate::fault::{Faults, apply};
 use state::State;
 
 /// The nf_tables of one pretended network namespace. A transaction is one effect of [`Faults`].
@@ -121,15 +121,8 @@ impl Nft for FakeNft {
     }
 
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {
-        match self.faults.step() {
-            None => self.apply(requests),
-            Some(Fault::Refused(e)) => Err(RequestError::new("commit", e)),
-            Some(Fault::Unanswered(e)) => {
-                self.apply(requests)?;
-                Err(RequestError::new("commit", e))
-            }
-            Some(Fault::Crash) => Err(RequestError::new("commit", errno::EIO)),
-        }
+        let fault = self.faults.step();
+        apply(fault, "commit", || self.apply(requests))
     }
 
     fn commit_at(&mut self, generation: u32, requests: &[NftRequest]) -> Result<(), RequestError> {

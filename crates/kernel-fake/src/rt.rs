@@ -18,7 +18,7 @@ use kernel_api::rt::{
 use kernel_api::tc::{Filter, Hook, Qdisc};
 use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
 
-use crate::fault::{Fault, Faults};
+use crate::fault::{Faults, apply};
 use crate::sysctl::FakeSysctls;
 
 pub use state::Namespace;
@@ -64,53 +64,40 @@ impl FakeRt {
     /// EBUSY when the name is taken, and what is scripted.
     pub fn add_tun(&mut self, tun: &NewTun) -> Result<(), RequestError> {
         let what = format!("tuntap add {}", tun.name);
-        self.effect(&what, |this| this.state.tun_add(tun).inspect(|()| this.sysctls.link_added(tun.name.as_str())))
-    }
-
-    /// One effect, with the fault that is scripted for it.
-    pub(crate) fn effect(
-        &mut self,
-        what: &str,
-        run: impl FnOnce(&mut Self) -> Result<(), i32>,
-    ) -> Result<(), RequestError> {
         let fault = self.faults.step();
-        let done = match fault {
-            Some(Fault::Crash) => Err(errno::EIO),
-            Some(Fault::Refused(e)) => Err(e),
-            Some(Fault::Unanswered(e)) => run(self).and(Err(e)),
-            None => run(self),
-        };
-        done.map_err(|e| RequestError::new(what, e))
+        apply(fault, &what, || self.with_knobs(|s| s.tun_add(tun)).map_err(|e| RequestError::new(what.as_str(), e)))
     }
 
-    fn alive(&self, what: &str) -> Result<(), RequestError> {
-        if self.faults.crashed() { Err(RequestError::new(what, errno::EIO)) } else { Ok(()) }
-    }
-
-    fn one(&mut self, r: &RtRequest) -> Result<(), i32> {
-        let fault = self.faults.step();
-        match fault {
-            Some(Fault::Crash) => return Err(errno::EIO),
-            Some(Fault::Refused(e)) => return Err(e),
-            Some(Fault::Unanswered(_)) | None => {}
-        }
+    /// Runs a change of the links, after which the knobs are of those that are there.
+    pub(crate) fn with_knobs(&mut self, run: impl FnOnce(&mut Namespace) -> Result<(), i32>) -> Result<(), i32> {
         let before: Vec<_> = self.state.links.iter().map(|l| l.name.clone()).collect();
-        self.state.apply(r, ROUTE_PROTOCOL)?;
+        let done = run(&mut self.state);
         for link in &self.state.links {
             if !before.contains(&link.name) {
                 self.sysctls.link_added(link.name.as_str());
             }
         }
         for name in before {
-            if !self.state.links.iter().any(|l| l.name == name) {
+            if self.state.link(&name).is_none() {
                 self.sysctls.link_gone(&name);
             }
         }
-        self.log.push(r.clone());
-        match fault {
-            Some(Fault::Unanswered(e)) => Err(e),
-            _ => Ok(()),
-        }
+        done
+    }
+
+    fn alive(&self, what: &str) -> Result<(), RequestError> {
+        if self.faults.crashed() { Err(RequestError::new(what, errno::EIO)) } else { Ok(()) }
+    }
+
+    fn one(&mut self, r: &RtRequest) -> Result<(), RequestError> {
+        let fault = self.faults.step();
+        let what = r.to_string();
+        apply(fault, &what, || {
+            let done = self.with_knobs(|s| s.apply(r, ROUTE_PROTOCOL));
+            done.map_err(|e| RequestError::new(what.as_str(), e))?;
+            self.log.push(r.clone());
+            Ok(())
+        })
     }
 }
 
@@ -167,7 +154,7 @@ impl Rtnetlink for FakeRt {
         let mut first = None;
         for (index, r) in requests.iter().enumerate() {
             if let Err(e) = self.one(r) {
-                first.get_or_insert(RequestError { index: Some(index), ..RequestError::new(r.to_string(), e) });
+                first.get_or_insert(RequestError { index: Some(index), ..e });
             }
         }
         first.map_or(Ok(()), Err)
@@ -180,15 +167,7 @@ impl Sysctl for FakeRt {
         Ok(self.sysctls.value(path).map(Into::into))
     }
     fn set(&mut self, path: &str, value: &str) -> Result<(), RequestError> {
-        let err = |e| Err(RequestError::new(format!("sysctl -w {path}={value}"), e));
-        match self.faults.step() {
-            Some(Fault::Crash) => err(errno::EIO),
-            Some(Fault::Refused(e)) => err(e),
-            Some(Fault::Unanswered(e)) => {
-                self.sysctls.write(path, value)?;
-                err(e)
-            }
-            None => self.sysctls.write(path, value),
-        }
+        let fault = self.faults.step();
+        apply(fault, &format!("sysctl -w {path}={value}"), || self.sysctls.write(path, value))
     }
 }

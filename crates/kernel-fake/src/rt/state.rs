@@ -241,7 +241,7 @@ impl Namespace {
         Ok(())
     }
 
-    fn route_del(&mut self, r: &Route, protocol: u8) -> Result<(), i32> {
+    pub(crate) fn route_del(&mut self, r: &Route, protocol: u8) -> Result<(), i32> {
         if let Some(l) = r.to.link() {
             self.need(l)?;
         }
