@@ -11,6 +11,7 @@ mod host_local;
 mod loopback;
 mod portmap;
 mod static_ips;
+mod tuning;
 
 use cni::{Code, Error, Plugin};
 use kernel_api::machine::{Machine, Netns};
@@ -24,6 +25,7 @@ pub const NAMES: &[&str] = &[
     "loopback",
     "portmap",
     "static",
+    "tuning",
 ];
 
 /// The plugin of that name.
@@ -36,6 +38,7 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
         "loopback" => Box::new(loopback::Loopback),
         "portmap" => Box::new(portmap::Portmap),
         "static" => Box::new(static_ips::Static),
+        "tuning" => Box::new(tuning::Tuning),
         _ => return None,
     })
 }

@@ -12,4 +12,5 @@ mod host_local;
 mod loopback;
 mod portmap;
 mod static_ips;
+mod tuning;
 mod wires;
