@@ -50,6 +50,7 @@ pub const DOORS: &[Door] = &[
     // Attaching pods.
     door("ipam", "types", "pools are ranges"),
     door("cni", "types", "attachments carry the newtypes"),
+    door("cni", "intent", "what a pod is to have: intent::PodSpec"),
     door("cni", "ipam", "ADD takes an address, DEL gives it back"),
     door("cni", "kernel-api", "verbs are plans of kernel-api requests"),
     door("plugins", "types", "results carry the newtypes"),

@@ -379,7 +379,9 @@ fn the_agent_remakes_a_deleted_interface_with_the_same_address() {
 
     // The namespace goes, and no DEL ever comes.
     assert!(cni::gone(&ipam::read(&n.data_dir()).unwrap()).is_empty());
-    let sweep = || n.ns.run(|| cni::remove_if_gone(&mut kernel::Linux, &n.data_dir(), &key)).unwrap().unwrap();
+    let sweep = || {
+        n.ns.run(|| cni::remove_if_gone(&mut kernel::Linux, plugins::by_name, &n.data_dir(), &key)).unwrap().unwrap()
+    };
     assert!(!sweep(), "it lives");
     kernel::Netns::delete(n.dir.path().join("netns/a")).unwrap();
     let e = rewire().unwrap_err();

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use intent::Wiring;
 use ipam::Key;
 use serde_json::{Map, Value};
 use types::{Cidr, Family};
@@ -35,6 +36,10 @@ pub struct NetConf {
     pub ips: Vec<IpAddr>,
     /// `prevResult`: the answer of the plugin before us.
     pub prev_result: Option<CniResult>,
+    /// `mode` and `modeOptions`: how pods are wired whose own specs do not say.
+    pub wiring: Wiring,
+    /// `pods`: where the agent says what each pod is to have; without it no pod is waited for, and none is special.
+    pub pods: Option<PathBuf>,
     /// `cni.dev/valid-attachments`; none is an empty list, as libcni leaves out a list with nothing in it.
     pub valid: Option<Vec<Key>>,
 }
@@ -116,6 +121,8 @@ impl NetConf {
             dns: None,
             ips: Vec::new(),
             prev_result: None,
+            wiring: Wiring::default(),
+            pods: None,
             valid: None,
         };
         for (field, v) in m {
@@ -137,8 +144,12 @@ impl NetConf {
             // The runtime chose the binary by it.
             ("type", Value::String(_)) => {}
             ("type", v) => return Err(wrong(field, &v, &format!("the text {TYPE:?} is needed"))),
-            ("mode", Value::String(s)) if s == "routed" => {}
-            ("mode", v) => return Err(wrong(field, &v, "this version wires pods in mode \"routed\" only")),
+            ("mode", Value::String(s)) => self.wiring.mode = s.parse().map_err(|e| bad(format!("mode is {e}")))?,
+            ("mode", v) => return Err(wrong(field, &v, "a text is needed, e.g. \"routed\"")),
+            ("modeOptions", Value::Object(m)) => self.wiring.options = m.into_iter().collect(),
+            ("modeOptions", v) => return Err(wrong(field, &v, "an object is needed")),
+            ("pods", Value::String(s)) if s.starts_with('/') && !s.contains('\0') => self.pods = Some(s.into()),
+            ("pods", v) => return Err(wrong(field, &v, "an absolute path is needed")),
             ("mtu", v) => {
                 let n = v.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (68..=65535).contains(n));
                 self.mtu = Some(n.ok_or_else(|| wrong(field, &v, "a number of bytes from 68 to 65535 is needed"))?);
@@ -166,8 +177,8 @@ impl NetConf {
             (f, _) if f.starts_with("cni.dev/") => {}
             (_, v) => {
                 let msg = format!("unsupported field in the network configuration: {field} = {}", shown(&v));
-                let known = "known are cniVersion, name, type, ranges, mtu, dataDir, mode, dns, capabilities, \
-                             runtimeConfig, args, prevResult";
+                let known = "known are cniVersion, name, type, ranges, mtu, dataDir, mode, modeOptions, pods, dns, \
+                             capabilities, runtimeConfig, args, prevResult";
                 return Err(Error::new(Code::UnsupportedField, msg).with(known));
             }
         }

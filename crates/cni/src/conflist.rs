@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use intent::Wiring;
 use serde_json::{Value, json};
 use types::Cidr;
 
@@ -26,6 +27,10 @@ pub struct ConflistSpec {
     pub mtu: u32,
     /// Where the journal is.
     pub data_dir: String,
+    /// How pods are wired that do not say.
+    pub wiring: Wiring,
+    /// Where the agent says what each pod is to have.
+    pub pods: Option<String>,
     /// Configurations of plugins to run after ours, e.g. `{"type": "portmap", "capabilities": {"portMappings": true}}`.
     pub chained: Vec<Value>,
 }
@@ -33,14 +38,21 @@ pub struct ConflistSpec {
 /// The text of the conflist: the same spec always gives the same text.
 #[must_use]
 pub fn conflist(spec: &ConflistSpec) -> String {
-    let mut plugins = vec![json!({
+    let mut ours = json!({
         "type": TYPE,
         "ranges": spec.ranges,
         "mtu": spec.mtu,
         "dataDir": spec.data_dir,
-        "mode": "routed",
+        "mode": spec.wiring.mode,
         "capabilities": {"ips": true},
-    })];
+    });
+    if !spec.wiring.options.is_empty() {
+        ours["modeOptions"] = json!(spec.wiring.options);
+    }
+    if let Some(dir) = &spec.pods {
+        ours["pods"] = dir.as_str().into();
+    }
+    let mut plugins = vec![ours];
     plugins.extend(spec.chained.iter().cloned());
     let list = json!({
         "cniVersion": OLDEST.as_str(),

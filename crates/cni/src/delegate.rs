@@ -28,7 +28,7 @@ enum Where {
 }
 
 impl<M: Machine> Context<'_, M> {
-    /// Runs the plugin `kind` with `conf`, a full configuration (`cniVersion` and `name` are set to ours), for the call's
+    /// Runs the plugin `kind` with `conf`, a full configuration (`cniVersion` and `name` are ours where it has none), for the call's
     /// own container and interface. `command` need not be the call's: an ADD that fails undoes with DEL.
     ///
     /// # Errors
@@ -53,8 +53,10 @@ impl<M: Machine> Context<'_, M> {
         command: Command,
         ifname: Option<&types::IfName>,
     ) -> Result<Option<CniResult>, Error> {
-        has_command(self.version, command)?;
-        conf.insert("cniVersion".into(), self.version.as_str().into());
+        // A further network's list is of a version of its own.
+        conf.entry("cniVersion").or_insert_with(|| self.version.as_str().into());
+        let version = config::version(&conf)?;
+        has_command(version, command)?;
         conf.entry("name").or_insert_with(|| self.network().into());
         let mut call = self.call.clone();
         call.command = command;
@@ -69,7 +71,7 @@ impl<M: Machine> Context<'_, M> {
                     env: self.env,
                     call: &call,
                     conf: &conf,
-                    version: self.version,
+                    version,
                     prev: None,
                     now: self.now,
                     registry: self.registry,
@@ -78,6 +80,11 @@ impl<M: Machine> Context<'_, M> {
             }
             Where::Program(path) => run(&path, self.env, &call, conf),
         }
+    }
+
+    /// Whether there is a plugin of that name.
+    pub(crate) fn has_plugin(&self, kind: &str) -> bool {
+        self.find(kind).is_ok()
     }
 
     fn find(&self, kind: &str) -> Result<Where, Error> {

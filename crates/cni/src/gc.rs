@@ -11,14 +11,14 @@ use types::OwnedName;
 
 use crate::config::NetConf;
 use crate::ops::{delete_link, lock, remove};
-use crate::{Code, Error, Machine};
+use crate::{Code, Error, Machine, Registry};
 
 /// Removes every attachment of this network that the runtime does not list as valid, every host end that belongs to no
 /// attachment.
 ///
 /// One data directory serves one network namespace: host ends are recognised by their name, and one without a record
 /// there is taken for left over.
-pub(crate) fn run(machine: &mut impl Machine, conf: &NetConf) -> Result<(), Error> {
+pub(crate) fn run<M: Machine>(machine: &mut M, registry: Registry<M>, conf: &NetConf) -> Result<(), Error> {
     let valid: BTreeSet<_> = conf.valid.iter().flatten().collect();
     let dir = &conf.data_dir;
     let mut failed: Vec<Error> = Vec::new();
@@ -31,7 +31,7 @@ pub(crate) fn run(machine: &mut impl Machine, conf: &NetConf) -> Result<(), Erro
         rt.links()?.iter().filter_map(|l| OwnedName::recognise(&l.name).ok()).filter(OwnedName::is_pod_link).collect();
     let records = ipam::read(dir)?;
     for r in records.iter().filter(|r| *r.network == *conf.name && !valid.contains(&r.key)) {
-        failed.extend(remove(machine, dir, &r.key).err());
+        failed.extend(remove(machine, registry, dir, &r.key).err());
     }
     let kept: BTreeSet<_> = records.iter().map(|r| r.link.clone()).chain(valid.iter().map(|k| k.link())).collect();
     for link in links.iter().filter(|l| !kept.contains(*l)) {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use intent::PodSpec;
 use ipam::{Journal, Key, KeyLock, PodRef, Record, Request};
 use kernel_api::rt::{RtRequest, SetLink};
 use kernel_api::{RequestError, Rtnetlink, errno};
@@ -14,9 +15,9 @@ use crate::args::parse_args;
 use crate::config::NetConf;
 use crate::observe::{View, differences, differences_after, paired};
 use crate::plan::{self, AddPlan};
-use crate::result::{CniResult, IpNet};
+use crate::result::CniResult;
 use crate::skel::{Context, Plugin};
-use crate::{Code, Error, Machine, Netns, gc, reply};
+use crate::{Code, Error, Machine, Netns, Registry, gc, networks, podspec, reply};
 
 /// Seaway's own plugin: wiring mode `routed`, addresses from the journal.
 pub struct Seaway;
@@ -31,14 +32,19 @@ impl<M: Machine> Plugin<M> for Seaway {
     fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
         let conf = Self::conf(cx)?;
         let (pod, ips) = parse_args(&cx.call.args)?;
-        let record = add(cx, &conf, pod.as_ref(), &ips)?;
+        // What the agent says of the pod, before anything is done: this may wait.
+        let spec = match (&conf.pods, &pod) {
+            (Some(dir), Some(pod)) => podspec::wait(dir, pod)?,
+            _ => PodSpec::default(),
+        };
+        let record = add(cx, &conf, &spec, pod.as_ref(), &ips)?;
         Ok(reply::merged(&record, &conf))
     }
 
     fn del(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
         let conf = Self::conf(cx)?;
         parse_args(&cx.call.args)?;
-        remove(cx.machine, &conf.data_dir, cx.key()?).map(drop)
+        remove(cx.machine, cx.registry, &conf.data_dir, cx.key()?).map(drop)
     }
 
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
@@ -48,7 +54,7 @@ impl<M: Machine> Plugin<M> for Seaway {
 
     fn gc(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
         let conf = Self::conf(cx)?;
-        gc::run(cx.machine, &conf)
+        gc::run(cx.machine, cx.registry, &conf)
     }
 
     fn status(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
@@ -98,48 +104,73 @@ fn inside<N: Netns>(netns: &N, path: &str) -> Result<N::Rt, Error> {
 fn add<M: Machine>(
     cx: &mut Context<'_, M>,
     conf: &NetConf,
+    spec: &PodSpec,
     pod: Option<&PodRef>,
     ips: &[IpAddr],
 ) -> Result<Record, Error> {
     let mtu = conf.for_add()?;
     let netns = cx.netns()?;
     let (path, key, now) = (cx.netns_path(), cx.key()?, cx.now);
-    let link = key.link();
-    let _lock = lock(cx.machine, &conf.data_dir, &link)?;
-    let requested = if conf.ips.is_empty() { ips } else { &conf.ips };
-    let request = Request {
-        key,
-        network: &conf.name,
-        netns: path,
-        inode: netns.inode(),
-        pod,
-        ranges: &conf.ranges,
-        requested,
-        mtu,
-        now,
-    };
-    // The journal's lock is held for this call only; what follows needs the attachment's lock alone.
-    let (record, known) = {
+    let wiring = spec.wiring.as_ref().unwrap_or(&conf.wiring);
+    let delegates = networks::delegates(conf, spec, wiring, &key.ifname)?;
+    let _lock = lock(cx.machine, &conf.data_dir, &key.link())?;
+    // The pod's own annotation before the runtime's wish before the arguments.
+    let requested = [&spec.addresses[..], &conf.ips[..], ips].into_iter().find(|l| !l.is_empty()).unwrap_or_default();
+    // An `ipam` of the options' own gives the addresses instead.
+    let ranges = if wiring.options.contains_key("ipam") { &[][..] } else { &conf.ranges[..] };
+    let request =
+        Request { key, network: &conf.name, netns: path, inode: netns.inode(), pod, ranges, requested, mtu, now };
+    // The journal's lock is held for these calls only; what follows needs the attachment's lock alone.
+    let (known, mut record) = {
         let mut journal = Journal::open(&conf.data_dir)?;
-        journal.allocate(&request)?
+        let (mut record, known) = journal.allocate(&request)?;
+        if !known && !delegates.is_empty() {
+            (record.delegates, record.path) = (delegates, cx.env.path_text().into());
+            if let Err(e) = journal.amend(&record) {
+                return Err(undone(e.into(), journal.release(key).map(drop).map_err(Into::into)));
+            }
+        }
+        (known, record)
     };
-    let machine = &mut *cx.machine;
-    let wired = if known { heal(machine, &record, &netns) } else { wire(machine, &record, &netns) };
-    match wired {
+    match connect(cx, conf, spec, &mut record, known, &netns) {
         Ok(()) => Ok(record),
         // The pod had this address before this call and may be using it: only DEL takes it away.
         Err(e) if known => Err(e),
-        Err(e) => {
-            let undo = (|| {
-                delete_link(&mut host(machine)?, &link)?;
-                if let Some(mut j) = Journal::open_existing(&conf.data_dir)? {
-                    j.release(key)?;
-                }
-                Ok(())
-            })();
-            Err(undone(e, undo))
-        }
+        Err(e) => Err(undone(e, unmake(cx.machine, cx.registry, &conf.data_dir, &record))),
     }
+}
+
+/// Makes the interfaces of a record.
+fn connect<M: Machine>(
+    cx: &mut Context<'_, M>,
+    conf: &NetConf,
+    spec: &PodSpec,
+    record: &mut Record,
+    known: bool,
+    netns: &M::Netns,
+) -> Result<(), Error> {
+    if record.is_routed() {
+        let machine = &mut *cx.machine;
+        if known { heal(machine, record, netns) } else { wire(machine, record, netns) }?;
+    } else {
+        inside(netns, &record.netns)?.run(&plan::loopback())?;
+    }
+    if record.delegates.is_empty() {
+        return Ok(());
+    }
+    if known {
+        if networks::complete(record) && networks::check(cx, record).is_ok() {
+            return Ok(());
+        }
+        // Half made, by an ADD that was killed, or half unmade by somebody: anew, with the same addresses.
+        networks::undo(cx.machine, cx.registry, record)?;
+    }
+    networks::attach(cx, record)?;
+    networks::default_routes(&spec.networks, &record.key.ifname, netns)?;
+    if let Some(mut journal) = Journal::open_existing(&conf.data_dir)? {
+        journal.amend(record)?;
+    }
+    Ok(())
 }
 
 /// Makes everything, for an attachment that was not known.
@@ -296,10 +327,15 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
 ///
 /// # Errors
 /// When the kernel refuses, or the journal cannot be read or written.
-pub fn remove(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<Option<Record>, Error> {
+pub fn remove<M: Machine>(
+    machine: &mut M,
+    registry: Registry<M>,
+    dir: &Path,
+    key: &Key,
+) -> Result<Option<Record>, Error> {
     // Without a directory nothing was ever added; a DEL leaves none behind.
     let _lock = if dir.exists() { Some(lock(machine, dir, &key.link())?) } else { None };
-    remove_locked(machine, dir, key)
+    remove_locked(machine, registry, dir, key)
 }
 
 /// Removes an attachment if, looked at under its lock, its namespace is gone: for the agent's sweep. The answer to
@@ -308,20 +344,41 @@ pub fn remove(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<Optio
 ///
 /// # Errors
 /// As [`remove`].
-pub fn remove_if_gone(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<bool, Error> {
+pub fn remove_if_gone<M: Machine>(
+    machine: &mut M,
+    registry: Registry<M>,
+    dir: &Path,
+    key: &Key,
+) -> Result<bool, Error> {
     let _lock = lock(machine, dir, &key.link())?;
     match ipam::read(dir)?.iter().find(|r| r.key == *key) {
-        Some(r) if gc::namespace_gone(r) => remove_locked(machine, dir, key).map(|r| r.is_some()),
+        Some(r) if gc::namespace_gone(r) => remove_locked(machine, registry, dir, key).map(|r| r.is_some()),
         _ => Ok(false),
     }
 }
 
-fn remove_locked(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<Option<Record>, Error> {
-    delete_link(&mut host(machine)?, &key.link())?;
-    match Journal::open_existing(dir)? {
-        Some(mut j) => Ok(j.release(key)?),
-        None => Ok(None),
+fn remove_locked<M: Machine>(
+    machine: &mut M,
+    registry: Registry<M>,
+    dir: &Path,
+    key: &Key,
+) -> Result<Option<Record>, Error> {
+    let record = Journal::open_existing(dir)?.map(|j| j.get(key)).transpose()?.flatten();
+    match record {
+        Some(r) => unmake(machine, registry, dir, &r).map(|()| Some(r)),
+        // Perhaps the record was lost and the link was not.
+        None => delete_link(&mut host(machine)?, &key.link()).map(|()| None).map_err(Into::into),
     }
+}
+
+/// Undoes everything of a record, and forgets it last, so that a failure leaves something to try again with.
+fn unmake<M: Machine>(machine: &mut M, registry: Registry<M>, dir: &Path, record: &Record) -> Result<(), Error> {
+    networks::undo(machine, registry, record)?;
+    delete_link(&mut host(machine)?, &record.link)?;
+    if let Some(mut j) = Journal::open_existing(dir)? {
+        j.release(&record.key)?;
+    }
+    Ok(())
 }
 
 /// Deletes a host end; its peer, and all addresses, routes and neighbours of both, go with it.
@@ -341,7 +398,7 @@ fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Erro
     // A plugin after this one (tuning) may have made it smaller; before 1.1.0 a result does not say so.
     let mtu =
         prev.interfaces.iter().find(|i| i.name == key.ifname.as_str() && !i.sandbox.is_empty()).map_or(0, |i| i.mtu);
-    let told: Vec<IpNet> = prev.ips.iter().map(|i| i.address).collect();
+    let told: Vec<_> = prev.ips.iter().map(|i| i.address).collect();
     let _lock = lock(cx.machine, &conf.data_dir, &key.link())?;
     let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == key);
     let Some(r) = record else {
@@ -354,15 +411,17 @@ fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Erro
         out.push(format!("pod: {path} is another network namespace than the one that {key} was added in"));
     }
     for &addr in &r.addresses {
-        if !told.contains(&IpNet { addr, len: Family::of(addr).bits() }) {
+        if !told.iter().any(|t| t.addr == addr) {
             out.push(format!("prevResult.ips lacks {addr}, which the record has"));
         }
     }
-    let inside = View::of(&mut inside(&netns, path)?)?;
-    let mtu = if mtu == 0 { 0..=r.mtu } else { mtu..=mtu };
-    out.extend(differences_after(&r, &View::of(&mut cx.host()?)?, &inside, &mtu));
+    if r.is_routed() {
+        let inside = View::of(&mut inside(&netns, path)?)?;
+        let mtu = if mtu == 0 { 0..=r.mtu } else { mtu..=mtu };
+        out.extend(differences_after(&r, &View::of(&mut cx.host()?)?, &inside, &mtu));
+    }
     if out.is_empty() {
-        return Ok(());
+        return networks::check(cx, &r);
     }
     Err(Error::new(Code::Differs, format!("{key} is not as ADD made it")).with(out.join("; ")))
 }

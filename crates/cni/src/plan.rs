@@ -119,6 +119,11 @@ fn metric(addr: IpAddr) -> u32 {
     if addr.is_ipv4() { 0 } else { METRIC_V6 }
 }
 
+/// The pod's loopback interface, up: for interfaces that other plugins make.
+pub(crate) fn loopback() -> Vec<RtRequest> {
+    lo().map(|lo| RtRequest::LinkSet(SetLink::up(lo))).into_iter().collect()
+}
+
 /// The loopback interface's name; always parses.
 fn lo() -> Option<IfName> {
     "lo".parse().ok()

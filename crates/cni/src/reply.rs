@@ -22,11 +22,28 @@ pub fn result(r: &Record, dns: Option<&Dns>) -> CniResult {
 #[must_use]
 pub fn merged(r: &Record, conf: &NetConf) -> CniResult {
     let mut out = conf.prev_result.clone().unwrap_or_default();
-    append(&mut out, r);
+    match r.delegates.iter().find(|d| d.ifname == r.key.ifname && d.last) {
+        None => append(&mut out, r),
+        Some(d) => {
+            let told = d.result.as_ref().and_then(|v| v.as_object()).and_then(|m| CniResult::read(m, "result").ok());
+            extend(&mut out, told.unwrap_or_default());
+        }
+    }
     if let Some(dns) = &conf.dns {
         out.dns = dns.clone();
     }
     out
+}
+
+/// Appends a plugin's own result.
+fn extend(out: &mut CniResult, told: CniResult) {
+    let before = out.interfaces.len();
+    out.interfaces.extend(told.interfaces);
+    out.ips.extend(told.ips.into_iter().map(|i| Ip { interface: i.interface.map(|n| n + before), ..i }));
+    out.routes.extend(told.routes);
+    if !told.dns.is_empty() {
+        out.dns = told.dns;
+    }
 }
 
 fn append(out: &mut CniResult, r: &Record) {

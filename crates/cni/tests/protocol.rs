@@ -197,6 +197,8 @@ fn the_conflist_is_one_we_read() {
         ranges: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
         mtu: 1450,
         data_dir: "/run/seaway/ipam".into(),
+        wiring: intent::Wiring::default(),
+        pods: Some("/run/seaway/ipam/pods".into()),
         chained: vec![json!({"type": "portmap", "capabilities": {"portMappings": true}})],
     };
     let text = cni::conflist(&spec);

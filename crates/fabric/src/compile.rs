@@ -9,7 +9,7 @@ use plan::{Caps, Compiled, Refused};
 use types::{Cidr, Family, IfName, Mac, NodeName, OwnedName};
 
 use crate::backend::{host_gw, vxlan};
-use crate::image::{Image, Index, knob};
+use crate::image::{Image, Index, STRAY_METRIC, knob};
 
 /// The image that says `intent`, and what it cannot say. A range that cannot be reached gets an unreachable route, so
 /// that its packets are answered here and do not wander off by the default route.
@@ -57,7 +57,12 @@ struct Way {
 
 impl Way {
     fn plain(dst: Cidr, to: RouteTo) -> Self {
-        Self { route: Route::new(dst, to), tunnel: None }
+        let mut route = Route::new(dst, to);
+        if route.to == RouteTo::Blackhole {
+            // A bridge that pods are wired to has a connected route to the very range: that one counts then.
+            route.metric = STRAY_METRIC;
+        }
+        Self { route, tunnel: None }
     }
 }
 

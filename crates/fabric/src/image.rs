@@ -119,6 +119,9 @@ impl Image {
     }
 }
 
+/// The metric of the route that discards what goes to no pod: higher than any that leads somewhere.
+pub const STRAY_METRIC: u32 = 32768;
+
 /// The link a route leaves by.
 pub(crate) fn route_link(r: &Route) -> Option<&IfName> {
     match &r.to {

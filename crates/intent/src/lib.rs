@@ -7,6 +7,7 @@
 pub mod generate;
 mod model;
 mod packet;
+pub mod pod;
 mod verdict;
 
 pub use model::{
@@ -14,4 +15,5 @@ pub use model::{
     PolicyPort, PolicyRule, Reach, ServiceKey, ServicePort, TrafficPolicy, Vxlan,
 };
 pub use packet::{Drop, L4, Leg, Origin, Packet, Path, Reject, Snat, Verdict};
+pub use pod::{Bandwidth, Mode, Network, PodSpec, Wiring};
 pub use verdict::{path, translate, verdict};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
+use crate::{PodSpec, Wiring};
 use serde::{Deserialize, Serialize};
 use types::{Cidr, FamilySet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
 
@@ -33,6 +34,10 @@ pub struct NodeIntent {
     pub peers: BTreeMap<NodeName, Peer>,
     /// Pod interfaces on this node.
     pub attachments: BTreeMap<AttachmentKey, Attachment>,
+    /// How pods are wired that do not say.
+    pub wiring: Wiring,
+    /// How each pod of this node is to be attached.
+    pub pods: BTreeMap<ObjectName, PodSpec>,
     /// Service ports of the cluster.
     pub services: BTreeMap<ServiceKey, ServicePort>,
     /// Policies that select pods of this node.
@@ -54,6 +59,8 @@ impl NodeIntent {
             vxlan: None,
             peers: BTreeMap::new(),
             attachments: BTreeMap::new(),
+            wiring: Wiring::default(),
+            pods: BTreeMap::new(),
             services: BTreeMap::new(),
             policies: BTreeMap::new(),
         }

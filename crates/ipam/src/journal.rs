@@ -280,16 +280,35 @@ impl Journal {
             },
             mtu: request.mtu,
             time: have.as_ref().map_or(request.now, |r| r.time),
+            delegates: have.as_ref().map_or_else(Vec::new, |r| r.delegates.clone()),
+            path: have.as_ref().map_or_else(Box::default, |r| r.path.clone()),
         };
         let known = have.is_some();
         if have.as_ref() == Some(&record) {
             return Ok((record, known));
         }
+        self.write(&record)?;
+        Ok((record, known))
+    }
+
+    /// Writes down anew what an attachment that is known consists of; its addresses stay.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing is changed then.
+    pub fn amend(&mut self, record: &Record) -> Result<(), IpamError> {
+        match self.get(&record.key)? {
+            Some(have) if have == *record || have.addresses != record.addresses => Ok(()),
+            Some(_) => self.write(record),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, record: &Record) -> Result<(), IpamError> {
         let at = self.state.good;
         self.append(&Frame::Add(record.clone()))?;
-        self.state.add(mine, at, &record.addresses);
+        self.state.add(record.link.digits(), at, &record.addresses);
         self.tidy();
-        Ok((record, known))
+        Ok(())
     }
 
     /// Forgets an attachment and frees its addresses. `None` when it was not known.

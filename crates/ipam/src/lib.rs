@@ -38,7 +38,7 @@ pub use error::IpamError;
 pub use extras::{Limits, PortMapping, Rate};
 pub use journal::{Journal, Request, boot_id, parse, read};
 pub use lock::KeyLock;
-pub use record::{Key, PodRef, Record};
+pub use record::{Delegate, Key, PodRef, Record};
 
 /// Where the journal is unless the configuration says otherwise. On a tmpfs on every distribution with systemd.
 pub const DEFAULT_DIR: &str = "/run/seaway/ipam";

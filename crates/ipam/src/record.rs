@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use types::{IfName, OwnedName};
 
 /// Which interface of which container.
@@ -66,4 +67,38 @@ pub struct Record {
     pub mtu: u32,
     /// Seconds since 1970.
     pub time: u64,
+    /// Plugins that made interfaces of this attachment, or were about to, in order. Empty when we wired it ourselves and
+    /// there is no other network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delegates: Vec<Delegate>,
+    /// `CNI_PATH` of the call, for when the delegates are undone without a runtime; empty without delegates.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub path: Box<str>,
+}
+
+impl Record {
+    /// Whether the first interface is a veth pair of our own with host routes (mode `routed`).
+    #[must_use]
+    pub fn is_routed(&self) -> bool {
+        self.delegates.iter().all(|d| d.ifname != self.key.ifname)
+    }
+}
+
+/// A plugin that works on an interface of an attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delegate {
+    /// The network's name, for people and for `network-status`.
+    pub network: Box<str>,
+    /// The plugin.
+    pub kind: Box<str>,
+    /// The interface inside.
+    pub ifname: IfName,
+    /// Its whole configuration.
+    pub conf: Map<String, Value>,
+    /// It is the last, or only, one of its network's list.
+    pub last: bool,
+    /// The network's result, with the last one's, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
 }

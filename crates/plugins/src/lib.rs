@@ -24,6 +24,7 @@ pub const NAMES: &[&str] = &[
     "host-local",
     "loopback",
     "portmap",
+    cni::IPAM_TYPE,
     "static",
     "tuning",
 ];
@@ -37,6 +38,7 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
         "host-local" => Box::new(host_local::HostLocal),
         "loopback" => Box::new(loopback::Loopback),
         "portmap" => Box::new(portmap::Portmap),
+        cni::IPAM_TYPE => Box::new(cni::SeawayIpam),
         "static" => Box::new(static_ips::Static),
         "tuning" => Box::new(tuning::Tuning),
         _ => return None,

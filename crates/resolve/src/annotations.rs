@@ -16,6 +16,14 @@ pub const VXLAN: &str = "seaway.io/vxlan";
 /// The pod ranges this node serves, comma separated, once it does.
 pub const SUBNETS: &str = "seaway.io/subnets";
 
+/// How pods are wired: one of [`intent::Mode`]; on a Pod or a Namespace.
+pub const MODE: &str = "seaway.io/mode";
+/// A JSON object with fields for that mode's plugin, e.g. `{"master": "eth1"}`; beside [`MODE`].
+pub const MODE_OPTIONS: &str = "seaway.io/mode-options";
+
+/// The annotations of Pods and Namespaces that are read; the snapshot holds no others.
+pub const READ: &[&str] = &[MODE, MODE_OPTIONS];
+
 /// How a node is reached through VXLAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -7,6 +7,7 @@ pub mod api;
 mod events;
 mod node;
 mod parse;
+mod pods;
 pub mod pools;
 mod problem;
 pub mod selector;
@@ -66,6 +67,7 @@ pub fn resolve(snapshot: &ClusterSnapshot, local: &LocalState) -> Resolved {
     let mut intent = NodeIntent::empty(local.node.clone());
     node::fill(&mut intent, snapshot, local, &mut problems);
     intent.attachments = attachments(snapshot, local);
+    pods::fill(&mut intent, snapshot, &mut problems);
     services::fill(&mut intent, snapshot, &mut problems);
     problems.sort();
     problems.dedup();

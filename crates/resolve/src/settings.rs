@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use intent::Backend;
+use intent::{Backend, Wiring};
 use serde::{Deserialize, Serialize};
 use types::{Cidr, ObjectName};
 
+use crate::pods::mode_options;
 use crate::problem::Problem;
 use crate::snapshot::{Key, Kind};
 
@@ -40,6 +41,8 @@ pub struct Settings {
     pub ip_pools: Vec<Box<str>>,
     /// `addressesOutsideIPAM`: whether a pod may name an address of no pool.
     pub outside_addresses: bool,
+    /// `mode` and `modeOptions`: how pods are wired that, and whose namespaces, do not say.
+    pub wiring: Wiring,
 }
 
 /// Where pods' addresses come from.
@@ -64,6 +67,7 @@ impl Default for Settings {
             ipam: Ipam::NodeCidr,
             ip_pools: Vec::new(),
             outside_addresses: false,
+            wiring: Wiring::default(),
         }
     }
 }
@@ -107,6 +111,8 @@ impl Settings {
                     }
                     _ => Some(format!("{value:?}: write a UDP port from 1 to 65535; 8472 is the default, 4789 IANA's")),
                 },
+                "mode" => value.parse().map(|m| s.wiring.mode = m).err(),
+                "modeOptions" => mode_options(value).map(|o| s.wiring.options = o).err(),
                 "ipam" => match value {
                     "node-cidr" => {
                         s.ipam = Ipam::NodeCidr;
@@ -129,7 +135,7 @@ impl Settings {
                     .map(|_| format!("{value:?}: write true or false")),
                 "clusterCIDR" => cluster_cidrs(value).map(|c| s.cluster_cidrs = c).err(),
                 _ => Some(
-                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, ipam, ipPools, masquerade, vni or \
+                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, ipam, ipPools, masquerade, mode, modeOptions, vni or \
                      vxlanPort"
                         .into(),
                 ),

@@ -267,6 +267,8 @@ pub struct Pod {
     pub uid: Box<str>,
     /// Labels.
     pub labels: Labels,
+    /// Those annotations that are [read](crate::annotations::READ).
+    pub asks: Labels,
     /// The controlling owner reference.
     pub owner: Option<Box<Owner>>,
     /// `spec.nodeName`; `None` until scheduled.
@@ -467,6 +469,8 @@ pub struct Namespace {
     pub labels: Labels,
     /// What its annotations ask of its pods' addresses.
     pub notes: Option<Box<Notes>>,
+    /// Those annotations that are [read](crate::annotations::READ).
+    pub asks: Labels,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,
 }

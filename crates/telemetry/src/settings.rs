@@ -92,6 +92,19 @@ pub const SETTINGS: &[Setting] = &[
         "true",
         "Whether traffic from pods to outside the cluster takes the node's address, with fully random source ports.",
     ),
+    cluster(
+        "mode",
+        "`routed`, `bridge`, `ptp`, `macvlan` or `ipvlan`",
+        "routed",
+        "How pods are wired to their node, unless their own or their namespace's annotation `seaway.io/mode` says \
+         otherwise. It counts for pods that are made from then on.",
+    ),
+    cluster(
+        "modeOptions",
+        "JSON object",
+        "{}",
+        "More fields for that mode's plugin, e.g. `{\"master\": \"eth1\"}` for `macvlan`.",
+    ),
     cluster("vni", "number from 1 to 16777215", "1", "The VXLAN network identifier."),
     cluster(
         "vxlanPort",

@@ -8,6 +8,8 @@ use super::datapath::Pass;
 
 /// Its file's name: runtimes take the first by name.
 pub const FILE: &str = "10-seaway.conflist";
+/// The folder beside the records with what each pod is to have.
+pub const PODS: &str = "pods";
 
 /// Writes the configuration when what it says changes.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ impl Writer {
             ranges,
             mtu: uplink.mtu.saturating_sub(overhead),
             data_dir: self.ipam_dir.display().to_string(),
+            wiring: pass.intent.wiring.clone(),
+            pods: Some(self.ipam_dir.join(PODS).display().to_string()),
             chained: Vec::new(),
         });
         let file = self.dir.join(FILE);

@@ -224,6 +224,8 @@ pub fn local_state(setup: &Setup, facts: &Facts, records: &[ipam::Record], snaps
 pub fn attachments(records: &[ipam::Record]) -> BTreeMap<AttachmentKey, Attachment> {
     records
         .iter()
+        // Links of other modes are their plugins'; the bridge or the underlay leads to them.
+        .filter(|r| r.is_routed())
         .map(|r| {
             let key = AttachmentKey { container_id: r.key.container.clone(), ifname: r.key.ifname.as_str().into() };
             let pod = r.pod.as_ref().map(|p| types::ObjectName::new(&p.namespace, &p.name));

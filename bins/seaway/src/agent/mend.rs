@@ -31,7 +31,7 @@ impl Mend {
             if cni::namespace_gone(r) {
                 let since = self.dead.get(&r.key).copied().unwrap_or(now);
                 if now.saturating_sub(since) >= DEAD {
-                    match cni::remove_if_gone(&mut Linux, ipam_dir, &r.key) {
+                    match cni::remove_if_gone(&mut Linux, plugins::by_name, ipam_dir, &r.key) {
                         Ok(true) => {
                             tracing::warn!("{}: its namespace {} is gone and no DEL came: released", r.key, r.netns)
                         }
@@ -41,7 +41,7 @@ impl Mend {
                 } else {
                     dead.insert(r.key.clone(), since);
                 }
-            } else if !pass.facts.pod_links.contains(&r.link) {
+            } else if r.is_routed() && !pass.facts.pod_links.contains(&r.link) {
                 let since = self.links.get(&r.key).copied().unwrap_or(now);
                 if now.saturating_sub(since) >= GRACE {
                     match cni::rewire(&mut Linux, ipam_dir, &r.key) {

@@ -16,6 +16,7 @@ mod publish;
 mod status;
 mod turn;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -109,6 +110,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         published,
         recorder: source::Recorder::start(&api, "seaway-agent", node.as_str()),
         told: events::Told::default(),
+        pods: BTreeMap::new(),
     };
     let (ended, mut datapath) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

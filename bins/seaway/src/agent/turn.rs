@@ -1,5 +1,6 @@
 //! The datapath thread: sleeps until something changes, runs a pass, tells what it did.
 
+use std::collections::BTreeMap;
 use std::io::PipeReader;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -48,6 +49,8 @@ pub struct Turn {
     pub recorder: Recorder,
     /// Which of them were written.
     pub told: events::Told,
+    /// What the files of pods say.
+    pub pods: BTreeMap<String, String>,
 }
 
 /// Links, routes and sysctls of one namespace behind one value.
@@ -153,6 +156,12 @@ impl Turn {
             }
         };
         self.report(&pass);
+        // Early: runtimes may be waiting for them.
+        let pods = self.setup.ipam_dir.join(conflist::PODS);
+        let told = cni::podspec::publish(&pods, &pass.intent.pods, &mut self.pods);
+        if let Err(e) = &told {
+            tracing::error!("{}: {e}", pods.display());
+        }
         if pass.planes.iter().any(|p| matches!(&p.result, Err(e) if e.next() != Next::RetrySoon)) {
             datapath.forget_nft();
         }
@@ -167,7 +176,7 @@ impl Turn {
             let written = self.conflist.update(&pass);
             self.shared.health(|h| h.conflist(written));
         }
-        pass.ok() && mended && !pass.lingers
+        pass.ok() && told.is_ok() && mended && !pass.lingers
     }
 
     fn report(&mut self, pass: &Pass) {

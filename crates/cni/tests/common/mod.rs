@@ -201,6 +201,8 @@ pub fn record(container: &str, addresses: &[&str]) -> Record {
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         mtu: 1450,
         time: 1_700_000_000,
+        delegates: Vec::new(),
+        path: "".into(),
     }
 }
 

@@ -89,6 +89,12 @@ pub(super) fn node(root: &At<'_>) -> Node {
     }
 }
 
+/// The annotations that are read, of a Pod or a Namespace.
+fn asks(metadata: &At<'_>) -> Labels {
+    let all = metadata.get("annotations");
+    annotations::READ.iter().filter_map(|k| Some((*k, all.get(k).str()?))).collect()
+}
+
 pub(super) fn pod(root: &At<'_>) -> Pod {
     let (metadata, spec, status) = (root.get("metadata"), root.get("spec"), root.get("status"));
     let mut ports = Vec::new();
@@ -122,6 +128,7 @@ pub(super) fn pod(root: &At<'_>) -> Pod {
     Pod {
         uid: metadata.get("uid").boxed(),
         labels: metadata.get("labels").labels(),
+        asks: asks(&metadata),
         owner: owner(&metadata),
         node: spec.get("nodeName").parse(),
         node_selector: spec.get("nodeSelector").labels(),
@@ -333,6 +340,7 @@ pub(super) fn namespace(root: &At<'_>) -> Namespace {
     Namespace {
         labels: metadata.get("labels").labels(),
         notes: notes(&metadata, false),
+        asks: asks(&metadata),
         terminating: metadata.get("deletionTimestamp").is_set(),
     }
 }

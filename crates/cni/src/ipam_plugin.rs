@@ -1,0 +1,113 @@
+//! `seaway-ipam`: addresses of our journal for other plugins: for those that wire our pods in a mode of theirs, and for
+//! anybody's `"ipam": {"type": "seaway-ipam", "ranges": ["10.1.0.0/24"]}`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipam::{Journal, Record, Request};
+use kernel_api::machine::{Machine, Netns};
+use types::{Cidr, Family};
+
+use crate::args::parse_args;
+use crate::fields::{Fields, bad};
+use crate::result::{CniResult, Ip, IpNet, RouteConf};
+use crate::skel::{Context, Plugin};
+use crate::{Code, Error};
+
+/// See the module.
+pub struct SeawayIpam;
+
+/// `ipam.type`.
+pub const IPAM_TYPE: &str = "seaway-ipam";
+
+struct Conf {
+    ranges: Vec<Cidr>,
+    data_dir: PathBuf,
+}
+
+impl Conf {
+    fn read<M: Machine>(cx: &Context<'_, M>) -> Result<Self, Error> {
+        let f: Fields<'_> = cx.fields().object("ipam")?.ok_or_else(|| bad("ipam is missing"))?;
+        let data_dir = f.text("dataDir")?.unwrap_or(ipam::DEFAULT_DIR);
+        if !data_dir.starts_with('/') {
+            return Err(bad(format!("ipam.dataDir is {data_dir:?}: an absolute path is needed")));
+        }
+        Ok(Self { ranges: f.parsed_list("ranges")?, data_dir: data_dir.into() })
+    }
+}
+
+impl<M: Machine> Plugin<M> for SeawayIpam {
+    fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
+        let conf = Conf::read(cx)?;
+        let key = cx.key()?;
+        let known = Journal::open_existing(&conf.data_dir)?.map(|j| j.get(key)).transpose()?.flatten();
+        let record = match known {
+            // Seaway's own: it asked for them already, and holds the attachment's lock.
+            Some(r) if !r.delegates.is_empty() => r,
+            _ => allocate(cx, &conf)?,
+        };
+        Ok(result(&record, &conf.ranges))
+    }
+
+    fn del(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
+        let conf = Conf::read(cx)?;
+        let key = cx.key()?;
+        let Some(mut journal) = Journal::open_existing(&conf.data_dir)? else { return Ok(()) };
+        match journal.get(key)? {
+            // Seaway's own goes with the attachment.
+            Some(r) if !r.delegates.is_empty() => Ok(()),
+            Some(_) => Ok(journal.release(key).map(drop)?),
+            None => Ok(()),
+        }
+    }
+
+    fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
+        let conf = Conf::read(cx)?;
+        let key = cx.key()?;
+        let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == *key);
+        let Some(record) = record else {
+            return Err(Error::new(Code::UnknownContainer, format!("{key} has no addresses")));
+        };
+        let told = cx.prev.as_ref().map(|p| p.ips.iter().map(|i| i.address.addr).collect::<Vec<_>>());
+        match record.addresses.iter().find(|a| told.as_ref().is_some_and(|t| !t.contains(a))) {
+            Some(a) => Err(Error::new(Code::Differs, format!("prevResult.ips lacks {a}, which the record has"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn allocate<M: Machine>(cx: &mut Context<'_, M>, conf: &Conf) -> Result<Record, Error> {
+    if conf.ranges.is_empty() {
+        return Err(bad("ipam.ranges is missing: a list of ranges, e.g. [\"10.1.0.0/24\"]"));
+    }
+    let (pod, ips) = parse_args(&cx.call.args)?;
+    let netns = cx.netns()?;
+    let key = cx.key()?;
+    let _lock = crate::ops::lock(cx.machine, &conf.data_dir, &key.link())?;
+    let request = Request {
+        key,
+        network: cx.network(),
+        netns: cx.netns_path(),
+        inode: netns.inode(),
+        pod: pod.as_ref(),
+        ranges: &conf.ranges,
+        requested: &ips,
+        mtu: 0,
+        now: cx.now,
+    };
+    Ok(Journal::open(&conf.data_dir)?.allocate(&request)?.0)
+}
+
+/// The record's addresses as other plugins want them: with their range's length, its first address as gateway, and a
+/// default route of each family.
+fn result(record: &Record, ranges: &[Cidr]) -> CniResult {
+    let mut out = CniResult::default();
+    for &addr in &record.addresses {
+        let range = ranges.iter().find(|r| r.contains(addr));
+        let len = range.map_or(Family::of(addr).bits(), Cidr::len);
+        let gateway: Option<IpAddr> = range.and_then(|r| r.nth(1)).filter(|g| *g != addr);
+        out.ips.push(Ip { interface: None, address: IpNet { addr, len }, gateway });
+        out.routes.push(RouteConf::new(Cidr::any(Family::of(addr)), None));
+    }
+    out
+}

@@ -1,0 +1,102 @@
+//! How each pod of this node is to be attached: annotations of the pod before those of its namespace before the
+//! cluster's settings.
+
+use std::collections::BTreeMap;
+
+use intent::{NodeIntent, PodSpec, Wiring};
+use serde_json::Value;
+use types::ObjectName;
+
+use crate::annotations::{MODE, MODE_OPTIONS};
+use crate::problem::Problem;
+use crate::snapshot::{ClusterSnapshot, Labels, Phase, Pod};
+
+/// Where an annotation was read.
+pub(crate) struct Note<'a> {
+    /// `Pod/default/web` or `Namespace/default`.
+    pub object: String,
+    /// Its value.
+    pub value: &'a str,
+}
+
+/// The annotations that count for a pod: its own, then its namespace's.
+pub(crate) struct Notes<'a> {
+    name: &'a ObjectName,
+    own: &'a Labels,
+    namespace: Option<&'a Labels>,
+}
+
+impl<'a> Notes<'a> {
+    /// The first that says something about `key`.
+    pub(crate) fn get(&self, key: &str) -> Option<Note<'a>> {
+        let own = self.own.get(key).map(|value| Note { object: format!("Pod/{}", self.name), value });
+        own.or_else(|| {
+            let value = self.namespace?.get(key)?;
+            Some(Note { object: format!("Namespace/{}", self.name.namespace), value })
+        })
+    }
+}
+
+pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems: &mut Vec<Problem>) {
+    intent.wiring = snapshot.settings.wiring.clone();
+    for (name, pod) in &snapshot.pods {
+        let here = pod.node.as_ref() == Some(&intent.node);
+        if !here || pod.host_network || matches!(pod.phase, Phase::Succeeded | Phase::Failed) {
+            continue;
+        }
+        let namespace = snapshot.namespaces.get(&name.namespace).map(|n| &n.asks);
+        let notes = Notes { name, own: &pod.asks, namespace };
+        let spec = match spec(&notes, pod) {
+            Ok(s) => s,
+            // Attached in another way than it asks, it would be reachable where it must not be: not at all, then.
+            Err(p) => {
+                let refused = Some(p.to_string());
+                problems.push(p);
+                PodSpec { uid: pod.uid.clone(), refused, ..PodSpec::default() }
+            }
+        };
+        intent.pods.insert(name.clone(), spec);
+    }
+}
+
+fn spec(notes: &Notes<'_>, pod: &Pod) -> Result<PodSpec, Problem> {
+    Ok(PodSpec { uid: pod.uid.clone(), wiring: wiring(notes)?, ..PodSpec::default() })
+}
+
+fn wiring(notes: &Notes<'_>) -> Result<Option<Wiring>, Problem> {
+    let (mode, options) = (notes.get(MODE), notes.get(MODE_OPTIONS));
+    let Some(mode) = mode else {
+        return match options {
+            Some(o) => {
+                Err(annotation(&o.object, MODE_OPTIONS, format!("speaks of no mode: add the annotation {MODE}")))
+            }
+            None => Ok(None),
+        };
+    };
+    let parsed = mode.value.trim().parse().map_err(|e: String| annotation(&mode.object, MODE, e))?;
+    let options = match options {
+        // Options of another place speak of another mode.
+        Some(o) if o.object == mode.object => {
+            mode_options(o.value).map_err(|e| annotation(&o.object, MODE_OPTIONS, e))?
+        }
+        _ => BTreeMap::new(),
+    };
+    Ok(Some(Wiring { mode: parsed, options }))
+}
+
+/// Reads the JSON object that says more about a mode.
+pub(crate) fn mode_options(text: &str) -> Result<BTreeMap<String, Value>, String> {
+    let options: BTreeMap<String, Value> =
+        serde_json::from_str(text).map_err(|e| format!("is no JSON object, e.g. {{\"master\": \"eth1\"}}: {e}"))?;
+    // What the agent and the plugin set themselves.
+    const OURS: [&str; 5] = ["type", "name", "cniVersion", "prevResult", "runtimeConfig"];
+    match OURS.iter().find(|k| options.contains_key(**k)) {
+        Some(k) => Err(format!("has the field {k:?}, which is not an option of a mode: remove it")),
+        None => Ok(options),
+    }
+}
+
+/// What is wrong with an annotation.
+pub(crate) fn annotation(object: &str, key: &str, why: impl Into<String>) -> Problem {
+    Problem::new(object, format!("metadata.annotations[{key}]"), why)
+}
