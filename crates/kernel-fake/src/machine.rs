@@ -133,8 +133,10 @@ impl FakeMachine {
     pub fn plug(&self, name: &IfName, mtu: u32, addresses: &[(IpAddr, u8)]) {
         let mut w = self.world();
         w.number(0);
+        let w = &mut *w;
         if let Some(ns) = w.namespaces.first_mut() {
             ns.plug(name, mtu, addresses);
+            w.next = ns.state.next;
         }
         w.settle();
     }
