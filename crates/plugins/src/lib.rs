@@ -10,6 +10,7 @@ mod envargs;
 mod host_local;
 mod loopback;
 mod portmap;
+mod sbr;
 mod static_ips;
 mod tuning;
 
@@ -24,6 +25,7 @@ pub const NAMES: &[&str] = &[
     "host-local",
     "loopback",
     "portmap",
+    "sbr",
     cni::IPAM_TYPE,
     "static",
     "tuning",
@@ -38,6 +40,7 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
         "host-local" => Box::new(host_local::HostLocal),
         "loopback" => Box::new(loopback::Loopback),
         "portmap" => Box::new(portmap::Portmap),
+        "sbr" => Box::new(sbr::Sbr),
         cni::IPAM_TYPE => Box::new(cni::SeawayIpam),
         "static" => Box::new(static_ips::Static),
         "tuning" => Box::new(tuning::Tuning),

@@ -11,6 +11,7 @@ mod dhcp;
 mod host_local;
 mod loopback;
 mod portmap;
+mod sbr;
 mod static_ips;
 mod tuning;
 mod wires;
