@@ -65,7 +65,7 @@ pub fn kernel(cache: &Path) -> Result<Kernel> {
             package()?
         }
     };
-    eprintln!("fetching {package}, once");
+    crate::tell(&format!("fetching {package}, once"));
     run(Command::new(&apt_get).args(["download", "-qq", &package]).current_dir(&fresh))
         .with_context(|| format!("fetch {package} (apt-get update may be due)"))?;
     let deb = std::fs::read_dir(&fresh)?

@@ -29,6 +29,7 @@ mod qemu;
 pub mod wire;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -104,6 +105,8 @@ pub struct Vm {
 struct Run {
     results: BTreeMap<String, Outcome>,
     missing: String,
+    /// The end of what the kernel said meanwhile.
+    console: String,
 }
 
 impl Vm {
@@ -121,11 +124,13 @@ impl Vm {
                 Ok(()) => "the machine ended without running it".to_owned(),
                 Err(e) => format!("{e:#}"),
             };
-            Run { results, missing }
+            Run { results, missing, console: qemu::console(Path::new(self.cache)) }
         });
         match run.results.get(name) {
             Some(o) if o.passed => println!("{}in the machine: {} ms", o.text(), o.millis),
-            Some(o) => panic!("in the machine, after {} ms:\n{}", o.millis, o.text()),
+            Some(o) => {
+                panic!("in the machine, after {} ms:\n{}\nits console ends with:\n{}", o.millis, o.text(), run.console)
+            }
             None => panic!("{name} has no result: {}", run.missing),
         }
     }
@@ -137,7 +142,10 @@ impl Vm {
         std::fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
         // Two machines at once would make each other slow on two cores.
         let lock = std::env::temp_dir().join(format!("seaway-vm-{}.lock", rustix::process::getuid().as_raw()));
-        let _one_at_a_time = kernel::lock_file(&lock, true).with_context(|| format!("lock {}", lock.display()))?;
+        let _one_at_a_time = kernel::lock_file(&lock, false).or_else(|e| {
+            tell(&format!("waiting for another machine to end: {e}"));
+            kernel::lock_file(&lock, true).with_context(|| format!("lock {}", lock.display()))
+        })?;
         let tests = selected()?;
         let kernel = debian::kernel(cache)?;
         let initramfs = Scratch(cache.join("initramfs"));
@@ -162,15 +170,20 @@ impl Vm {
         };
         qemu::run(cache, &kernel, &initramfs.0, &mut on_event)?;
         if let Some((release, after)) = booted {
-            eprintln!(
+            tell(&format!(
                 "machine: Linux {release}, first test after {:.1} s, {} tests in {:.1} s",
                 after.as_secs_f32(),
                 results.len(),
                 started.elapsed().as_secs_f32()
-            );
+            ));
         }
         Ok(())
     }
+}
+
+/// Says something to the person who waits: libtest keeps what a test prints until it has ended.
+pub(crate) fn tell(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 /// A file that goes with its holder.

@@ -13,10 +13,12 @@ use kernel::Spawn;
 
 use crate::debian::{Kernel, tool};
 use crate::wire::{Decoder, Event};
-use crate::{BOOT_LIMIT, LIMIT, test_limit};
+use crate::{BOOT_LIMIT, LIMIT, tell, test_limit};
 
 /// MiB.
 const MEMORY: &str = "1024";
+/// Where the console goes.
+const CONSOLE: &str = "console.log";
 /// Lines of the console in an error.
 const TAIL: usize = 40;
 
@@ -41,12 +43,17 @@ pub fn run(cache: &Path, kernel: &Kernel, initramfs: &Path, on_event: &mut dyn F
     let known = std::fs::read_to_string(&verdict).unwrap_or_default();
     if known.trim() != "tcg" && File::options().read(true).write(true).open("/dev/kvm").is_ok() {
         match attempt("kvm", Duration::from_secs(30), cache, kernel, initramfs, on_event) {
-            Err(End::NoBoot(e)) => eprintln!("KVM does not work here, going on with TCG: {e:#}"),
+            Err(End::NoBoot(e)) => tell(&format!("KVM does not work here, going on with TCG: {e:#}")),
             r => return r.map_err(End::into_error),
         }
     }
     let _ = std::fs::write(&verdict, "tcg\n");
     attempt("tcg", BOOT_LIMIT, cache, kernel, initramfs, on_event).map_err(End::into_error)
+}
+
+/// The last lines of the console of the machine that ran last.
+pub fn console(cache: &Path) -> String {
+    tail(&cache.join(CONSOLE), TAIL)
 }
 
 /// Why a machine did not come to a good end.
@@ -73,7 +80,7 @@ fn attempt(
     initramfs: &Path,
     on_event: &mut dyn FnMut(Event),
 ) -> Result<(), End> {
-    let console = cache.join("console.log");
+    let console = cache.join(CONSOLE);
     let mut ready = false;
     let mut seen = |e: Event| {
         ready |= matches!(e, Event::Ready { .. });

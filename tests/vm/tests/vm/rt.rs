@@ -27,7 +27,7 @@ fn addresses_and_routes_on_a_dummy() {
     rt.run(&routes.clone().map(RtRequest::RouteReplace)).unwrap();
 
     let link = rt.links().unwrap().into_iter().find(|l| l.name == name("d0")).unwrap();
-    assert!(link.up && matches!(&link.kind, LinkKind::Other(k) if k == "dummy"), "{link:?}");
+    assert!(link.up && link.kind == LinkKind::Dummy, "{link:?}");
     let seen = rt.addresses().unwrap();
     assert!(addresses.iter().all(|a| seen.contains(a)), "{seen:?}");
     let mut ours: Vec<Route> =
