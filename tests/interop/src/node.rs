@@ -40,7 +40,7 @@ mount -t tmpfs tmpfs /run
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$D/etc,workdir=$D/work" /etc
 mount --bind "$D/lib" /var/lib; mount --bind "$D/opt" /opt; mount --bind "$D/log" /var/log; mount --bind "$D/tmp" /var/tmp
 mkdir -p /run/netns /opt/cni/bin /etc/cni/net.d
-rm -f /etc/cni/net.d/*
+[ -e "$D/booted" ] || rm -f /etc/cni/net.d/*
 ip link set lo up
 mount --bind /run/netns /run/netns; mount --make-shared /run/netns
 ip netns add outside
@@ -50,7 +50,7 @@ ip -n outside address add 192.0.2.2/24 dev up0; ip -n outside address add 2001:d
 ip -n outside link set up0 up; ip -n outside link set lo up
 ip -n outside route add 10.0.0.0/8 via 192.0.2.1; ip -n outside route add fd00::/8 via 2001:db8::1
 echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
-touch "$D/up"
+touch "$D/booted" "$D/up"
 exec 2>/dev/null
 # Reaps what is handed to it.
 while :; do sleep 1000 & wait $! || true; done
@@ -84,18 +84,42 @@ impl Node {
         for d in ["etc", "work", "lib", "opt", "log", "tmp"] {
             fs::create_dir(dir.path().join(d)).unwrap();
         }
-        let ns = Netns::new().expect("make a network namespace: run as root");
-        let boot = Spawn::new("bash").args(["-c", BOOT, "boot"]).args([dir.path()]);
-        let boot = boot.netns(&ns).own_pids().hostname("interop").session().die_with_parent().spawn().unwrap();
+        let (boot, ns) = first_process(dir.path());
         let mut node = Self { pid: 0, boot, started: Vec::new(), dir, ns, cgroup };
-        wait("the node is up", || node.dir.path().join("up").exists());
-        node.pid = inner(node.boot.id());
+        node.came_up();
         let bin = node.path("/opt/cni/bin");
         for p in fs::read_dir(REFERENCE).unwrap().flatten() {
             fs::copy(p.path(), bin.join(p.file_name())).unwrap();
         }
         fs::copy(plugin(), bin.join("seaway-cni")).unwrap();
         node
+    }
+
+    fn came_up(&mut self) {
+        wait("the node is up", || self.dir.path().join("up").exists());
+        fs::remove_file(self.dir.path().join("up")).unwrap();
+        self.pid = inner(self.boot.id());
+    }
+
+    /// Ends all processes, mounts and namespaces; everything outside /run stays.
+    fn down(&mut self) {
+        let _ = self.boot.kill();
+        let _ = self.boot.wait();
+        if self.pid != 0 {
+            let _ = wait_for_end(self.pid, Duration::from_secs(10));
+        }
+        for mut c in self.started.drain(..) {
+            let _ = c.kill();
+            let _ = c.wait();
+        }
+        remove_cgroups(&self.cgroup);
+    }
+
+    /// As after a loss of power: nothing runs, /run is empty, everything else is as it was.
+    pub fn reboot(&mut self) {
+        self.down();
+        (self.boot, self.ns) = first_process(self.dir.path());
+        self.came_up();
     }
 
     /// Puts plugins into /opt/cni/bin, in place of those of the same names.
@@ -302,18 +326,16 @@ impl Drop for Node {
                 }
             }
         }
-        // Its first process ends, and with it all processes and mounts.
-        let _ = self.boot.kill();
-        let _ = self.boot.wait();
-        if self.pid != 0 {
-            let _ = wait_for_end(self.pid, Duration::from_secs(10));
-        }
-        for c in &mut self.started {
-            let _ = c.kill();
-            let _ = c.wait();
-        }
-        remove_cgroups(&self.cgroup);
+        self.down();
     }
+}
+
+/// Starts a node's first process in a network of its own.
+fn first_process(dir: &Path) -> (Child, Netns) {
+    let ns = Netns::new().expect("make a network namespace: run as root");
+    let boot = Spawn::new("bash").args(["-c", BOOT, "boot"]).args([dir]);
+    let boot = boot.netns(&ns).own_pids().hostname("interop").session().die_with_parent();
+    (boot.spawn().unwrap(), ns)
 }
 
 /// Removes a cgroup with all below it, in every hierarchy.

@@ -151,6 +151,71 @@ fn lost_dels(release: Release) {
     r.node.assert_nothing_left();
 }
 
+/// The namespaces are gone; what containerd and libcni keep on disk is not.
+fn reboot(release: Release) {
+    let mut r = Runtime::new(release);
+    r.network();
+    let pods = [
+        r.pod("a", &json!({"port_mappings": [{"protocol": 0, "container_port": 80, "host_port": 8080}]})),
+        r.pod("b", &json!({})),
+    ];
+    r.node.reboot();
+    r.start();
+    wait("the network is ready", || r.network_ready());
+    let c = r.pod("c", &json!({}));
+    r.exec(&c, &["ping", "-c1", "-W2", ADDRESSES[0]]);
+    for p in &pods {
+        r.remove(p);
+    }
+    assert_eq!(r.node.records(JOURNAL).len(), 1, "a DEL of before takes nothing from who came after");
+    r.exec(&c, &["ping", "-c1", "-W2", ADDRESSES[1]]);
+    r.remove(&c);
+    r.node.assert_nothing_left();
+}
+
+#[test]
+fn debians_containerd_after_a_reboot() {
+    reboot(Release::One);
+}
+
+#[test]
+fn containerd_2_after_a_reboot() {
+    reboot(Release::Two);
+}
+
+/// As a kubelet that comes back makes all its pods at once.
+#[test]
+fn many_pods_at_once() {
+    const PODS: usize = 24;
+    let r = Runtime::new(Release::Two);
+    r.network();
+    let all = |verb: &str, what: &[String]| {
+        let start = |w: &String| {
+            let mut c = r.node.command(&["timeout", "-k1", "60", &r.crictl, verb, w]);
+            c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let running: Vec<_> = what.iter().map(start).collect();
+        let done = running.into_iter().map(|c| c.wait_with_output().unwrap());
+        let text = |o: std::process::Output| {
+            assert!(o.status.success(), "{verb}: {}", String::from_utf8_lossy(&o.stderr));
+            String::from_utf8(o.stdout).unwrap().trim().to_owned()
+        };
+        done.map(text).collect::<Vec<_>>()
+    };
+    let files: Vec<String> = (0..PODS).map(|i| r.pod_json(&format!("pod-{i}"), &json!({}))).collect();
+    let sandboxes = all("runp", &files);
+    let mut addresses = r.node.allocated();
+    for a in &addresses {
+        r.node.run(&["ping", "-nq", "-c1", "-W2", &a.to_string()]);
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 2 * PODS, "no address twice");
+    all("stopp", &sandboxes);
+    all("rmp", &sandboxes);
+    r.node.assert_nothing_left();
+}
+
 #[test]
 fn debians_containerd_passes_on_ports_and_limits() {
     host_ports_and_bandwidth_reach_the_plugins(Release::One);
