@@ -42,10 +42,12 @@ impl<'a> Fields<'a> {
         if self.at.is_empty() { field.into() } else { format!("{}.{field}", self.at) }
     }
 
-    /// The value as it is; JSON's null counts as absent.
+    /// The value as it is; JSON's null counts as absent. A field is known by its letters in any case when none has the
+    /// exact ones, as Go's decoder knows it: containerd's `runtimeConfig` says `HostPort`, `IngressRate`, `Subnet`.
     #[must_use]
     pub fn value(&self, field: &str) -> Option<&'a Value> {
-        self.map.get(field).filter(|v| !v.is_null())
+        let other = || self.map.iter().find(|(k, _)| k.eq_ignore_ascii_case(field)).map(|(_, v)| v);
+        self.map.get(field).or_else(other).filter(|v| !v.is_null())
     }
 
     fn wrong(&self, field: &str, v: &Value, want: impl Display) -> Error {
@@ -191,5 +193,21 @@ impl<'a> Fields<'a> {
             v => Err(self.wrong(field, v, "a list of objects")),
         };
         self.list(field)?.iter().enumerate().map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_field_is_known_in_any_case_but_its_own_comes_first() {
+        let v = json!({"HostPort": 80, "hostIP": "10.0.0.1", "HOSTIP": "10.0.0.2", "Protocol": null});
+        let f = Fields::new(v.as_object().unwrap(), "portMappings[0]");
+        assert_eq!(f.number("hostPort", 1..=65535).unwrap(), Some(80));
+        assert_eq!(f.text("hostIP").unwrap(), Some("10.0.0.1"));
+        assert_eq!(f.text("protocol").unwrap(), None);
     }
 }

@@ -54,7 +54,9 @@ impl Runtime {
         let path = "/etc/containerd/config.toml";
         node.write(path, &page::file(section, path));
         if release == Release::Two {
+            // The reference's, and in their place all that we have.
             node.install(&PLUGINS);
+            node.install_ours(plugins::NAMES);
         }
         node.write("/etc/crictl.yaml", &page::file("crictl", "/etc/crictl.yaml"));
         let mut r = Self { node, containerd: text(containerd), ctr: text(ctr), crictl, started: 0 };
