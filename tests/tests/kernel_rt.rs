@@ -8,6 +8,8 @@ mod backends;
 mod cases;
 #[path = "kernel_rt/changes.rs"]
 mod changes;
+#[path = "kernel_rt/kinds.rs"]
+mod kinds;
 #[path = "kernel_rt/switch.rs"]
 mod switch;
 #[path = "kernel_rt/world.rs"]

@@ -159,6 +159,7 @@ impl Namespace {
             link.port = port.then(Port::default);
             link.lower = lower;
             link.peer_index = peer_index;
+            link.multicast = link.kind != LinkKind::Ifb;
             link.txqlen = l.txqlen.unwrap_or(if link.kind == LinkKind::Ifb { 32 } else { 1000 });
         }
         if let Some(p) = peer_index {
@@ -239,7 +240,7 @@ impl Namespace {
             return Err(errno::EADDRNOTAVAIL);
         }
         if s.alias.as_ref().is_some_and(|a| a.len() > 255) {
-            return Err(errno::EINVAL);
+            return Err(errno::ERANGE);
         }
         if let Some(new) = &s.rename
             && s.netns.is_none()
@@ -258,6 +259,11 @@ impl Namespace {
         let port = matches!(master, Some(LinkKind::Bridge(_)));
         if port && (link.name.as_str() == "lo" || matches!(link.kind, LinkKind::Bridge(_))) {
             return Err(if link.name.as_str() == "lo" { errno::EINVAL } else { 40 });
+        }
+        // One takes its frames already (`netdev_rx_handler_register`).
+        let taken = |k: &LinkKind| matches!(k, LinkKind::Macvlan(_) | LinkKind::Ipvlan(_));
+        if port && self.shared_by(link.index).any(taken) {
+            return Err(errno::EBUSY);
         }
         if let Some(l) = self.link_mut(&s.name) {
             l.mtu = s.mtu.unwrap_or(l.mtu);

@@ -172,7 +172,7 @@ impl Namespace {
     /// The kernel's own route for an address on a link that is up.
     fn connect(&mut self, a: &Address) {
         let Some(dst) = Cidr::new(a.peer.unwrap_or(a.addr), a.prefix_len) else { return };
-        if a.no_prefix_route || a.addr.is_ipv4() && a.prefix_len == 32 {
+        if a.no_prefix_route || a.addr.is_ipv4() && a.prefix_len == 32 && a.peer.is_none() {
             return;
         }
         let mut route = Route::new(dst, RouteTo::Link(a.link.clone()));
