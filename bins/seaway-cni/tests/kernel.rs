@@ -361,6 +361,44 @@ fn add_racing_del_of_one_pod_ends_in_one_of_both() {
 }
 
 #[test]
+fn a_pod_sends_from_its_own_addresses_alone() {
+    let n = Node::new();
+    n.pod("a");
+    n.pod("b");
+    n.add("a");
+    let b = addresses(&n.add("b"));
+    let to = |family: char| b.iter().find(|a| a.contains(':') == (family == '6')).unwrap().split('/').next().unwrap();
+    let ping = |family: char, from: &str| {
+        let script = format!("ping -{family} -c 1 -W 1 -I {from} {} >/dev/null && echo yes || echo no", to(family));
+        n.sh_pod("a", &script).trim() == "yes"
+    };
+    n.sh_pod("a", "ip address add 10.244.1.99/32 dev eth0; ip address add fd00:10:244:1::99/128 dev eth0 nodad");
+    // The replies would find their way.
+    let a = ipam::read(&n.data_dir()).unwrap().into_iter().find(|r| &*r.key.container == "a").unwrap();
+    n.sh(&format!("ip route add 10.244.1.99 dev {0}; ip -6 route add fd00:10:244:1::99 dev {0}", a.link));
+    let own = |v4: bool| a.addresses.iter().find(|x| x.is_ipv4() == v4).unwrap().to_string();
+    assert!(ping('4', &own(true)) && ping('6', &own(false)), "its own");
+    assert!(!ping('4', "10.244.1.99") && !ping('6', "fd00:10:244:1::99"), "another's");
+    n.sh_pod("a", "ip link set eth0 address 02:00:00:00:00:77");
+    assert!(!ping('4', &own(true)), "another's hardware address");
+    // The kernel forgets a link's neighbours with its address: ADD brings both back.
+    n.add("a");
+    assert!(ping('4', &own(true)) && ping('6', &own(false)));
+    // Somebody took the filter away: CHECK tells, ADD puts it back.
+    n.sh(&format!("tc qdisc del dev {} clsact", a.link));
+    assert!(ping('4', "10.244.1.99"), "the test's own packets would arrive");
+    let mut check = n.conf.clone();
+    check["prevResult"] = n.call("ADD", "b", &n.conf).unwrap();
+    n.call("CHECK", "b", &check).unwrap();
+    let again = n.add("a");
+    assert!(!ping('4', "10.244.1.99") && ping('4', &own(true)));
+    check["prevResult"] = again;
+    n.sh(&format!("tc filter del dev {} ingress", a.link));
+    let e = n.call("CHECK", "a", &check).unwrap_err();
+    assert!(e["details"].as_str().unwrap().contains("addresses that are not its own"), "{e}");
+}
+
+#[test]
 fn the_agent_remakes_a_deleted_interface_with_the_same_address() {
     let n = Node::new();
     n.pod("a");

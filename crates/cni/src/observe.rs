@@ -5,10 +5,11 @@ use std::ops::RangeInclusive;
 
 use ipam::Record;
 use kernel_api::rt::{Address, Link, LinkKind, Neighbour, Route};
+use kernel_api::tc::{Filter, Hook};
 use kernel_api::{RequestError, Rtnetlink};
 use types::{Family, IfName, Mac};
 
-use crate::plan::{HOST_MAC, gateway, host_neighbour, host_route, pod_mac, pod_routes};
+use crate::plan::{HOST_MAC, gateway, guard, host_neighbour, host_route, pod_mac, pod_routes};
 
 /// What one namespace holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct View {
     pub routes: Vec<Route>,
     /// Permanent neighbours.
     pub neighbours: Vec<Neighbour>,
+    /// Filters on what comes in at the host end that was looked at.
+    pub filters: Vec<Filter>,
 }
 
 impl View {
@@ -34,7 +37,20 @@ impl View {
             addresses: rt.addresses()?,
             routes: rt.routes()?.into_iter().map(|r| r.route).collect(),
             neighbours: rt.neighbours()?,
+            filters: Vec::new(),
         })
+    }
+
+    /// Looks at the host's side of a record.
+    ///
+    /// # Errors
+    /// When a dump fails.
+    pub fn of_host(rt: &mut impl Rtnetlink, r: &Record) -> Result<Self, RequestError> {
+        let filters = match rt.filters(r.link.name(), Hook::Ingress) {
+            Err(e) if e.absent() => Vec::new(),
+            r => r?,
+        };
+        Ok(Self { filters, ..Self::of(rt)? })
     }
 
     /// A link by name.
@@ -69,6 +85,12 @@ pub(crate) fn differences_after(r: &Record, host: &View, pod: &View, mtu: &Range
     end(&mut out, "pod", pod, &r.key.ifname, mtu, pod_mac(&r.link));
     if out.is_empty() && !paired(r, host, pod) {
         out.push(format!("pod: {} is not the other end of {}", r.key.ifname, r.link));
+    }
+    if let Some(guard) = guard(r)
+        && !host.filters.contains(&guard)
+        && host.link(r.link.name()).is_some()
+    {
+        out.push(format!("host: `{guard}` is missing: the pod can send from addresses that are not its own"));
     }
     if "lo".parse().ok().and_then(|lo| pod.link(&lo)).is_none_or(|l| !l.up) {
         out.push("pod: lo is down".into());

@@ -281,7 +281,7 @@ fn in_pod(e: RequestError, r: &Record) -> Error {
 /// ADD of what is known: nothing when all is well, the rest when half is there, everything when the pair is not.
 fn heal<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(), Error> {
     let mut rt = host(machine)?;
-    let (h, p) = (View::of(&mut rt)?, View::of(&mut inside(netns, &r.netns)?)?);
+    let (h, p) = (View::of_host(&mut rt, r)?, View::of(&mut inside(netns, &r.netns)?)?);
     if differences(r, &h, &p).is_empty() {
         return Ok(());
     }
@@ -298,6 +298,7 @@ fn heal<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(),
     plan.pod.insert(0, up(&r.key.ifname, plan::pod_mac(&r.link)));
     // First, as in an ADD: see `finish`.
     rt.run(&[up(r.link.name(), plan::HOST_MAC)])?;
+    rt.run(&plan::guard_requests(r))?;
     // Routes that are there already, though not through this link, are still refused.
     finish(&mut rt, r, &plan, netns)
 }
@@ -418,7 +419,7 @@ fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Erro
     if r.is_routed() {
         let inside = View::of(&mut inside(&netns, path)?)?;
         let mtu = if mtu == 0 { 0..=r.mtu } else { mtu..=mtu };
-        out.extend(differences_after(&r, &View::of(&mut cx.host()?)?, &inside, &mtu));
+        out.extend(differences_after(&r, &View::of_host(&mut cx.host()?, &r)?, &inside, &mtu));
     }
     if out.is_empty() {
         return networks::check(cx, &r);

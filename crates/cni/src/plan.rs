@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipam::Record;
 use kernel_api::rt::{Address, Neighbour, NetnsFd, NewLink, NewLinkKind, Route, RouteTo, RtRequest, SetLink};
+use kernel_api::tc::{Filter, FilterKind, Guard, Hook, Qdisc, QdiscKind};
 use types::{Cidr, Family, IfName, Mac, OwnedName};
 
 /// The IPv4 next hop of every pod. Link-local (RFC 3927), so it can be no pod's or node's address; on no interface.
@@ -39,7 +40,7 @@ pub struct AddPlan {
 /// The requests for `r`, whose namespace is open as `netns`.
 #[must_use]
 pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
-    let create = vec![RtRequest::LinkAdd(NewLink {
+    let mut create = vec![RtRequest::LinkAdd(NewLink {
         mtu: Some(r.mtu),
         mac: Some(HOST_MAC),
         up: true,
@@ -48,7 +49,30 @@ pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
             NewLinkKind::Veth { peer: r.key.ifname.clone(), peer_netns: Some(netns), peer_mac: Some(pod_mac(&r.link)) },
         )
     })];
+    // Before the pod's end comes up: nothing that it sends goes by the guard.
+    create.extend(guard_requests(r));
     AddPlan { create, pod: pod(r), host: host(r) }
+}
+
+/// The filter's priority on the host end: the first to look.
+const GUARD_PRIORITY: u16 = 1;
+
+/// What drops every packet of the pod that does not carry its own addresses. It hangs on the host end and goes with it;
+/// it needs no agent.
+#[must_use]
+pub fn guard(r: &Record) -> Option<Filter> {
+    let own = r.addresses.iter().map(|a| Cidr::host(*a));
+    // Always a guard: the address is ours and a pod has one of each family.
+    let guard = Guard::new(pod_mac(&r.link), own, false).ok()?;
+    let (link, hook) = (r.link.name().clone(), Hook::Ingress);
+    Some(Filter { link, hook, priority: GUARD_PRIORITY, kind: FilterKind::Guard(guard) })
+}
+
+/// The requests that put the guard there.
+pub(crate) fn guard_requests(r: &Record) -> Vec<RtRequest> {
+    let Some(filter) = guard(r) else { return Vec::new() };
+    let place = Qdisc { link: r.link.name().clone(), kind: QdiscKind::Clsact };
+    vec![RtRequest::QdiscReplace(place), RtRequest::FilterReplace(filter)]
 }
 
 fn pod(r: &Record) -> Vec<RtRequest> {
