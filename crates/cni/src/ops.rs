@@ -63,7 +63,9 @@ impl<M: Machine> Plugin<M> for Seaway {
     }
 }
 
-pub(crate) fn undone(e: Error, undo: Result<(), Error>) -> Error {
+/// A failed deed, and what became of undoing it.
+#[must_use]
+pub fn undone(e: Error, undo: Result<(), Error>) -> Error {
     match undo {
         Ok(()) => e,
         Err(u) => {

@@ -4,12 +4,15 @@
 //! Tested by: tests/ (the kernel, in fresh namespaces; the reference plugins beside ours), tests/vm for devices that
 //! not every kernel has.
 
+mod attach;
 mod bandwidth;
+mod bridge;
 pub mod dhcp;
 mod envargs;
 mod host_local;
 mod loopback;
 mod portmap;
+mod ptp;
 mod sbr;
 mod static_ips;
 mod tuning;
@@ -21,10 +24,12 @@ use kernel_api::machine::{Machine, Netns};
 #[rustfmt::skip] // a line each, so that two additions do not meet
 pub const NAMES: &[&str] = &[
     "bandwidth",
+    "bridge",
     "dhcp",
     "host-local",
     "loopback",
     "portmap",
+    "ptp",
     "sbr",
     cni::IPAM_TYPE,
     "static",
@@ -36,10 +41,12 @@ pub const NAMES: &[&str] = &[
 pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
     Some(match name {
         "bandwidth" => Box::new(bandwidth::Bandwidth),
+        "bridge" => Box::new(bridge::Bridge),
         "dhcp" => Box::new(dhcp::Dhcp),
         "host-local" => Box::new(host_local::HostLocal),
         "loopback" => Box::new(loopback::Loopback),
         "portmap" => Box::new(portmap::Portmap),
+        "ptp" => Box::new(ptp::Ptp),
         "sbr" => Box::new(sbr::Sbr),
         cni::IPAM_TYPE => Box::new(cni::SeawayIpam),
         "static" => Box::new(static_ips::Static),

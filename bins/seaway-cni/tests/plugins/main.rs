@@ -7,10 +7,12 @@ mod common;
 mod twin;
 
 mod bandwidth;
+mod bridge;
 mod dhcp;
 mod host_local;
 mod loopback;
 mod portmap;
+mod ptp;
 mod sbr;
 mod static_ips;
 mod tuning;

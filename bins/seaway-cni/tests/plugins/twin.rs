@@ -130,6 +130,16 @@ impl Twin {
     }
 
     fn view(&self, run: impl Fn(&str) -> Value) -> Value {
+        // The references' IPv6 addresses on the node wait for duplicate detection.
+        for _ in 0..100 {
+            if run("ip -6 -j addr show scope global tentative")
+                .as_array()
+                .is_none_or(|l| l.iter().all(|l| l["addr_info"].as_array().is_none_or(Vec::is_empty)))
+            {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
         let shown = run("ip -j -d addr");
         let links = shown.as_array().unwrap().iter().map(|l| {
             let name = l["ifname"].as_str().unwrap();
@@ -232,7 +242,7 @@ fn flag(l: &Value, name: &str) -> bool {
 }
 
 /// A veth's random name becomes `veth*`.
-fn stable(name: &str) -> String {
+pub fn stable(name: &str) -> String {
     let random = name.strip_prefix("veth").is_some_and(|r| r.len() >= 6 && r.bytes().all(|b| b.is_ascii_hexdigit()));
     if random { "veth*".into() } else { name.into() }
 }

@@ -35,6 +35,12 @@ impl Owner {
         self.0.strip_prefix(&*network_part(network)).is_some_and(|rest| rest.starts_with(' '))
     }
 
+    /// A number that tells it from others.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        hash(&self.0)
+    }
+
     /// As text.
     #[must_use]
     pub fn as_str(&self) -> &str {
