@@ -46,7 +46,7 @@ pub const LIMIT: &str = "SEAWAY_VM_TEST_SECONDS";
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// Where our own programs are inside.
 pub const PROGRAMS: &str = "/opt/cni/bin";
-/// Where the reference plugins are, outside and inside, when a test of module `plugins` is selected.
+/// Where the reference plugins are, outside and inside, when a test of module `plugins` or `devices` is selected.
 pub const REFERENCE: &str = "/usr/lib/cni";
 /// Where test binaries of other packages are inside, when a test of module `suites` is selected.
 pub const SUITES: &str = "/suites";
@@ -154,7 +154,7 @@ impl Vm {
         if tests.iter().any(|t| t.starts_with("suites::")) {
             programs.extend(suites("seaway-kernel")?.into_iter().map(|(name, p)| (format!("{SUITES}/{name}"), p)));
         }
-        if tests.iter().any(|t| t.starts_with("plugins::")) {
+        if tests.iter().any(|t| ["plugins::", "devices::"].iter().any(|m| t.starts_with(m))) {
             programs.extend(reference()?);
             programs.extend(pages()?);
         }

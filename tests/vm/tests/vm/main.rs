@@ -2,6 +2,7 @@
 //! `in_vm!();`, in the file of its subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
+mod devices;
 mod features;
 mod links;
 mod plugins;
