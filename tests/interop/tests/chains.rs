@@ -121,8 +121,7 @@ fn sbr_after_ours() {
         // As a peer, the reference's own.
         configure(&n, version, &[usual("bridge", version)[0].clone(), json!({"type": "sbr"})]);
         life(&n, version, |_, _| {});
-        configure(&n, version, &[ours(), json!({"type": "sbr"})]);
-        life(&n, version, |n, r| {
+        let ruled = |n: &Node, r: &Value| {
             for (own, node) in ips(r).iter().zip(ADDRESSES) {
                 let family = if own.contains(':') { "-6" } else { "-4" };
                 let rules = n.run(&["ip", "netns", "exec", "a", "ip", family, "rule"]);
@@ -131,7 +130,12 @@ fn sbr_after_ours() {
                 n.run(&["ip", "netns", "exec", "a", "ping", "-nq", "-c1", "-W2", "-I", own, node]);
                 n.run(&["ping", "-nq", "-c1", "-W2", own]);
             }
-        });
+        };
+        configure(&n, version, &[ours(), json!({"type": "sbr"})]);
+        life(&n, version, ruled);
+        n.install_ours(&["sbr"]);
+        life(&n, version, ruled);
+        n.install(&PLUGINS);
     }
 }
 

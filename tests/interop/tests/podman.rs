@@ -16,11 +16,15 @@ struct Podman {
 }
 
 impl Podman {
-    fn new() -> Self {
+    /// With our plugins in the chain, or the reference's.
+    fn new(ours: bool) -> Self {
         for (program, package) in [("podman", "podman"), ("conmon", "conmon"), ("runc", "runc")] {
             let _ = debian(program, package);
         }
         let node = Node::boot();
+        if ours {
+            node.install_ours(plugins::NAMES);
+        }
         node.write(CONTAINERS_CONF, &page::file("podman", CONTAINERS_CONF));
         node.write(CONFLIST, &page::file("Host ports and bandwidth", CONFLIST));
         let archive = image::archive(node.shared());
@@ -47,7 +51,7 @@ impl Podman {
 
 #[test]
 fn containers_reach_each_other_and_the_host() {
-    let p = Podman::new();
+    let p = Podman::new(true);
     assert!(p.podman(&["network", "ls"]).contains("seaway"));
     let (a, b) = (p.web("a", &[]), p.web("b", &[]));
     assert_eq!(p.node.records(JOURNAL).len(), 2);
@@ -69,7 +73,16 @@ fn containers_reach_each_other_and_the_host() {
 
 #[test]
 fn published_ports_and_fixed_addresses() {
-    let p = Podman::new();
+    published(true);
+}
+
+#[test]
+fn published_ports_by_the_reference_plugin() {
+    published(false);
+}
+
+fn published(ours: bool) {
+    let p = Podman::new(ours);
     let a = p.web("a", &["-p", "8080:80", "--ip", "10.244.1.77"]);
     assert_eq!(a[0], "10.244.1.77");
     for node in ADDRESSES {
@@ -83,7 +96,7 @@ fn published_ports_and_fixed_addresses() {
 
 #[test]
 fn a_container_killed_with_its_monitor_leaves_nothing_once_it_is_removed() {
-    let p = Podman::new();
+    let p = Podman::new(true);
     p.web("a", &["-p", "8080:80"]);
     p.node.sh("kill -9 $(cat /run/containers/storage/overlay-containers/*/userdata/conmon.pid) $(cat /run/containers/storage/overlay-containers/*/userdata/pidfile)");
     p.podman(&["rm", "-f", "-t0", "a"]);
