@@ -57,29 +57,40 @@ pub fn kernel(cache: &Path) -> Result<Kernel> {
     let fresh = cache.join("linux.new");
     let _ = std::fs::remove_dir_all(&fresh);
     std::fs::create_dir_all(&fresh)?;
-    let apt_get = tool("apt-get", "apt (the machine's kernel is Debian's)")?;
-    let package = match package() {
-        Ok(p) => p,
+    let deb = match fetch(&fresh) {
+        Ok(deb) => deb,
         Err(_) => {
-            run(Command::new(&apt_get).args(["update", "-qq"])).context("apt's lists are missing: apt-get update")?;
-            package()?
+            // Lists that were never fetched, or that name a version the mirror has no more.
+            let apt_get = tool("apt-get", "apt")?;
+            run(Command::new(apt_get).args(["update", "-qq"]))
+                .context("apt's lists are old or missing: apt-get update")?;
+            fetch(&fresh)?
         }
     };
-    crate::tell(&format!("fetching {package}, once"));
-    run(Command::new(&apt_get).args(["download", "-qq", &package]).current_dir(&fresh))
-        .with_context(|| format!("fetch {package} (apt-get update may be due)"))?;
-    let deb = std::fs::read_dir(&fresh)?
-        .filter_map(|e| Some(e.ok()?.path()))
-        .find(|p| p.extension().is_some_and(|e| e == "deb"))
-        .with_context(|| format!("apt-get download {package} left no file"))?;
     run(Command::new(tool("dpkg-deb", "dpkg")?).arg("-x").arg(&deb).arg(&fresh))?;
     std::fs::remove_file(&deb)?;
+    // Newer packages have their modules below /usr, which is the same on any machine.
+    if !fresh.join("lib").exists() {
+        std::os::unix::fs::symlink("usr/lib", fresh.join("lib"))?;
+    }
     let release = find(&fresh)?.release;
     // The package's hooks would do this at installation.
     run(Command::new(tool("depmod", "kmod")?).arg("-b").arg(&fresh).arg(&release))?;
     let _ = std::fs::remove_dir_all(&kept);
     std::fs::rename(&fresh, &kept).with_context(|| format!("keep {}", kept.display()))?;
     find(&kept)
+}
+
+/// Fetches the package into a folder; its path.
+fn fetch(folder: &Path) -> Result<PathBuf> {
+    let package = package()?;
+    crate::tell(&format!("fetching {package}, once"));
+    let apt_get = tool("apt-get", "apt (the machine's kernel is Debian's)")?;
+    run(Command::new(apt_get).args(["download", "-qq", &package]).current_dir(folder))?;
+    std::fs::read_dir(folder)?
+        .filter_map(|e| Some(e.ok()?.path()))
+        .find(|p| p.extension().is_some_and(|e| e == "deb"))
+        .with_context(|| format!("apt-get download {package} left no file"))
 }
 
 /// The package with the kernel, as apt resolves it.

@@ -39,7 +39,7 @@ use anyhow::{Context, Result, bail};
 use wire::{Event, Outcome};
 
 /// How long one test may take inside, unless [`LIMIT`] says another time.
-pub const TEST_LIMIT: Duration = Duration::from_secs(60);
+pub const TEST_LIMIT: Duration = Duration::from_secs(120);
 /// A variable of the environment, outside: seconds that one test may take.
 pub const LIMIT: &str = "SEAWAY_VM_TEST_SECONDS";
 /// How long the machine may take from power on to the first test. It takes 3 s; a busy machine is slower.
