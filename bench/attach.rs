@@ -232,8 +232,72 @@ fn report(pair: &Pair, figures: &[Figures], parallel: usize) {
     aim(&format!("{parallel} ADD at once under 50 ms at p99"), at(&figures[0].par_add, 99) < 50.0);
 }
 
+/// Runs children of this thread in another network namespace from now on.
+fn enter(netns: &str) {
+    unsafe extern "C" {
+        fn setns(fd: i32, kind: i32) -> i32;
+    }
+    let file = std::fs::File::open(netns).expect("a namespace");
+    // SAFETY: no pointers; setns(2) of the C library that the standard library links.
+    assert_eq!(unsafe { setns(std::os::fd::AsRawFd::as_raw_fd(&file), 0) }, 0, "setns {netns}");
+}
+
+/// bench/pods: a node with `n` pods against an empty one.
+fn many(ours: &str, full: &str, empty: &str, n: usize, rounds: usize, go: &str) {
+    let chain = |dir: &str, net: u8| Chain {
+        label: "seaway-cni".into(),
+        dir: ours.into(),
+        plugins: vec![(
+            "seaway-cni".to_string(),
+            format!(
+                ",\"ranges\":[\"10.{net}.0.0/16\",\"fd00:{net}::/64\"],\"mtu\":1450,\"dataDir\":\"{dir}\",\
+                 \"mode\":\"routed\""
+            ),
+        )],
+    };
+    let (full, empty) = (chain(full, 91), chain(empty, 92));
+    let mut here = pods(&full, "pod", n);
+    let add: Vec<Duration> = here.iter_mut().map(Pod::add).collect();
+    let few = (n / 20).max(1);
+    println!("{n} pods one after the other: the first {few} took {:.2} ms each, the last {few} {:.2} ms (p50)",
+        at(&add[..few], 50), at(&add[n - few..], 50));
+    std::io::stdout().flush().expect("standard output");
+    while !std::path::Path::new(go).exists() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let mut more = pods(&full, "more", rounds);
+    let mut first = pods(&empty, "first", rounds);
+    let mut times = [const { Vec::new() }; 4];
+    for i in 0..rounds {
+        times[0].push(more[i].add());
+        times[1].push(more[i].del());
+        let (first, times) = (&mut first[i], &mut times);
+        std::thread::scope(|s| {
+            s.spawn(move || {
+                enter("/run/netns/other-node");
+                times[2].push(first.add());
+                times[3].push(first.del());
+            });
+        });
+    }
+    println!("{:<22}{:>16}{:>16}{:>9}", format!("{rounds} rounds, p50"), format!("with {n} pods"), "with none", "ratio");
+    for (what, many, none) in [("ADD", 0, 2), ("DEL", 1, 3)] {
+        let (many, none) = (at(&times[many], 50), at(&times[none], 50));
+        println!("{what:<22}{many:>13.2} ms{none:>13.2} ms{:>9.2}", many / none);
+    }
+    let ratio = at(&times[0], 50) / at(&times[2], 50);
+    println!("aim: ADD of the 1,000th within 1.2 of the first: {}", if ratio <= 1.2 { "met" } else { "NOT met" });
+    for p in here.iter_mut() {
+        p.del();
+    }
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
+    if let [_, mode, ours, full, empty, n, rounds, go] = &args[..] && mode == "pods" {
+        let (n, rounds) = (n.parse().expect("a number"), rounds.parse().expect("a number"));
+        return many(ours, full, empty, n, rounds, go);
+    }
     let [_, ours, reference, work, features, n, parallel] = &args[..] else {
         panic!("usage: attach OUR-DIR REFERENCE-DIR WORK-DIR FEATURE,... SEQUENTIAL PARALLEL")
     };
