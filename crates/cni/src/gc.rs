@@ -10,7 +10,7 @@ use kernel_api::Rtnetlink;
 use types::OwnedName;
 
 use crate::config::NetConf;
-use crate::ops::{delete_link, lock, remove};
+use crate::ops::{remove, remove_orphan};
 use crate::{Code, Error, Machine, Registry};
 
 /// Removes every attachment of this network that the runtime does not list as valid, every host end that belongs to no
@@ -35,13 +35,7 @@ pub(crate) fn run<M: Machine>(machine: &mut M, registry: Registry<M>, conf: &Net
     }
     let kept: BTreeSet<_> = records.iter().map(|r| r.link.clone()).chain(valid.iter().map(|k| k.link())).collect();
     for link in links.iter().filter(|l| !kept.contains(*l)) {
-        let orphan = || {
-            let _lock = lock(machine, dir, link)?;
-            // Perhaps an ADD of the same name came since.
-            if ipam::read(dir)?.iter().any(|r| r.link == *link) { Ok(()) } else { Ok(delete_link(&mut rt, link)?) }
-        };
-        let result: Result<(), Error> = { orphan }();
-        failed.extend(result.err());
+        failed.extend(remove_orphan(machine, dir, link).err());
     }
     if dir.exists() {
         match Journal::open_existing(dir) {

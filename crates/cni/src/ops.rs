@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,7 +45,10 @@ impl<M: Machine> Plugin<M> for Seaway {
     fn del(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
         let conf = Self::conf(cx)?;
         parse_args(&cx.call.args)?;
-        remove(cx.machine, cx.registry, &conf.data_dir, cx.key()?).map(drop)
+        let (dir, key) = (&conf.data_dir, cx.key()?.clone());
+        // Without a directory nothing was ever added; a DEL leaves none behind.
+        let lock = if dir.exists() { Some(lock(cx.machine, dir, &key.link())?) } else { None };
+        remove_locked(cx.machine, cx.registry, dir, &key, Wait::Apart(lock.as_ref())).map(drop)
     }
 
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
@@ -138,7 +142,7 @@ fn add<M: Machine>(
         Ok(()) => Ok(record),
         // The pod had this address before this call and may be using it: only DEL takes it away.
         Err(e) if known => Err(e),
-        Err(e) => Err(undone(e, unmake(cx.machine, cx.registry, &conf.data_dir, &record))),
+        Err(e) => Err(undone(e, unmake(cx.machine, cx.registry, &conf.data_dir, &record, Wait::Here))),
     }
 }
 
@@ -152,8 +156,8 @@ fn connect<M: Machine>(
     netns: &M::Netns,
 ) -> Result<(), Error> {
     if record.is_routed() {
-        let machine = &mut *cx.machine;
-        if known { heal(machine, record, netns) } else { wire(machine, record, netns) }?;
+        let (machine, dir) = (&mut *cx.machine, &*conf.data_dir);
+        if known { heal(machine, dir, record, netns) } else { wire(machine, dir, record, netns) }?;
     } else {
         inside(netns, &record.netns)?.run(&plan::loopback())?;
     }
@@ -176,7 +180,7 @@ fn connect<M: Machine>(
 }
 
 /// Makes everything, for an attachment that was not known.
-fn wire<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(), Error> {
+fn wire<M: Machine>(machine: &mut M, dir: &Path, r: &Record, netns: &M::Netns) -> Result<(), Error> {
     let plan = plan::add(r, netns.fd());
     let mut rt = host(machine)?;
     if let Err(e) = rt.run(&plan.create) {
@@ -185,9 +189,27 @@ fn wire<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(),
         }
         // Either our own host end, left by a container whose record was lost, or an interface in the pod.
         delete_link(&mut rt, &r.link)?;
-        rt.run(&plan.create).map_err(|e| taken(e, r))?;
+        if let Err(e) = rt.run(&plan.create) {
+            if !e.exists() || !leaving(machine, dir, r, netns)? {
+                return Err(taken(e, r));
+            }
+            rt.run(&plan.create).map_err(|e| taken(e, r))?;
+        }
     }
     finish(&mut rt, r, &plan, netns)
+}
+
+/// Whether the interface in the way is one of another container's that is going (see [`Wait::Apart`]): waits until it is
+/// gone.
+fn leaving<M: Machine>(machine: &mut M, dir: &Path, r: &Record, netns: &M::Netns) -> Result<bool, Error> {
+    let there = inside(netns, &r.netns)?.links()?.into_iter().find(|l| l.name == r.key.ifname);
+    let Some(peer) = there.and_then(|l| l.peer_index) else { return Ok(false) };
+    let links = host(machine)?.links()?;
+    let Some(h) = links.iter().find(|l| l.index == peer && !l.up) else { return Ok(false) };
+    match OwnedName::recognise(&h.name) {
+        Ok(link) if link.is_pod_link() && link != r.link => remove_orphan(machine, dir, &link),
+        _ => Ok(false),
+    }
 }
 
 fn taken(e: RequestError, r: &Record) -> Error {
@@ -281,7 +303,7 @@ fn in_pod(e: RequestError, r: &Record) -> Error {
 }
 
 /// ADD of what is known: nothing when all is well, the rest when half is there, everything when the pair is not.
-fn heal<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(), Error> {
+fn heal<M: Machine>(machine: &mut M, dir: &Path, r: &Record, netns: &M::Netns) -> Result<(), Error> {
     let mut rt = host(machine)?;
     let (h, p) = (View::of_host(&mut rt, r)?, View::of(&mut inside(netns, &r.netns)?)?);
     if differences(r, &h, &p).is_empty() {
@@ -291,7 +313,7 @@ fn heal<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(),
         if h.link(r.link.name()).is_some() {
             delete_link(&mut rt, &r.link)?;
         }
-        return wire(machine, r, netns);
+        return wire(machine, dir, r, netns);
     }
     let mut plan = plan::add(r, netns.fd());
     let up = |name: &types::IfName, mac| {
@@ -322,11 +344,20 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
         let msg = format!("the network namespace of {key} is gone; {} is another one now", record.netns);
         return Err(Error::new(Code::UnknownContainer, msg));
     }
-    heal(machine, &record, &netns)
+    heal(machine, dir, &record, &netns)
 }
 
-/// DEL: the interface first, the record last, so that a crash in between leaves something to find. Everything may be
-/// gone already; then nothing happens. Gives the record that was removed.
+/// Who waits until the kernel is done with a host end that is to go: tens of milliseconds, whatever the machine.
+enum Wait<'a> {
+    /// This process.
+    Here,
+    /// Another, which holds the attachment's lock meanwhile: who adds the same again, or removes what is left over, waits
+    /// for it. The host end is down when this process goes on, so that nothing leads to the pod and nothing comes from it.
+    Apart(Option<&'a KeyLock>),
+}
+
+/// Removes an attachment: the interface first, the record last, so that a crash in between leaves something to find.
+/// Everything may be gone already; then nothing happens. Gives the record that was removed.
 ///
 /// # Errors
 /// When the kernel refuses, or the journal cannot be read or written.
@@ -336,9 +367,8 @@ pub fn remove<M: Machine>(
     dir: &Path,
     key: &Key,
 ) -> Result<Option<Record>, Error> {
-    // Without a directory nothing was ever added; a DEL leaves none behind.
-    let _lock = if dir.exists() { Some(lock(machine, dir, &key.link())?) } else { None };
-    remove_locked(machine, registry, dir, key)
+    let _lock = lock(machine, dir, &key.link())?;
+    remove_locked(machine, registry, dir, key, Wait::Here)
 }
 
 /// Removes an attachment if, looked at under its lock, its namespace is gone: for the agent's sweep. The answer to
@@ -355,7 +385,7 @@ pub fn remove_if_gone<M: Machine>(
 ) -> Result<bool, Error> {
     let _lock = lock(machine, dir, &key.link())?;
     match ipam::read(dir)?.iter().find(|r| r.key == *key) {
-        Some(r) if gc::namespace_gone(r) => remove_locked(machine, registry, dir, key).map(|r| r.is_some()),
+        Some(r) if gc::namespace_gone(r) => remove_locked(machine, registry, dir, key, Wait::Here).map(|r| r.is_some()),
         _ => Ok(false),
     }
 }
@@ -365,23 +395,72 @@ fn remove_locked<M: Machine>(
     registry: Registry<M>,
     dir: &Path,
     key: &Key,
+    wait: Wait<'_>,
 ) -> Result<Option<Record>, Error> {
     let record = Journal::open_existing(dir)?.map(|j| j.get(key)).transpose()?.flatten();
     match record {
-        Some(r) => unmake(machine, registry, dir, &r).map(|()| Some(r)),
+        Some(r) => unmake(machine, registry, dir, &r, wait).map(|()| Some(r)),
         // Perhaps the record was lost and the link was not.
-        None => delete_link(&mut host(machine)?, &key.link()).map(|()| None).map_err(Into::into),
+        None => unlink(machine, &key.link(), wait, |_| Ok(())).map(|()| None),
     }
 }
 
 /// Undoes everything of a record, and forgets it last, so that a failure leaves something to try again with.
-fn unmake<M: Machine>(machine: &mut M, registry: Registry<M>, dir: &Path, record: &Record) -> Result<(), Error> {
+fn unmake<M: Machine>(
+    machine: &mut M,
+    registry: Registry<M>,
+    dir: &Path,
+    record: &Record,
+    wait: Wait<'_>,
+) -> Result<(), Error> {
     networks::undo(machine, registry, record)?;
-    delete_link(&mut host(machine)?, &record.link)?;
-    if let Some(mut j) = Journal::open_existing(dir)? {
-        j.release(&record.key)?;
+    unlink(machine, &record.link, wait, |_| {
+        if let Some(mut j) = Journal::open_existing(dir)? {
+            j.release(&record.key)?;
+        }
+        Ok(())
+    })
+}
+
+/// Takes a host end away, with `forget` in between: after this nothing leads to the pod any more.
+fn unlink<M: Machine>(
+    machine: &mut M,
+    link: &OwnedName,
+    wait: Wait<'_>,
+    forget: impl FnOnce(&mut M) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut rt = host(machine)?;
+    let Wait::Apart(held) = wait else {
+        delete_link(&mut rt, link)?;
+        return forget(machine);
+    };
+    // Its routes and neighbours go with this.
+    let down = SetLink { up: Some(false), ..SetLink::new(link.name().clone()) };
+    match rt.run(&[RtRequest::LinkSet(down)]) {
+        Err(e) if e.absent() => return forget(machine),
+        r => r?,
     }
-    Ok(())
+    forget(machine)?;
+    match machine.discard(link, held.map(AsFd::as_fd)) {
+        Ok(()) => Ok(()),
+        // No further process to be had.
+        Err(_) => Ok(delete_link(&mut rt, link)?),
+    }
+}
+
+/// Deletes a host end that belongs to no attachment: its record was lost, or who was to wait for its end was killed.
+/// Looked at under its lock; says whether it was so.
+///
+/// # Errors
+/// When the kernel refuses, or the journal cannot be read.
+pub fn remove_orphan(machine: &mut impl Machine, dir: &Path, link: &OwnedName) -> Result<bool, Error> {
+    let _lock = lock(machine, dir, link)?;
+    // Perhaps an ADD of the same name came since.
+    if ipam::read(dir)?.iter().any(|r| r.link == *link) {
+        return Ok(false);
+    }
+    delete_link(&mut host(machine)?, link)?;
+    Ok(true)
 }
 
 /// Deletes a host end; its peer, and all addresses, routes and neighbours of both, go with it.

@@ -10,7 +10,9 @@ use cni::{View, plan};
 use common::{Mock, POD, dual, env, execute, golden, record};
 use ipam::Record;
 use kernel_api::errno;
-use kernel_api::rt::{Address, BridgeParams, Link, LinkKind, Neighbour, NetnsFd, NewLinkKind, Route, RtRequest};
+use kernel_api::rt::{
+    Address, BridgeParams, Link, LinkKind, Neighbour, NetnsFd, NewLinkKind, Route, RtRequest, SetLink,
+};
 use types::Mac;
 
 fn text(r: &Record) -> String {
@@ -98,19 +100,19 @@ fn add_answers_when_the_kernel_delivers() {
 }
 
 #[test]
-fn the_record_is_written_before_the_link_and_removed_after_it() {
+fn the_record_is_written_before_the_link_and_removed_when_nothing_leads_there() {
     let dir = tempfile::tempdir().unwrap();
     let mut m = Mock::default();
     let call =
         |m: &mut Mock, command| execute(m, &env(command, "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
     assert_eq!(call(&mut m, "ADD").exit, 0);
     assert_eq!(ipam::read(dir.path()).unwrap().len(), 1);
-    // The link cannot be deleted: the record stays, so that somebody comes back for both.
+    // The link cannot be taken down: the record stays, so that somebody comes back for both.
     let done = m.0.borrow().done.len();
     let fresh = Mock::default();
     fresh.0.borrow_mut().refuse = Some((0, errno::EBUSY));
     let r = call(&mut fresh.clone(), "DEL");
-    assert!(r.exit == 1 && r.stdout.contains("link del sea"), "{}", r.stdout);
+    assert!(r.exit == 1 && r.stdout.contains("link set sea"), "{}", r.stdout);
     assert_eq!(ipam::read(dir.path()).unwrap().len(), 1);
     // No such link: fine.
     let fresh = Mock::default();
@@ -119,6 +121,19 @@ fn the_record_is_written_before_the_link_and_removed_after_it() {
     assert_eq!(ipam::read(dir.path()).unwrap(), []);
     assert_eq!(call(&mut fresh.clone(), "DEL").exit, 0, "nothing is known");
     assert!(done > 0);
+    // Down, forgotten, deleted; when no other process can wait for the deletion, this one does.
+    for refuse in [None, Some((1, errno::ENOBUFS))] {
+        assert_eq!(call(&mut m, "ADD").exit, 0);
+        let fresh = Mock::default();
+        fresh.0.borrow_mut().refuse = refuse;
+        assert_eq!(call(&mut fresh.clone(), "DEL").exit, 0);
+        assert_eq!(ipam::read(dir.path()).unwrap(), []);
+        let log = fresh.0.borrow();
+        let link = dual().link;
+        let down = SetLink { up: Some(false), ..SetLink::new(link.name().clone()) };
+        assert_eq!(log.done.first(), Some(&("host", RtRequest::LinkSet(down))));
+        assert_eq!(log.done.last(), Some(&("host", RtRequest::LinkDel(link))));
+    }
 }
 
 #[test]

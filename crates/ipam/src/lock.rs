@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -16,7 +17,7 @@ use crate::IpamError;
 /// of an ADD, would fail on a full disk when a pod wants to go, and would leave files behind whoever is killed.
 #[derive(Debug)]
 pub struct KeyLock {
-    _file: File,
+    file: File,
 }
 
 impl KeyLock {
@@ -42,7 +43,14 @@ impl KeyLock {
         }
         .map_err(|e| IpamError::io("open lock file", &path, e))?;
         lock(&file, link.digits()).map_err(|e| IpamError::io("lock", &path, e))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+/// Whoever has a copy of the descriptor holds the lock as well.
+impl AsFd for KeyLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use kernel::{Netns, Rt};
 use kernel_api::Rtnetlink;
@@ -137,8 +138,13 @@ impl Node {
         let have: BTreeSet<String> = records.iter().map(|r| r.key.container.to_string()).collect();
         assert_eq!(&have, living, "the journal");
         let want: BTreeSet<String> = records.iter().map(|r| r.link.to_string()).collect();
-        let have: BTreeSet<String> = self.pod_links().into_iter().map(|l| l.name.to_string()).collect();
-        assert_eq!(have, want, "links");
+        // A DEL leaves the kernel's wait for a link's end to a process of its own.
+        let until = Instant::now() + Duration::from_secs(5);
+        let links = || self.pod_links().into_iter().map(|l| l.name.to_string()).collect::<BTreeSet<_>>();
+        while links() != want && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(links(), want, "links");
         let addresses =
             records.iter().flat_map(|r| r.addresses.iter().map(move |a| (a.to_string(), r.link.to_string())));
         let addresses: BTreeSet<_> = addresses.collect();

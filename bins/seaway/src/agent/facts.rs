@@ -41,6 +41,8 @@ pub struct Facts {
     pub vxlan: BTreeMap<IfName, Mac>,
     /// Host ends of pod interfaces that exist.
     pub pod_links: BTreeSet<OwnedName>,
+    /// Those of them that are down.
+    pub pod_links_down: BTreeSet<OwnedName>,
 }
 
 /// Looks at links, addresses and routes.
@@ -62,6 +64,9 @@ pub fn observe(
     for l in &links {
         match OwnedName::recognise(&l.name) {
             Ok(n) if n.is_pod_link() => {
+                if !l.up {
+                    facts.pod_links_down.insert(n.clone());
+                }
                 facts.pod_links.insert(n);
             }
             Ok(_) => {

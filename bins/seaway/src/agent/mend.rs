@@ -1,11 +1,12 @@
 //! What the CNI plugin made and somebody unmade: interfaces of living pods are made again, records of dead ones go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
 use ipam::Key;
 use kernel::Linux;
+use types::OwnedName;
 
 use super::datapath::Pass;
 
@@ -19,6 +20,7 @@ const DEAD: Duration = Duration::from_secs(20);
 pub struct Mend {
     links: BTreeMap<Key, Duration>,
     dead: BTreeMap<Key, Duration>,
+    orphans: BTreeMap<OwnedName, Duration>,
 }
 
 impl Mend {
@@ -57,7 +59,24 @@ impl Mend {
                 done = false;
             }
         }
-        (self.links, self.dead) = (links, dead);
+        // Host ends that a DEL took down and that are still there: who waits for the kernel in its place was killed. One
+        // that is up may be a living pod's whose record was lost.
+        let owned: BTreeSet<&OwnedName> = pass.records.iter().map(|r| &r.link).collect();
+        let mut orphans = BTreeMap::new();
+        for link in pass.facts.pod_links_down.iter().filter(|l| !owned.contains(l)) {
+            let since = self.orphans.get(link).copied().unwrap_or(now);
+            if now.saturating_sub(since) >= GRACE {
+                match cni::remove_orphan(&mut Linux, ipam_dir, link) {
+                    Ok(true) => tracing::warn!("{link} belonged to nobody: deleted"),
+                    Ok(false) => {}
+                    Err(e) => tracing::error!("{link} belongs to nobody and cannot be deleted: {}", e.msg),
+                }
+            } else {
+                orphans.insert(link.clone(), since);
+            }
+            done = false;
+        }
+        (self.links, self.dead, self.orphans) = (links, dead, orphans);
         done
     }
 }
