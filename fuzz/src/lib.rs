@@ -23,9 +23,12 @@ pub const BODIES: &[(&str, Body)] = &[
     ("api_object", api_object),
     ("node_annotations", node_annotations),
     ("manifest", manifest),
+    ("pod_networks", pod_networks),
+    ("network_definition", network_definition),
     ("apiserver_object", apiserver::fuzz::object),
     ("apiserver_patch", apiserver::fuzz::patch),
     ("apiserver_selector", apiserver::fuzz::selector),
+    ("apiserver_custom", apiserver::fuzz::custom),
 ];
 
 /// The configuration on standard input, and the answer to an ADD with it.
@@ -135,6 +138,7 @@ fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
         vxlan_mac: "02:00:00:00:00:01".parse().ok()?,
         vxlan_supported: true,
         vxlan_in_use: false,
+        networks: Default::default(),
     };
     Some(resolve::resolve(s, &local))
 }
@@ -181,6 +185,64 @@ pub fn node_annotations(data: &[u8]) {
     assert_eq!(r.intent.pod_cidrs.len(), 2, "{:?}", r.intent.pod_cidrs);
     let peer = "node2".parse().ok().and_then(|n| r.intent.peers.get(&n));
     assert!(peer.is_some_and(|p| p.routes.len() == 2), "{peer:?}");
+}
+
+/// The annotations of a pod that say which networks it is to have: `k8s.v1.cni.cncf.io/networks`,
+/// `v1.multus-cni.io/default-network` and `cni`, a line each; an empty line is none.
+pub fn pod_networks(data: &[u8]) {
+    use resolve::networks::{Definition, Known, READ, config};
+    let text = String::from_utf8_lossy(data);
+    let lines: Vec<&str> = text.split('\n').collect();
+    let note =
+        |key: &str| READ.iter().position(|k| *k == key).and_then(|i| lines.get(i).copied()).filter(|t| !t.is_empty());
+    let Ok(bridge) = config(r#"{"cniVersion": "1.0.0", "type": "bridge"}"#, "a") else { return };
+    let name = |ns: &str, n: &str| types::ObjectName::new(ns, n);
+    let definitions = [
+        (name("default", "a"), Definition { config: Some(bridge.clone()) }),
+        (name("kube-system", "a"), Definition { config: Some(bridge.clone()) }),
+        (name("ns", "b"), Definition { config: None }),
+    ];
+    let known = Known {
+        definitions: &definitions.into(),
+        broken: &|n| (&*n.name == "broken").then(|| "it is broken".to_owned()),
+        files: &[("b".into(), Ok(bridge)), ("bad".into(), Err("it is bad".to_owned()))].into(),
+    };
+    match resolve::networks::pod_networks(&name("default", "web"), note, &known) {
+        Ok(found) => {
+            let all: Vec<&intent::Network> = found.first.iter().chain(&found.further).collect();
+            let names: BTreeSet<&str> = all.iter().map(|n| n.ifname.as_str()).collect();
+            assert_eq!(names.len(), all.len(), "two networks have one interface");
+            assert!(found.first.iter().all(|n| n.ifname.as_str() == "eth0"), "the first interface is eth0");
+            assert!(all.iter().all(|n| !n.plugins.is_empty()), "a network without plugin");
+            // What the agent writes for the plugin is read back as it was.
+            for n in all {
+                let text = serde_json::to_string(n).unwrap_or_default();
+                assert_eq!(serde_json::from_str::<intent::Network>(&text).ok().as_ref(), Some(n));
+            }
+        }
+        Err(p) => {
+            assert!(p.object == "Pod/default/web" && p.field.starts_with("metadata.annotations[") && !p.why.is_empty())
+        }
+    }
+}
+
+/// `spec.config` of a NetworkAttachmentDefinition.
+pub fn network_definition(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let v = json!({"metadata": {"namespace": "default", "name": "n"}, "spec": {"config": text}});
+    let parsed = resolve::parse_as(Kind::NetworkAttachmentDefinition, &v);
+    match &parsed.object {
+        Some(resolve::Object::NetworkAttachmentDefinition(d)) => {
+            assert!(parsed.problems.is_empty());
+            if let Some(c) = &d.config {
+                let named = |p: &std::collections::BTreeMap<String, Value>| {
+                    p.get("type").and_then(Value::as_str).is_some_and(|t| !t.is_empty() && !t.contains('/'))
+                };
+                assert!(!c.plugins.is_empty() && c.plugins.iter().all(named), "{c:?}");
+            }
+        }
+        _ => assert_eq!(parsed.problems.len(), 1, "what cannot be used is named"),
+    }
 }
 
 /// A manifest as `seaway plan --from` reads it.

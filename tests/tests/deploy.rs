@@ -44,6 +44,7 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
         }
     }
     let mut wants = BTreeSet::from([(String::new(), "nodes".to_owned(), "patch".to_owned())]);
+    wants.insert((String::new(), "pods".to_owned(), "patch".to_owned()));
     wants.extend(["create", "delete", "get", "patch"].map(|v| (String::new(), "events".to_owned(), v.to_owned())));
     for kind in resolve::Kind::AGENT {
         let r = resolve::api::Resource::from(kind);

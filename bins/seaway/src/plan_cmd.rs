@@ -133,6 +133,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         vxlan_mac: crate::agent::vxlan_mac(&args.node, snapshot.settings.vni),
         vxlan_supported: true,
         vxlan_in_use: false,
+        networks: Default::default(),
     };
     let Resolved { intent, problems } = resolve::resolve(&snapshot, &local);
     let mut refused: Vec<Refused> = settled

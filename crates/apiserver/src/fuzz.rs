@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::crd::Registry;
 use crate::error::Causes;
 use crate::objects::{self, Unknown};
-use crate::resource::{RESOURCES, Resource};
+use crate::resource::{RESOURCES, Resource, definitions};
 use crate::selector::Selector;
 use crate::{patch, schema, validate};
 
@@ -68,6 +69,56 @@ pub fn patch(data: &[u8]) {
         _ => {}
     }
     accept(res, &mut v);
+}
+
+/// Three lines: the schema of a definition, an object of its kind, a configuration to apply to it.
+pub fn custom(data: &[u8]) {
+    let mut lines = data.splitn(3, |b| *b == b'\n').map(serde_json::from_slice::<Value>);
+    let (Some(Ok(schema)), Some(Ok(mut object))) = (lines.next(), lines.next()) else { return };
+    let mut definition = serde_json::json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "gadgets.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "gadgets", "kind": "Gadget"}, "versions": [{"name": "v1", "served": true, "storage": true,
+        "schema": {"openAPIV3Schema": schema}}]}});
+    let res = definitions();
+    if objects::shape(res, &mut definition, Unknown::Warn).is_err() {
+        return;
+    }
+    (res.default)(&mut definition);
+    let mut causes = Causes::default();
+    (res.validate)(&definition, None, &mut causes);
+    if !causes.0.is_empty() || !object.is_object() {
+        return;
+    }
+    definition["status"] = serde_json::json!({"acceptedNames": definition["spec"]["names"],
+        "conditions": [{"type": "Established", "status": "True"}]});
+    let mut registry = Registry::default();
+    registry.set("gadgets.example.com", Some(&definition), 1);
+    let Some(kind) = registry.resources().next().cloned() else { return };
+    let accept = |v: &mut Value| {
+        if let Some(m) = v.as_object_mut() {
+            m.insert("apiVersion".into(), kind.api_version().into());
+            m.insert("kind".into(), kind.kind.as_ref().into());
+        }
+        if objects::shape(&kind, v, Unknown::Warn).is_err() {
+            return;
+        }
+        let once = v.clone();
+        let again = objects::shape(&kind, v, Unknown::Warn);
+        assert!(again.is_ok_and(|w| w.is_empty()) && *v == once, "pruned and filled in, it stays as it is: {once} {v}");
+        let mut causes = Causes::default();
+        if let Some(c) = &kind.custom {
+            c.check(v, Some(&once), &mut causes);
+            let _ = (c.cells(v), c.openapi());
+        }
+        let _ = causes.finish(&kind, "x");
+    };
+    accept(&mut object);
+    if let Some(Ok(config)) = lines.next()
+        && config.is_object()
+        && let Ok(mut applied) = patch::apply::apply(&kind, &object, &config, "fuzz", true)
+    {
+        accept(&mut applied);
+    }
 }
 
 /// Resource, then two lines: a label selector and a field selector.

@@ -28,7 +28,9 @@ pub(crate) fn delegates(
     ifname: &IfName,
 ) -> Result<Vec<Delegate>, Error> {
     let mut out = Vec::new();
-    if wiring.mode != Mode::Routed {
+    if let Some(n) = &spec.default_network {
+        run(n, ifname, &mut out);
+    } else if wiring.mode != Mode::Routed {
         out.push(Delegate {
             network: conf.name.clone(),
             kind: wiring.mode.as_str().into(),
@@ -43,19 +45,22 @@ pub(crate) fn delegates(
             let says = format!("network {}: interface {} is taken by another network of the pod", n.name, n.ifname);
             return Err(Error::new(Code::InvalidConfig, says));
         }
-        let count = n.plugins.len();
-        for (i, plugin) in n.plugins.iter().enumerate() {
-            out.push(Delegate {
-                network: n.name.clone(),
-                kind: plugin.get("type").and_then(Value::as_str).unwrap_or_default().into(),
-                ifname: n.ifname.clone(),
-                conf: further(n, plugin),
-                last: i + 1 == count,
-                result: None,
-            });
-        }
+        run(n, &n.ifname, &mut out);
     }
     Ok(out)
+}
+
+/// The plugins of a network's list, for an interface.
+fn run(n: &Network, ifname: &IfName, out: &mut Vec<Delegate>) {
+    let count = n.plugins.len();
+    out.extend(n.plugins.iter().enumerate().map(|(i, plugin)| Delegate {
+        network: n.name.clone(),
+        kind: plugin.get("type").and_then(Value::as_str).unwrap_or_default().into(),
+        ifname: ifname.clone(),
+        conf: further(n, plugin),
+        last: i + 1 == count,
+        result: None,
+    }));
 }
 
 /// The configuration of the plugin that wires the first interface: our defaults, then the options, then what must be.

@@ -122,8 +122,10 @@ fn add<M: Machine>(
     let _lock = lock(cx.machine, &conf.data_dir, &key.link())?;
     // The pod's own annotation before the runtime's wish before the arguments.
     let requested = [&spec.addresses[..], &conf.ips[..], ips].into_iter().find(|l| !l.is_empty()).unwrap_or_default();
-    // An `ipam` of the options' own gives the addresses instead.
-    let ranges = if wiring.options.contains_key("ipam") { &[][..] } else { &conf.ranges[..] };
+    // An `ipam` of the options' own gives the addresses instead, or that of the network in place of the cluster's.
+    let other = spec.default_network.is_some();
+    let ranges = if other || wiring.options.contains_key("ipam") { &[][..] } else { &conf.ranges[..] };
+    let requested = if other { &[][..] } else { requested };
     let request =
         Request { key, network: &conf.name, netns: path, inode: netns.inode(), pod, ranges, requested, mtu, now };
     // The journal's lock is held for these calls only; what follows needs the attachment's lock alone.

@@ -149,7 +149,9 @@ impl Dns {
         })
     }
 
-    fn write(&self) -> Value {
+    /// The object as results have it.
+    #[must_use]
+    pub fn write(&self) -> Value {
         let mut out = Map::new();
         let list = |out: &mut Map<String, Value>, name: &str, v: &[String]| {
             if !v.is_empty() {

@@ -34,6 +34,9 @@ pub struct PodSpec {
     /// Limits of its first interface.
     #[serde(skip_serializing_if = "Bandwidth::is_none")]
     pub bandwidth: Bandwidth,
+    /// The network of its first interface, in place of the cluster's: `wiring`, `mac` and `addresses` count for nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_network: Option<Network>,
     /// Further interfaces, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Network>,
@@ -123,7 +126,7 @@ impl Bandwidth {
     }
 }
 
-/// A further interface of a pod (Network Plumbing Working Group, "Kubernetes Network Custom Resource Definition
+/// An interface of a pod that a NetworkAttachmentDefinition or a file describes (Network Plumbing Working Group, "Kubernetes Network Custom Resource Definition
 /// De-facto Standard", version 1.3).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -7,6 +7,8 @@ use intent::NodeIntent;
 use serde::{Deserialize, Serialize};
 use types::{Mac, NodeName};
 
+use crate::networks;
+
 /// The backend this node sends with now (`host-gw` or `vxlan`), written after its routes are so. While any peer says
 /// `vxlan`, a node keeps its own VXLAN device, so that a switch away from vxlan loses nothing.
 pub const BACKEND: &str = "seaway.io/backend";
@@ -22,7 +24,7 @@ pub const MODE: &str = "seaway.io/mode";
 pub const MODE_OPTIONS: &str = "seaway.io/mode-options";
 
 /// The annotations of Pods and Namespaces that are read; the snapshot holds no others.
-pub const READ: &[&str] = &[MODE, MODE_OPTIONS];
+pub const READ: &[&str] = &[MODE, MODE_OPTIONS, networks::NETWORKS, networks::DEFAULT, networks::OLDER];
 
 /// How a node is reached through VXLAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

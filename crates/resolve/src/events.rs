@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use types::NodeName;
 
+use crate::networks::Definition;
 use crate::pools::{IpBlock, IpPool, IpReservation};
 use crate::problem::Problem;
 use crate::settings::Settings;
@@ -33,6 +34,8 @@ pub enum Object {
     IPBlock(IpBlock),
     /// An IPReservation.
     IPReservation(IpReservation),
+    /// A NetworkAttachmentDefinition.
+    NetworkAttachmentDefinition(Definition),
 }
 
 /// What came of reading one object's JSON.
@@ -111,6 +114,9 @@ fn put(s: &mut ClusterSnapshot, p: Parsed) {
         Some(Object::IPBlock(o)) => {
             s.blocks.insert(name.name, o);
         }
+        Some(Object::NetworkAttachmentDefinition(o)) => {
+            s.networks.insert(name, o);
+        }
         Some(Object::IPReservation(o)) => {
             s.reservations.insert(name.name, o);
         }
@@ -154,6 +160,9 @@ fn remove(s: &mut ClusterSnapshot, key: &Key) {
         }
         Kind::IPBlock => {
             s.blocks.remove(&key.name.name);
+        }
+        Kind::NetworkAttachmentDefinition => {
+            s.networks.remove(&key.name);
         }
         Kind::IPReservation => {
             s.reservations.remove(&key.name.name);

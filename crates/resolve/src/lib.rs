@@ -5,6 +5,7 @@
 pub mod annotations;
 pub mod api;
 mod events;
+pub mod networks;
 mod node;
 mod parse;
 mod pods;
@@ -48,6 +49,8 @@ pub struct LocalState {
     /// Connections of this node's own processes, or masqueraded ones, run over the addresses of a VXLAN device that
     /// is there: it stays until they have ended, so that a switch of backend breaks none.
     pub vxlan_in_use: bool,
+    /// The node's CNI configuration files by the name they give their network, or why one cannot be used.
+    pub networks: BTreeMap<Box<str>, Result<networks::Config, String>>,
 }
 
 /// What a snapshot means for a node.
@@ -67,7 +70,7 @@ pub fn resolve(snapshot: &ClusterSnapshot, local: &LocalState) -> Resolved {
     let mut intent = NodeIntent::empty(local.node.clone());
     node::fill(&mut intent, snapshot, local, &mut problems);
     intent.attachments = attachments(snapshot, local);
-    pods::fill(&mut intent, snapshot, &mut problems);
+    pods::fill(&mut intent, snapshot, local, &mut problems);
     services::fill(&mut intent, snapshot, &mut problems);
     problems.sort();
     problems.dedup();

@@ -7,9 +7,11 @@ use intent::{NodeIntent, PodSpec, Wiring};
 use serde_json::Value;
 use types::ObjectName;
 
+use crate::LocalState;
 use crate::annotations::{MODE, MODE_OPTIONS};
+use crate::networks::{DEFAULT, Known, OLDER, PodNetworks, pod_networks};
 use crate::problem::Problem;
-use crate::snapshot::{ClusterSnapshot, Labels, Phase, Pod};
+use crate::snapshot::{ClusterSnapshot, Key, Kind, Labels, Phase, Pod};
 
 /// Where an annotation was read.
 pub(crate) struct Note<'a> {
@@ -37,8 +39,18 @@ impl<'a> Notes<'a> {
     }
 }
 
-pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems: &mut Vec<Problem>) {
+pub(crate) fn fill(
+    intent: &mut NodeIntent,
+    snapshot: &ClusterSnapshot,
+    local: &LocalState,
+    problems: &mut Vec<Problem>,
+) {
     intent.wiring = snapshot.settings.wiring.clone();
+    let broken = |name: &ObjectName| {
+        let key = Key { kind: Kind::NetworkAttachmentDefinition, name: name.clone() };
+        Some(snapshot.problems.get(&key)?.first()?.to_string())
+    };
+    let known = Known { definitions: &snapshot.networks, broken: &broken, files: &local.networks };
     for (name, pod) in &snapshot.pods {
         let here = pod.node.as_ref() == Some(&intent.node);
         if !here || pod.host_network || matches!(pod.phase, Phase::Succeeded | Phase::Failed) {
@@ -46,7 +58,7 @@ pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems
         }
         let namespace = snapshot.namespaces.get(&name.namespace).map(|n| &n.asks);
         let notes = Notes { name, own: &pod.asks, namespace };
-        let spec = match spec(&notes, pod) {
+        let spec = match spec(&notes, pod, &known) {
             Ok(s) => s,
             // Attached in another way than it asks, it would be reachable where it must not be: not at all, then.
             Err(p) => {
@@ -59,8 +71,15 @@ pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems
     }
 }
 
-fn spec(notes: &Notes<'_>, pod: &Pod) -> Result<PodSpec, Problem> {
-    Ok(PodSpec { uid: pod.uid.clone(), wiring: wiring(notes)?, ..PodSpec::default() })
+fn spec(notes: &Notes<'_>, pod: &Pod, known: &Known<'_>) -> Result<PodSpec, Problem> {
+    let PodNetworks { first, further } = pod_networks(notes.name, |key| notes.own.get(key), known)?;
+    let wiring = wiring(notes)?;
+    // The namespace's wiring is a default, the pod's own a contradiction.
+    if first.is_some() && notes.own.get(MODE).is_some() {
+        let why = format!("speaks of the cluster's network, which {DEFAULT} or {OLDER} replaces: remove one of them");
+        return Err(annotation(&format!("Pod/{}", notes.name), MODE, why));
+    }
+    Ok(PodSpec { uid: pod.uid.clone(), wiring, default_network: first, networks: further, ..PodSpec::default() })
 }
 
 fn wiring(notes: &Notes<'_>) -> Result<Option<Wiring>, Problem> {

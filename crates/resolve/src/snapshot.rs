@@ -10,6 +10,7 @@ use serde_json::Value;
 use types::{Cidr, Family, NodeName, ObjectName, PortKey, Proto};
 
 use crate::annotations::VxlanData;
+use crate::networks::{self, Definition};
 use crate::pools::{GROUP, IpBlock, IpPool, IpReservation, Notes, VERSION};
 use crate::problem::Problem;
 use crate::settings::Settings;
@@ -39,11 +40,13 @@ pub enum Kind {
     IPBlock,
     /// seaway.io IPReservation.
     IPReservation,
+    /// k8s.cni.cncf.io NetworkAttachmentDefinition.
+    NetworkAttachmentDefinition,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -55,9 +58,10 @@ impl Kind {
         Kind::IPPool,
         Kind::IPBlock,
         Kind::IPReservation,
+        Kind::NetworkAttachmentDefinition,
     ];
     /// Those that an agent needs.
-    pub const AGENT: [Kind; 9] = [
+    pub const AGENT: [Kind; 10] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -67,6 +71,7 @@ impl Kind {
         Kind::IPPool,
         Kind::IPBlock,
         Kind::IPReservation,
+        Kind::NetworkAttachmentDefinition,
     ];
 
     /// `kind` in JSON.
@@ -84,6 +89,7 @@ impl Kind {
             Self::IPPool => "IPPool",
             Self::IPBlock => "IPBlock",
             Self::IPReservation => "IPReservation",
+            Self::NetworkAttachmentDefinition => "NetworkAttachmentDefinition",
         }
     }
 
@@ -102,6 +108,9 @@ impl Kind {
             Self::IPPool => (GROUP, VERSION, "ippools", false),
             Self::IPBlock => (GROUP, VERSION, "ipblocks", false),
             Self::IPReservation => (GROUP, VERSION, "ipreservations", false),
+            Self::NetworkAttachmentDefinition => {
+                (networks::GROUP, networks::VERSION, "network-attachment-definitions", true)
+            }
         }
     }
 
@@ -200,6 +209,8 @@ pub struct ClusterSnapshot {
     pub pools: BTreeMap<Box<str>, IpPool>,
     /// IPBlocks.
     pub blocks: BTreeMap<Box<str>, IpBlock>,
+    /// NetworkAttachmentDefinitions.
+    pub networks: BTreeMap<ObjectName, Definition>,
     /// IPReservations.
     pub reservations: BTreeMap<Box<str>, IpReservation>,
     /// What is wrong with single objects; an object that cannot be used at all is only here.
@@ -506,6 +517,7 @@ impl ClusterSnapshot {
             Kind::Deployment | Kind::DaemonSet => self.workloads.keys().filter(|k| k.kind == kind).cloned().collect(),
             Kind::IPPool => self.pools.keys().map(|n| plain(n)).collect(),
             Kind::IPBlock => self.blocks.keys().map(|n| plain(n)).collect(),
+            Kind::NetworkAttachmentDefinition => self.networks.keys().map(|n| Key { kind, name: n.clone() }).collect(),
             Kind::IPReservation => self.reservations.keys().map(|n| plain(n)).collect(),
         };
         keys.extend(self.problems.keys().filter(|k| k.kind == kind).cloned());

@@ -15,6 +15,7 @@ use resolve::{ClusterSnapshot, LocalState, Resolved};
 use telemetry::Plane;
 use types::NodeName;
 
+use super::conf_files;
 use super::facts::{self, Facts, IfaceChoice};
 
 /// Where the snapshot is looked at. The watchers wait while it is, so nothing blocks inside.
@@ -36,6 +37,8 @@ pub struct Setup {
     pub node: NodeName,
     /// Where the CNI plugin keeps its records.
     pub ipam_dir: PathBuf,
+    /// Where runtimes look for CNI configuration.
+    pub cni_conf_dir: PathBuf,
     /// How the uplink was chosen.
     pub iface: Option<IfaceChoice>,
     /// Kernel features that are missing.
@@ -138,8 +141,9 @@ where
             None => (BTreeSet::new(), false),
         });
         let began = Instant::now();
-        let facts =
+        let mut facts =
             facts::observe(self.fabric.kernel(), self.setup.iface.as_ref(), &node_addresses, &self.setup.missing)?;
+        facts.networks = conf_files::read(&self.setup.cni_conf_dir);
         self.fabric.set_caps(&facts.caps);
         let fabric_have = self.fabric.observe();
         let records = ipam::read(&self.setup.ipam_dir)?;
@@ -217,6 +221,7 @@ pub fn local_state(setup: &Setup, facts: &Facts, records: &[ipam::Record], snaps
         vxlan_mac: facts::vxlan_mac(&setup.node, snapshot.settings.vni),
         vxlan_supported: !setup.missing.contains("vxlan"),
         vxlan_in_use: false,
+        networks: facts.networks.clone(),
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Facts {
     pub pod_links: BTreeSet<OwnedName>,
     /// Those of them that are down.
     pub pod_links_down: BTreeSet<OwnedName>,
+    /// CNI configuration files, see [`resolve::LocalState::networks`]; not of the kernel, filled in by the agent.
+    pub networks: BTreeMap<Box<str>, Result<resolve::networks::Config, String>>,
 }
 
 /// Looks at links, addresses and routes.

@@ -5,6 +5,7 @@
 //! is request and response; it sleeps in `poll` until the snapshot, a record of the CNI plugin or the kernel changes.
 
 mod cleanup;
+mod conf_files;
 mod conflist;
 mod datapath;
 mod events;
@@ -12,6 +13,7 @@ mod facts;
 mod http;
 mod lock;
 mod mend;
+mod network_status;
 mod publish;
 mod status;
 mod turn;
@@ -98,8 +100,11 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     }
     let api = source::connect(&args.api).await.with_context(|| format!("--api {}", args.api))?;
     let mut source = Source::start(&api, WatchConfig { pods_of: Some(node.clone()), ..WatchConfig::agent() });
-    let setup = Setup { node: node.clone(), ipam_dir: args.ipam_dir.clone(), iface: args.iface.clone(), missing };
+    let cni_conf_dir = args.cni_conf_dir.clone();
+    let setup =
+        Setup { node: node.clone(), cni_conf_dir, ipam_dir: args.ipam_dir.clone(), iface: args.iface.clone(), missing };
     let (published, publish) = tokio::sync::watch::channel(None);
+    let (status, statuses) = tokio::sync::watch::channel(network_status::Statuses::new());
     let (woken, mut wake) = std::io::pipe().context("make a pipe")?;
     let turn = turn::Turn {
         setup,
@@ -111,12 +116,14 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         recorder: source::Recorder::start(&api, "seaway-agent", node.as_str()),
         told: events::Told::default(),
         pods: BTreeMap::new(),
+        network_status: status,
     };
     let (ended, mut datapath) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("datapath".into())
         .spawn(move || drop(ended.send(turn.run(woken))))
         .context("start the datapath thread")?;
+    let statuses = tokio::spawn(network_status::run(api.clone(), statuses));
     let publisher = tokio::spawn(publish::run(api, node.clone(), source.reader(), publish));
     tracing::info!(node = %node, api = %args.api, listen = %args.listen, "agent started");
     let result = loop {
@@ -137,5 +144,6 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     };
     http.abort();
     publisher.abort();
+    statuses.abort();
     result
 }

@@ -23,6 +23,7 @@ use super::datapath::{Datapath, Pass, Setup};
 use super::events;
 use super::http::Shared;
 use super::mend::Mend;
+use super::network_status::{Statuses, statuses};
 use super::publish::Wanted;
 use super::status;
 
@@ -49,6 +50,8 @@ pub struct Turn {
     pub recorder: Recorder,
     /// Which of them were written.
     pub told: events::Told,
+    /// What should stand at pods with several networks.
+    pub network_status: watch::Sender<Statuses>,
     /// What the files of pods say.
     pub pods: BTreeMap<String, String>,
 }
@@ -156,6 +159,12 @@ impl Turn {
             }
         };
         self.report(&pass);
+        let now = statuses(&pass.intent, &pass.records);
+        let _ = self.network_status.send_if_modified(|s| {
+            let changed = *s != now;
+            *s = now;
+            changed
+        });
         // Early: runtimes may be waiting for them.
         let pods = self.setup.ipam_dir.join(conflist::PODS);
         let told = cni::podspec::publish(&pods, &pass.intent.pods, &mut self.pods);

@@ -78,7 +78,13 @@ fn node(
     let observed = fabric.observe()?;
     let mut nft = NftKernel::new(Nftables::open_in(netns)?, Ct::open_in(netns)?);
     let nft = nft.observe()?;
-    let setup = Setup { node: name.clone(), ipam_dir: Default::default(), iface: None, missing: Default::default() };
+    let setup = Setup {
+        node: name.clone(),
+        cni_conf_dir: Default::default(),
+        ipam_dir: Default::default(),
+        iface: None,
+        missing: Default::default(),
+    };
     let intent = resolve::resolve(snapshot, &local_state(&setup, &facts, records, snapshot)).intent;
     let compiled = Fabric.compile(&intent, &facts.caps).image;
     let uplink = facts.caps.uplink.as_ref().map_or_else(|| "?".to_owned(), |u| u.name.to_string());

@@ -73,6 +73,7 @@ fn read(kind: Kind, key: &Key, root: &At<'_>) -> Option<Object> {
         }
         Kind::IPPool => pools::pool(root).map(Object::IPPool),
         Kind::IPBlock => pools::block(root).map(Object::IPBlock),
+        Kind::NetworkAttachmentDefinition => objects::definition(root).map(Object::NetworkAttachmentDefinition),
         Kind::IPReservation => Some(Object::IPReservation(pools::reservation(root))),
         Kind::Deployment | Kind::DaemonSet => Some(Object::Workload(objects::workload(root))),
     }

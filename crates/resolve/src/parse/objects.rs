@@ -7,6 +7,7 @@ use types::{Cidr, Family, PortKey, Proto};
 
 use super::at::At;
 use crate::annotations;
+use crate::networks::{self, Definition, RESOURCE};
 use crate::pools::{Notes, read_notes};
 use crate::snapshot::{
     ContainerPort, DEFAULT_PROTO, EndpointSlice, Labels, Namespace, Node, Owner, Phase, Pod, Service, ServiceType,
@@ -342,6 +343,29 @@ pub(super) fn namespace(root: &At<'_>) -> Namespace {
         notes: notes(&metadata, false),
         asks: asks(&metadata),
         terminating: metadata.get("deletionTimestamp").is_set(),
+    }
+}
+
+/// A NetworkAttachmentDefinition; `None` for one that cannot be used.
+pub(super) fn definition(root: &At<'_>) -> Option<Definition> {
+    let metadata = root.get("metadata");
+    let notes = metadata.get("annotations");
+    if notes.get(RESOURCE).is_set() {
+        notes.get(RESOURCE).bad("devices of device plugins are not handed to networks: remove it");
+        return None;
+    }
+    let (name, spec) = (metadata.get("name"), root.get("spec"));
+    let at = spec.get("config");
+    let text = at.str().unwrap_or_default();
+    if !at.is_set() || text.trim().is_empty() && at.value().is_string() {
+        return Some(Definition { config: None });
+    }
+    match networks::config(text, name.str().unwrap_or_default()) {
+        Ok(config) => Some(Definition { config: Some(config) }),
+        Err((field, why)) => {
+            at.bad(if field.is_empty() { why } else { format!("{field}: {why}") });
+            None
+        }
     }
 }
 

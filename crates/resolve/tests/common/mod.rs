@@ -25,6 +25,7 @@ pub fn local() -> LocalState {
         vxlan_mac: "02:00:00:00:00:01".parse().unwrap(),
         vxlan_supported: true,
         vxlan_in_use: false,
+        networks: Default::default(),
     }
 }
 
