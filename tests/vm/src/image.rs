@@ -18,6 +18,7 @@ use crate::{BINARY, LIST};
 pub const TOOLS: &[(&str, &str)] = &[
     ("sh", "dash"),
     ("cat", "coreutils"),
+    ("head", "coreutils"),
     ("ls", "coreutils"),
     ("sleep", "coreutils"),
     ("timeout", "coreutils"),

@@ -3,15 +3,16 @@
 
 use kernel::{Netns, Rt};
 use kernel_api::Rtnetlink as _;
+use kernel_api::errno;
 use kernel_api::rt::{
-    Address, IpvlanFlag, IpvlanMode, IpvlanParams, Link, LinkKind, MacvlanMode, MacvlanParams, NewLink, NewLinkKind,
-    Route, RouteTo, RtRequest, SetLink, VlanParams,
+    Address, BridgeParams, IpvlanFlag, IpvlanMode, IpvlanParams, Link, LinkKind, MacvlanMode, MacvlanParams, NewLink,
+    NewLinkKind, PortVlan, Route, RouteTo, RtRequest, SetLink, VlanParams,
 };
 use serde_json::{Value, json};
 use types::Mac;
 use vm::in_vm;
 
-use crate::tools::{ip, link, name};
+use crate::tools::{ip, link, name, tool};
 
 /// A dummy `d0`, up, to put links on: its index.
 fn lower(rt: &mut Rt) -> u32 {
@@ -202,4 +203,52 @@ fn links_are_made_right_in_another_namespace() {
         assert_eq!(seen.lower, has_lower.then_some(lower), "{words}");
         assert_eq!(seen.lower_netns.is_some(), has_lower, "{words}");
     }
+}
+
+/// The VLANs of one link as iproute2 lists them: id, last id, flags.
+fn vlans(dev: &str) -> Value {
+    let all: Value = serde_json::from_str(&tool("bridge", &["-j", "vlan", "show", "dev", dev])).unwrap();
+    all[0]["vlans"].clone()
+}
+
+#[test]
+fn bridge_vlans() {
+    in_vm!();
+    let mut rt = Rt::open().unwrap();
+    let params = BridgeParams { vlan_filtering: true, default_pvid: 0 };
+    let kind = NewLinkKind::Veth { peer: name("p1"), peer_netns: None, peer_mac: None };
+    rt.run(&[
+        RtRequest::LinkAdd(NewLink::new(name("x0"), NewLinkKind::Bridge(params))),
+        RtRequest::LinkAdd(NewLink::new(name("p0"), kind)),
+    ])
+    .unwrap();
+    let br = observed(&mut rt);
+    assert_eq!(br.kind, LinkKind::Bridge(params));
+    let access = PortVlan::access(name("p0"), 100);
+    let trunk = PortVlan { last: 210, ..PortVlan::tagged(name("p0"), 200) };
+    let own = PortVlan { on_bridge: true, ..PortVlan::tagged(name("x0"), 100) };
+    let e = rt.run(&[RtRequest::PortVlanAdd(access.clone())]).unwrap_err();
+    assert_eq!(e.errno, errno::EOPNOTSUPP, "no port: {e}");
+    rt.run(&[RtRequest::LinkSet(SetLink { master: Some(br.index), ..SetLink::new(name("p0")) })]).unwrap();
+    assert_eq!(rt.port_vlans().unwrap(), [], "no default");
+    rt.run(&[access.clone(), trunk.clone(), own.clone()].map(RtRequest::PortVlanAdd)).unwrap();
+    let mut seen = rt.port_vlans().unwrap();
+    seen.sort();
+    assert_eq!(seen, [access.clone(), trunk.clone(), own]);
+    let shown = vlans("p0");
+    assert_eq!(shown[0], json!({"vlan": 100, "flags": ["PVID", "Egress Untagged"]}), "{shown}");
+    assert_eq!(shown.as_array().unwrap().len(), 12, "{shown}");
+    rt.run(&[RtRequest::PortVlanDel(PortVlan { last: 209, ..trunk.clone() })]).unwrap();
+    assert!(rt.port_vlans().unwrap().contains(&PortVlan::tagged(name("p0"), 210)));
+    let bad = |v: PortVlan| rt_errno(&mut Rt::open().unwrap(), RtRequest::PortVlanAdd(v));
+    assert_eq!(bad(PortVlan { vid: 4095, last: 4095, ..trunk.clone() }), errno::EINVAL);
+    assert_eq!(bad(PortVlan { pvid: true, ..trunk }), errno::EINVAL, "a range cannot be the PVID");
+    // A port that joins a bridge with a default is in it.
+    let off = SetLink { vlan_filtering: Some(false), ..SetLink::new(name("x0")) };
+    rt.run(&[RtRequest::LinkSet(off)]).unwrap();
+    assert!(matches!(observed(&mut rt).kind, LinkKind::Bridge(p) if !p.vlan_filtering));
+}
+
+fn rt_errno(rt: &mut Rt, r: RtRequest) -> i32 {
+    rt.run(&[r]).unwrap_err().errno
 }
