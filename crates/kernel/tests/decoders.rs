@@ -24,6 +24,20 @@ fn attrs() -> impl Strategy<Value = Vec<u8>> {
         Just(b"veth\0".to_vec()),
         Just(b"vxlan\0".to_vec()),
         prop_oneof![
+            Just("macvlan"),
+            Just("ipvlan"),
+            Just("vlan"),
+            Just("vrf"),
+            Just("tun"),
+            Just("bridge"),
+            Just("tbf"),
+            Just("clsact"),
+            Just("bpf"),
+            Just("u32"),
+            Just("mirred"),
+        ]
+        .prop_map(|s| format!("{s}\0").into_bytes()),
+        prop_oneof![
             Just("meta"),
             Just("payload"),
             Just("cmp"),
@@ -40,15 +54,15 @@ fn attrs() -> impl Strategy<Value = Vec<u8>> {
         ]
         .prop_map(|s| format!("{s}\0").into_bytes()),
     ];
-    let leaf = (0u16..32, data).prop_map(|(k, d)| attr(k, &d));
+    let leaf = (0u16..54, data).prop_map(|(k, d)| attr(k, &d));
     leaf.prop_recursive(5, 64, 6, |inner| (0u16..32, vec(inner, 0..6)).prop_map(|(k, d)| attr(k, &d.concat())))
         .prop_flat_map(|first| vec(Just(first), 1..4))
         .prop_map(|all| all.concat())
 }
 
 fn message() -> impl Strategy<Value = Vec<u8>> {
-    let kind = prop_oneof![2u16..4, 16u16..31, 0x0100u16..0x0103, 0x0a00u16..0x0a11];
-    let header = prop_oneof![Just(4usize), Just(8), Just(12), Just(16)];
+    let kind = prop_oneof![2u16..4, 16u16..47, 0x0100u16..0x0103, 0x0a00u16..0x0a11];
+    let header = prop_oneof![Just(4usize), Just(8), Just(12), Just(16), Just(20)];
     (kind, any::<u16>(), header.prop_flat_map(|n| vec(any::<u8>(), n)), vec(attrs(), 0..6)).prop_map(
         |(kind, flags, header, attrs)| {
             let body = [header, attrs.concat()].concat();
