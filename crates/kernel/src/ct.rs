@@ -65,8 +65,7 @@ impl Ct {
     /// # Errors
     /// When the namespace cannot be entered or the kernel refuses.
     pub fn open_in(netns: &Netns) -> io::Result<Self> {
-        let _inside = netns.enter()?;
-        Self::open()
+        netns.inside(Self::open)
     }
 
     /// Gives every entry of TCP, UDP and SCTP to `each`, streamed. An entry may be seen twice when the table changes

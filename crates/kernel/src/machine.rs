@@ -105,41 +105,35 @@ impl Opened for Netns {
         let kind = if t.tap { "tap" } else { "tun" };
         let add = || {
             // The device is made in the namespace of whoever opens this file.
-            let file = {
-                let _inside = self.enter()?;
-                File::options().read(true).write(true).open("/dev/net/tun")?
-            };
+            let file = self.inside(|| File::options().read(true).write(true).open("/dev/net/tun"))?;
             sys::tun::make(file.as_fd(), t)
         };
-        add().map_err(|e: io::Error| RequestError::io(format!("tuntap add {} mode {kind}", t.name), &e))
+        add().map_err(|e: io::Error| RequestError {
+            message: (e.kind() == io::ErrorKind::NotFound)
+                .then(|| "there is no /dev/net/tun: load the module `tun`, or give it to this container".into()),
+            ..RequestError::io(format!("tuntap add {} mode {kind}", t.name), &e)
+        })
     }
 
     fn announce(&self, name: &IfName, addr: IpAddr) -> Result<(), RequestError> {
         let what = format!("announce {addr} on {name}");
-        let rt = |e: &io::Error| RequestError::io(what.as_str(), e);
-        let link = Rt::open_in(self).map_err(|e| rt(&e))?.link(name)?;
+        let failed = |e: io::Error| RequestError::io(what.as_str(), &e);
+        let link = Rt::open_in(self).map_err(failed)?.link(name)?;
         let link = link.ok_or_else(|| Refusal::no_link(name).of(what.as_str(), None))?;
         let mac = link.mac.ok_or_else(|| RequestError {
             message: Some(format!("{name} has no hardware address")),
             ..RequestError::new(what.as_str(), errno::ENODEV)
         })?;
-        let send = || {
-            let _inside = self.enter()?;
-            sys::packet_send(link.index, &announce::frame(mac, addr))
-        };
-        send().map_err(|e| rt(&e))
+        self.inside(|| sys::frame_send(link.index, &announce::frame(mac, addr))).map_err(failed)
     }
 
     fn delivers(&self, addr: Ipv6Addr) -> io::Result<bool> {
         /// Bit of the flags' column (`RTF_LOCAL`, include/uapi/linux/ipv6_route.h).
         const LOCAL: u32 = 0x8000_0000;
-        let routes = {
-            let _inside = self.enter()?;
-            match std::fs::read_to_string("/proc/thread-self/net/ipv6_route") {
-                // A kernel without IPv6 has refused the address already.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
-                r => r?,
-            }
+        let routes = match self.inside(|| std::fs::read_to_string("/proc/thread-self/net/ipv6_route")) {
+            // A kernel without IPv6 has refused the address already.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+            r => r?,
         };
         // Destination, its length in hex, source, its length, next hop, metric, references, uses, flags, interface.
         let want = format!("{:032x} 80 ", u128::from(addr));

@@ -96,8 +96,7 @@ impl Monitor {
     /// # Errors
     /// When the namespace cannot be entered or the kernel refuses.
     pub fn open_in(netns: &Netns) -> io::Result<Self> {
-        let _inside = netns.enter()?;
-        Self::open()
+        netns.inside(Self::open)
     }
 
     /// From now on leaves out what requests of the socket with this port id cause ([`crate::Rt::port`],

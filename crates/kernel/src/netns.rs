@@ -175,6 +175,16 @@ impl Netns {
         })
     }
 
+    /// Runs `f` on the calling thread inside the namespace, and comes back: for what belongs to the namespace it is opened
+    /// in, wherever it is used.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered; then `f` has not run. Else what `f` says.
+    pub fn inside<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let _inside = self.enter()?;
+        f()
+    }
+
     /// Moves the calling thread into the namespace until the guard is dropped.
     ///
     /// # Errors

@@ -24,10 +24,7 @@ impl PacketSocket {
     /// # Errors
     /// `NotConnected` (ENETDOWN) when the link is down, ENODEV when it is gone.
     pub fn open(netns: &Netns, index: u32, port: u16) -> io::Result<Self> {
-        let fd = {
-            let _inside = netns.enter()?;
-            sys::packet_socket()?
-        };
+        let fd = netns.inside(sys::packet_socket)?;
         // Before it is bound, so that nothing else is ever queued. The packet begins with the IPv4 header.
         sys::attach_filter(
             fd.as_fd(),
@@ -77,6 +74,5 @@ impl PacketSocket {
 /// # Errors
 /// When it has no such address, or the port is taken.
 pub fn udp_socket(netns: &Netns, addr: Ipv4Addr, port: u16) -> io::Result<UdpSocket> {
-    let _inside = netns.enter()?;
-    UdpSocket::bind(SocketAddr::V4(SocketAddrV4::new(addr, port)))
+    netns.inside(|| UdpSocket::bind(SocketAddr::V4(SocketAddrV4::new(addr, port))))
 }

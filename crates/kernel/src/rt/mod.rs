@@ -89,8 +89,7 @@ impl Rt {
     /// # Errors
     /// When the namespace cannot be entered or the kernel refuses.
     pub fn open_in(netns: &Netns) -> io::Result<Self> {
-        let _inside = netns.enter()?;
-        Self::open()
+        netns.inside(Self::open)
     }
 
     /// The socket's port id, which marks the notifications that our own requests cause (`nlmsg_pid`).

@@ -11,7 +11,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-pub(crate) use packet::{packet_bind, packet_broadcast, packet_socket};
+pub(crate) use packet::{frame_send, packet_bind, packet_broadcast, packet_socket};
 
 /// Turns a libc return value into a result: -1 means `errno`.
 fn check(r: libc::c_int) -> io::Result<libc::c_int> {
@@ -274,25 +274,4 @@ pub(crate) fn memory_file(name: &CStr) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
     // SAFETY: the kernel just gave us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Sends one Ethernet frame out of the link with this index, past all that the network stack does (packet(7)).
-pub(crate) fn packet_send(index: u32, frame: &[u8]) -> io::Result<()> {
-    // Protocol 0: nothing is received.
-    // SAFETY: no pointers.
-    let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: the kernel just gave us this descriptor.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: sockaddr_ll is plain integers, for which zero is valid.
-    let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    to.sll_family = libc::AF_PACKET as libc::c_ushort;
-    to.sll_ifindex = index.cast_signed();
-    let len = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-    // SAFETY: frame and address are live and their lengths given.
-    again(|| {
-        check_len(unsafe {
-            libc::sendto(fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), len)
-        })
-    })
-    .map(drop)
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{again, check, check_len};
 
@@ -25,8 +25,12 @@ const LEN: libc::socklen_t = mem::size_of::<libc::sockaddr_ll>() as libc::sockle
 
 /// A socket for whole IPv4 packets, in the calling thread's namespace. It hears nothing before [`packet_bind`].
 pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
+    socket(libc::SOCK_DGRAM)
+}
+
+fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: the kernel just gave us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -40,11 +44,23 @@ pub(crate) fn packet_bind(fd: BorrowedFd<'_>, index: u32) -> io::Result<()> {
 
 /// Sends an IPv4 packet to the broadcast address of a link.
 pub(crate) fn packet_broadcast(fd: BorrowedFd<'_>, index: u32, packet: &[u8]) -> io::Result<()> {
-    let to = everybody(index);
-    // SAFETY: packet and address are live and their lengths given.
+    send(fd, &everybody(index), packet)
+}
+
+/// Sends one Ethernet frame out of a link of the calling thread's namespace, past all that the network stack does.
+pub(crate) fn frame_send(index: u32, frame: &[u8]) -> io::Result<()> {
+    let fd = socket(libc::SOCK_RAW)?;
+    let mut to = everybody(index);
+    // What the frame itself says, for filters that look beside it.
+    to.sll_protocol = frame.get(12..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_ne_bytes(*b));
+    send(fd.as_fd(), &to, frame)
+}
+
+fn send(fd: BorrowedFd<'_>, to: &libc::sockaddr_ll, data: &[u8]) -> io::Result<()> {
+    // SAFETY: data and address are live and their lengths given.
     again(|| {
         check_len(unsafe {
-            libc::sendto(fd.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, (&raw const to).cast(), LEN)
+            libc::sendto(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), 0, (&raw const *to).cast(), LEN)
         })
     })
     .map(drop)

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use kernel::{Netns, Rt, Spawn};
 use kernel_api::Rtnetlink as _;
 use kernel_api::rt::{RtRequest, SetLink};
+use rustix::fs::FileType;
 use rustix::mount::{MountFlags, mount};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use vm::wire::{Event, LONGEST_OUTPUT, Outcome};
@@ -63,6 +64,13 @@ fn first_process() -> Result<()> {
     // Some kernels mount it by themselves.
     if !Path::new("/dev/null").exists() {
         file_system("devtmpfs", "/dev")?;
+    }
+    // As udev makes them: the module comes when one is opened.
+    fs::create_dir_all("/dev/net").context("make /dev/net")?;
+    if !Path::new("/dev/net/tun").exists() {
+        let device = rustix::fs::makedev(10, 200);
+        rustix::fs::mknodat(rustix::fs::CWD, "/dev/net/tun", FileType::CharacterDevice, 0o666.into(), device)
+            .context("make /dev/net/tun")?;
     }
     let mut wire = port()?;
     let mut say = |e: &Event| wire.write_all(&e.encode()).context("write to /dev/ttyS1");
