@@ -296,7 +296,8 @@ impl Node {
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         assert_eq!(self.records(JOURNAL), [], "the journal");
-        assert!(self.pod_links().is_empty(), "links: {:?}", self.pod_links());
+        // A DEL leaves the kernel's wait for a link's end to a process of its own.
+        wait_for("no link is left", 5, || self.pod_links().is_empty());
         let routes = self.rt().routes().unwrap();
         let ours: Vec<_> = routes.into_iter().filter(|r| r.protocol == ROUTE_PROTOCOL).map(|r| r.route).collect();
         assert_eq!(ours, [], "routes");
