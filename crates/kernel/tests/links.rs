@@ -70,7 +70,15 @@ fn macvlans_of_every_mode_here_and_in_a_container() {
         let l = Rt::open_in(&pod).unwrap().link(&name("eth0")).unwrap().unwrap();
         assert_eq!((l.mac, l.up, l.lower), (Some(mac), true, Some(lower)));
         assert!(l.lower_netns.is_some());
-        assert!(rt.run(&[RtRequest::LinkAdd(new)]).unwrap_err().exists());
+        assert!(rt.run(&[RtRequest::LinkAdd(new.clone())]).unwrap_err().exists());
+        // One here by that name is no hindrance.
+        let second = Netns::new().unwrap();
+        let (here, other) = (RtRequest::LinkAdd(new_veth("eth0", "eth0p")), Some(second.fd()));
+        let there = RtRequest::LinkAdd(NewLink { netns: other, mac: None, ..new });
+        rt.run(&[here, there.clone(), set(SetLink { mtu: Some(1300), ..of("eth0") })]).unwrap();
+        assert_eq!(Rt::open_in(&second).unwrap().link(&name("eth0")).unwrap().unwrap().lower, Some(lower));
+        assert_eq!(rt.link(&name("eth0")).unwrap().unwrap().kind, LinkKind::Veth);
+        assert!(rt.run(&[there]).unwrap_err().exists());
         pod.delete_link(&name("eth0")).unwrap();
         assert!(pod.delete_link(&name("eth0")).unwrap_err().absent());
 

@@ -271,8 +271,7 @@ pub struct NewLink {
     pub master: Option<u32>,
     /// Whether to bring it up at once.
     pub up: bool,
-    /// Make it in another namespace (`IFLA_NET_NS_FD`); a lower link's index stays this namespace's. Kernels before 6.14
-    /// refuse a name that is taken *here* too: give it a name of its own and rename it there.
+    /// Make it in another namespace (`IFLA_NET_NS_FD`); a lower link's index stays this namespace's.
     pub netns: Option<NetnsFd>,
     /// Length of the transmit queue in packets.
     pub txqlen: Option<u32>,

@@ -85,7 +85,7 @@ pub(crate) fn needs_index(r: &RtRequest) -> Option<&IfName> {
 /// Appends the messages of one request; returns how many.
 pub(crate) fn request(b: &mut Builder, r: &RtRequest, index: u32) -> Result<usize, Refusal> {
     match r {
-        RtRequest::LinkAdd(l) => link::add(b, l),
+        RtRequest::LinkAdd(l) => link::add(b, l, 0),
         RtRequest::LinkSet(s) => return link::set(b, s, index),
         RtRequest::LinkDel(n) => link::del(b, n.name()),
         RtRequest::AddressAdd(a) => address(b, RTM_NEWADDR, CREATE | REPLACE, a, index),

@@ -86,11 +86,11 @@ fn ifinfo(b: &mut Builder, family: i32, index: u32, flags: u32, change: u32) {
     b.bytes(&h);
 }
 
-/// `RTM_NEWLINK` that makes a link; the caller ends the message.
-pub(crate) fn add(b: &mut Builder, l: &NewLink) {
+/// `RTM_NEWLINK` that makes a link, with an index of the kernel's choice when `index` is 0; the caller ends the message.
+pub(crate) fn add(b: &mut Builder, l: &NewLink, index: u32) {
     b.begin(RTM_NEWLINK, REQUEST | CREATE | EXCL, 0);
     let up = u32::from(l.up) * IFF_UP;
-    ifinfo(b, 0, 0, up, up);
+    ifinfo(b, 0, index, up, up);
     b.attr_str(IFLA_IFNAME, l.name.as_str());
     if let Some(m) = l.mac {
         b.attr(IFLA_ADDRESS, &m.0);

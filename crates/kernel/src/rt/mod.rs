@@ -7,11 +7,12 @@ pub(crate) mod link;
 pub(crate) mod tc;
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use kernel_api::rt::{
-    Address, FdbEntry, Link, MAIN_TABLE, Neighbour, ObservedRoute, ObservedRule, PortVlan, RtRequest,
+    Address, FdbEntry, Link, MAIN_TABLE, Neighbour, NewLink, ObservedRoute, ObservedRule, PortVlan, RtRequest,
 };
 use kernel_api::tc::{Filter, Hook, Qdisc};
 use kernel_api::{RequestError, Rtnetlink};
@@ -187,17 +188,19 @@ impl Rt {
         what: &str,
         build: impl FnOnce(&mut Builder) -> Result<(), Refusal>,
     ) -> Result<(), RequestError> {
+        self.send_one(build).map_err(|r| r.of(what, None))
+    }
+
+    fn send_one(&mut self, build: impl FnOnce(&mut Builder) -> Result<(), Refusal>) -> Result<(), Refusal> {
         let mut b = Builder::new();
-        let sent = build(&mut b).and_then(|()| {
-            b.end();
-            b.add_flags(ACK);
-            let seq = self.socket.sequence(1);
-            b.number_from(seq);
-            let mut refused = None;
-            self.socket.exchange(b.as_bytes(), seq, seq, &mut |_, answer| refused = answer.err().or(refused.take()))?;
-            refused.map_or(Ok(()), Err)
-        });
-        sent.map_err(|r| r.of(what, None))
+        build(&mut b)?;
+        b.end();
+        b.add_flags(ACK);
+        let seq = self.socket.sequence(1);
+        b.number_from(seq);
+        let mut refused = None;
+        self.socket.exchange(b.as_bytes(), seq, seq, &mut |_, answer| refused = answer.err().or(refused.take()))?;
+        refused.map_or(Ok(()), Err)
     }
 
     fn link_names(&mut self) -> Result<HashMap<u32, IfName>, RequestError> {
@@ -222,8 +225,28 @@ impl Rt {
         Ok(())
     }
 
+    /// Makes a link in another namespace though one here has its name. Kernels before 6.14 look for the name in the
+    /// namespace of the request (`__rtnl_newlink`, net/core/rtnetlink.c), unless the link is asked for by an index that
+    /// is free there.
+    fn add_elsewhere(&mut self, l: &NewLink) -> Result<(), Refusal> {
+        let mut refused = Refusal::errno(libc::EEXIST);
+        for _ in 0..8 {
+            // Far above what is counted up to, so that it is hardly ever taken there.
+            let random = RandomState::new().build_hasher().finish();
+            let index = (random & 0x3fff_ffff | 0x4000_0000) as u32;
+            match self.send_one(|b| {
+                link::add(b, l, index);
+                Ok(())
+            }) {
+                Err(r) if r.errno == libc::EBUSY => refused = r,
+                done => return done,
+            }
+        }
+        Err(refused)
+    }
+
     /// Sends what is gathered and takes in the refusals.
-    fn flush(&mut self, run: &mut Run) {
+    fn flush(&mut self, run: &mut Run, requests: &[RtRequest]) {
         if run.sent.is_empty() {
             return;
         }
@@ -239,7 +262,12 @@ impl Rt {
             }
         });
         for (seq, r) in refused {
-            if let Some(i) = sent.get((seq - first) as usize) {
+            let Some(i) = sent.get((seq - first) as usize) else { continue };
+            let again = match requests.get(*i) {
+                Some(RtRequest::LinkAdd(l)) if r.errno == libc::EEXIST && l.netns.is_some() => self.add_elsewhere(l),
+                _ => Err(r),
+            };
+            if let Err(r) = again {
                 run.fail(*i, r);
             }
         }
@@ -343,7 +371,7 @@ impl Rtnetlink for Rt {
             if let Some(name) = encode::needs_index(r) {
                 if !run.index.contains_key(name) {
                     // An earlier request may make it.
-                    self.flush(&mut run);
+                    self.flush(&mut run, requests);
                     if !run.missing.contains(name)
                         && let Err(refusal) = self.resolve(&mut run, requests.get(i..).unwrap_or(&[]))
                     {
@@ -384,10 +412,10 @@ impl Rtnetlink for Rt {
                 _ => {}
             }
             if run.sent.len() >= BATCH {
-                self.flush(&mut run);
+                self.flush(&mut run, requests);
             }
         }
-        self.flush(&mut run);
+        self.flush(&mut run, requests);
         match run.error {
             None => Ok(()),
             Some((i, refusal)) => {
