@@ -14,7 +14,7 @@ use types::{IfName, Mac};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PodSpec {
-    /// `metadata.uid`: a pod made anew under the same name is another.
+    /// `metadata.uid`, or what the runtime calls a static pod: a pod made anew under the same name is another.
     pub uid: Box<str>,
     /// How its first interface is wired.
     #[serde(skip_serializing_if = "Option::is_none")]

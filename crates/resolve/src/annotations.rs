@@ -23,8 +23,12 @@ pub const MODE: &str = "seaway.io/mode";
 /// A JSON object with fields for that mode's plugin, e.g. `{"master": "eth1"}`; beside [`MODE`].
 pub const MODE_OPTIONS: &str = "seaway.io/mode-options";
 
+/// On a mirror Pod, by the kubelet: the UID that the runtime knows the static pod by (`ConfigMirrorAnnotationKey`,
+/// pkg/kubelet/types). The mirror's own is another.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// The annotations of Pods and Namespaces that are read; the snapshot holds no others.
-pub const READ: &[&str] = &[MODE, MODE_OPTIONS, networks::NETWORKS, networks::DEFAULT, networks::OLDER];
+pub const READ: &[&str] = &[MODE, MODE_OPTIONS, MIRROR, networks::NETWORKS, networks::DEFAULT, networks::OLDER];
 
 /// How a node is reached through VXLAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use serde_json::Value;
 use types::ObjectName;
 
 use crate::LocalState;
-use crate::annotations::{MODE, MODE_OPTIONS};
+use crate::annotations::{MIRROR, MODE, MODE_OPTIONS};
 use crate::networks::{DEFAULT, Known, OLDER, PodNetworks, pod_networks};
 use crate::problem::Problem;
 use crate::snapshot::{ClusterSnapshot, Key, Kind, Labels, Phase, Pod};
@@ -64,11 +64,16 @@ pub(crate) fn fill(
             Err(p) => {
                 let refused = Some(p.to_string());
                 problems.push(p);
-                PodSpec { uid: pod.uid.clone(), refused, ..PodSpec::default() }
+                PodSpec { uid: uid(pod), refused, ..PodSpec::default() }
             }
         };
         intent.pods.insert(name.clone(), spec);
     }
+}
+
+/// The UID that a runtime says in `K8S_POD_UID`.
+fn uid(pod: &Pod) -> Box<str> {
+    pod.asks.get(MIRROR).map_or_else(|| pod.uid.clone(), Into::into)
 }
 
 fn spec(notes: &Notes<'_>, pod: &Pod, known: &Known<'_>) -> Result<PodSpec, Problem> {
@@ -79,7 +84,7 @@ fn spec(notes: &Notes<'_>, pod: &Pod, known: &Known<'_>) -> Result<PodSpec, Prob
         let why = format!("speaks of the cluster's network, which {DEFAULT} or {OLDER} replaces: remove one of them");
         return Err(annotation(&format!("Pod/{}", notes.name), MODE, why));
     }
-    Ok(PodSpec { uid: pod.uid.clone(), wiring, default_network: first, networks: further, ..PodSpec::default() })
+    Ok(PodSpec { uid: uid(pod), wiring, default_network: first, networks: further, ..PodSpec::default() })
 }
 
 fn wiring(notes: &Notes<'_>) -> Result<Option<Wiring>, Problem> {

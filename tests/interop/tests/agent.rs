@@ -5,7 +5,7 @@ use interop::cri::{HELLO, Release, Runtime, url};
 use interop::node::{ADDRESSES, CONFLIST, JOURNAL, OUTSIDE, wait, wait_for};
 use interop::{Node, page, tools};
 use seaway_tests_interop as interop;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const API: &str = "/run/seaway/api.sock";
 
@@ -35,6 +35,21 @@ fn post(n: &Node, method: &str, path: &str, body: &str) -> Result<String, String
     n.attempt(&["curl", "-sS", "--fail-with-body", "-X", method, "--unix-socket", API, "-H", &kind, "-d", body, &url])
 }
 
+/// A Pod of the API, and what the kubelet would have the runtime make of it. Of a static pod the API has a mirror, whose
+/// UID is another.
+fn declared(r: &Runtime, name: &str, is_static: bool) -> Value {
+    let of_the_file = format!("static-{name}");
+    let annotations = if is_static { json!({"kubernetes.io/config.mirror": of_the_file}) } else { json!({}) };
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations},
+        "spec": {"nodeName": "interop", "containers": [{"name": "web", "image": "web"}]},
+    });
+    let made = post(&r.node, "POST", "/api/v1/namespaces/default/pods", &pod.to_string()).unwrap();
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let uid = if is_static { json!(of_the_file) } else { made["metadata"]["uid"].clone() };
+    json!({"metadata": {"name": name, "namespace": "default", "uid": uid, "attempt": 0}})
+}
+
 fn agent(n: &mut Node) -> usize {
     let api = format!("unix:{API}");
     n.start("agent", &[seaway(), "agent", "--node", "interop", "--api", &api, "--listen", "127.0.0.1:9642"])
@@ -48,7 +63,7 @@ fn the_agent_makes_a_node_ready_and_its_pods_outlive_it() {
     let started = agent(&mut r.node);
     wait("the agent has written the configuration", || r.network_ready());
     // What the page says is in what it writes; the MTU is that of this node's uplink.
-    let [written, said]: [serde_json::Value; 2] =
+    let [written, said]: [Value; 2] =
         [r.node.read(CONFLIST), page::file("The network", CONFLIST)].map(|t| serde_json::from_str(&t).unwrap());
     for field in ["cniVersion", "cniVersions", "name"] {
         assert_eq!(written[field], said[field]);
@@ -58,15 +73,18 @@ fn the_agent_makes_a_node_ready_and_its_pods_outlive_it() {
     }
 
     r.node.sh("ip -n outside route delete 10.0.0.0/8; ip -n outside route delete fd00::/8");
-    let (a, b) = (r.pod("a", &json!({})), r.pod("b", &json!({})));
+    let (a, b) = (r.pod("a", &declared(&r, "a", false)), r.pod("b", &declared(&r, "b", true)));
     for ((ip, node), outside) in b.ips.iter().zip(ADDRESSES).zip(OUTSIDE) {
         assert_eq!(r.exec(&a, &["wget", "-qO-", &url(ip)]), HELLO);
         r.exec(&a, &["ping", "-c1", "-W2", node]);
         // To where nobody knows of pods: with the node's address.
         r.exec(&a, &["ping", "-c1", "-W2", outside]);
     }
+    // A pod that the agent has heard of can be made while it is away.
+    let c = declared(&r, "c", false);
+    wait("the agent has heard of it", || r.node.sh("ls /run/seaway/ipam/pods").contains("default_c"));
     r.node.kill(started);
-    let c = r.pod("c", &json!({}));
+    let c = r.pod("c", &c);
     assert_eq!(r.exec(&a, &["wget", "-qO-", &url(&c.ips[1])]), HELLO, "without the agent");
     r.remove(&c);
     agent(&mut r.node);
