@@ -17,17 +17,9 @@ use crate::{BINARY, LIST};
 /// installs it.
 pub const TOOLS: &[(&str, &str)] = &[
     ("sh", "dash"),
-    ("cat", "coreutils"),
-    ("head", "coreutils"),
-    ("ls", "coreutils"),
-    ("sleep", "coreutils"),
-    ("timeout", "coreutils"),
-    ("readlink", "coreutils"),
-    ("touch", "coreutils"),
-    ("mkdir", "coreutils"),
-    ("rm", "coreutils"),
-    ("ln", "coreutils"),
     ("grep", "grep"),
+    ("sed", "sed"),
+    ("hostname", "hostname"),
     ("modprobe", "kmod"),
     ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
@@ -41,6 +33,10 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("ipvsadm", "ipvsadm"),
     ("tcpdump", "tcpdump"),
 ];
+
+/// And these, of Debian's coreutils.
+const COREUTILS: &str = "cat chmod cp cut dd echo env false head ln ls mkdir mktemp mv printf readlink rm seq sleep sort \
+                         stat tail tee test timeout touch tr true uname wc";
 
 /// Modules inside: these folders of the kernel's.
 const MODULES: &[&str] = &["kernel/net", "kernel/drivers/net", "kernel/crypto", "kernel/lib", "kernel/arch/x86/crypto"];
@@ -91,7 +87,8 @@ pub fn write(
     for (to, from) in programs {
         program(&mut tree, from, to)?;
     }
-    for (name, package) in TOOLS {
+    let coreutils = COREUTILS.split(' ').map(|name| (name, "coreutils"));
+    for (name, package) in TOOLS.iter().copied().chain(coreutils) {
         program(&mut tree, &tool(name, package)?, &format!("usr/bin/{name}"))?;
     }
     // What the kernel starts when it wants a module (/proc/sys/kernel/modprobe).

@@ -15,10 +15,35 @@ fn suite(name: &str) {
     assert!(out.status.success(), "{name}: {}", out.status);
 }
 
+/// One that is added there is added here.
 #[test]
-fn kernel_rt() {
+fn none_is_missing() {
     in_vm!();
-    suite("rt");
+    let mut there: Vec<String> = std::fs::read_dir(vm::SUITES)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|n| n != "decoders") // knows no kernel
+        .collect();
+    there.sort();
+    assert_eq!(there, ["exec", "links", "netns", "nft", "nft_roundtrip", "packets", "process", "rt", "tc", "watch"]);
+}
+
+#[test]
+fn kernel_exec() {
+    in_vm!();
+    suite("exec");
+}
+
+#[test]
+fn kernel_links() {
+    in_vm!();
+    suite("links");
+}
+
+#[test]
+fn kernel_netns() {
+    in_vm!();
+    suite("netns");
 }
 
 #[test]
@@ -40,15 +65,21 @@ fn kernel_packets() {
 }
 
 #[test]
-fn kernel_netns() {
-    in_vm!();
-    suite("netns");
-}
-
-#[test]
 fn kernel_process() {
     in_vm!();
     suite("process");
+}
+
+#[test]
+fn kernel_rt() {
+    in_vm!();
+    suite("rt");
+}
+
+#[test]
+fn kernel_tc() {
+    in_vm!();
+    suite("tc");
 }
 
 #[test]
