@@ -87,21 +87,3 @@ fn kernel_watch() {
     in_vm!();
     suite("watch");
 }
-
-#[test]
-fn kernel_links() {
-    in_vm!();
-    suite("links");
-}
-
-#[test]
-fn kernel_tc() {
-    in_vm!();
-    suite("tc");
-}
-
-#[test]
-fn kernel_exec() {
-    in_vm!();
-    suite("exec");
-}
