@@ -154,6 +154,7 @@ install: build ## binaries, systemd unit, man pages, completions to PREFIX (/usr
 	install -Dm755 $(SEAWAY) $(DESTDIR)$(BINDIR)/seaway
 	install -Dm755 $(TARGET)/release/seaway-pause $(DESTDIR)$(BINDIR)/seaway-pause
 	install -Dm755 $(TARGET)/release/seaway-cni $(DESTDIR)$(CNIDIR)/seaway-cni
+	@deploy/cni-links install $(DESTDIR)$(CNIDIR)
 	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(MANDIR)/man1
 	sed 's|@BINDIR@|$(BINDIR)|' deploy/seaway-agent.service > $(DESTDIR)$(UNITDIR)/seaway-agent.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/seaway-agent.service
@@ -165,6 +166,7 @@ install: build ## binaries, systemd unit, man pages, completions to PREFIX (/usr
 	$(SEAWAY) completions fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/seaway.fish
 
 uninstall: ## remove what install put there
+	@if [[ -x $(DESTDIR)$(CNIDIR)/seaway-cni ]]; then deploy/cni-links remove $(DESTDIR)$(CNIDIR); fi
 	rm -f $(DESTDIR)$(BINDIR)/seaway $(DESTDIR)$(BINDIR)/seaway-pause $(DESTDIR)$(CNIDIR)/seaway-cni $(DESTDIR)$(UNITDIR)/seaway-agent.service
 	rm -f $(DESTDIR)$(MANDIR)/man1/seaway.1 $(DESTDIR)$(MANDIR)/man1/seaway-*.1
 	rm -f $(DESTDIR)$(DATADIR)/bash-completion/completions/seaway $(DESTDIR)$(DATADIR)/zsh/site-functions/_seaway \

@@ -16,6 +16,8 @@ pub type Body = fn(&[u8]);
 pub const BODIES: &[(&str, Body)] = &[
     ("cni_config", cni_config),
     ("cni_env", cni_env),
+    ("dhcp_call", plugins::fuzz::dhcp_call),
+    ("dhcp_packet", plugins::fuzz::dhcp_packet),
     ("ipam_journal", ipam_journal),
     ("netlink_rt", kernel::fuzz::rt_message),
     ("netlink_nft", kernel::fuzz::nft_message),
@@ -29,6 +31,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("apiserver_patch", apiserver::fuzz::patch),
     ("apiserver_selector", apiserver::fuzz::selector),
     ("apiserver_custom", apiserver::fuzz::custom),
+    ("plugin_config", plugins::fuzz::config),
 ];
 
 /// The configuration on standard input, and the answer to an ADD with it.

@@ -67,6 +67,9 @@ fn seeds_get_in() {
     cni::NetConf::parse(&seeds("cni_config")[0]).unwrap();
     let mended = bodies::journal(&seeds("ipam_journal")[0]);
     assert_eq!(ipam::parse(Path::new("journal"), &mended, "boot").unwrap().len(), 1);
+    for seed in seeds("dhcp_packet") {
+        plugins::dhcp::packet::Message::decode(&seed).unwrap();
+    }
     let folder = source::read_text(Path::new("x"), &String::from_utf8(seeds("manifest").remove(0)).unwrap());
     assert_eq!((folder.snapshot.services.len(), folder.problems.len()), (1, 0), "{:?}", folder.problems);
 }

@@ -18,6 +18,10 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 fn main() -> ExitCode {
     let env = Env::of_process();
     if env.command.is_none() {
+        if std::env::args_os().nth(1).is_some_and(|a| a == "plugins") {
+            println!("{}", plugins::NAMES.join("\n"));
+            return ExitCode::SUCCESS;
+        }
         return match daemon() {
             Some(flags) => match dhcp::main(&flags) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -72,6 +76,9 @@ A container runtime runs this; it takes its command from the environment and its
   export CNI_CONTAINERID=demo CNI_IFNAME=eth0 CNI_NETNS=/run/netns/demo CNI_PATH=/opt/cni/bin
   CNI_COMMAND=ADD seaway-cni < net.json
   CNI_COMMAND=DEL seaway-cni < net.json
+
+Called by another plugin's name (a link to this program), it is that plugin: `seaway-cni plugins` prints the names.
+`seaway-cni dhcp daemon` keeps the leases of the plugin dhcp.
 
 Commands: ADD DEL CHECK GC STATUS VERSION. Fields of the configuration: ranges (at most one per family), mtu (bytes),
 dataDir (the journal's directory, {}), mode (\"routed\"), dns; runtimeConfig.ips asks for fixed addresses.

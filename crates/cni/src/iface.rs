@@ -95,7 +95,9 @@ fn new_pair<N: Netns>(host: &mut impl Rtnetlink, netns: &N, pair: &Pair<'_>) -> 
         match host.run(&[RtRequest::LinkAdd(link)]) {
             // Another's of the same name, or one whose container lingers.
             Err(e) if e.exists() && host.link(&name)?.is_some() => {}
-            Err(e) => return Err(e.into()),
+            Err(e) if e.exists() => return Err(e.into()),
+            // The answer may be what got lost; the container had no such interface before.
+            Err(e) => return Err(crate::ops::undone(e.into(), delete_inside(netns, pair.inside))),
             Ok(()) => return Ok(name),
         }
     }

@@ -197,10 +197,11 @@ fn call<M: Machine>(
     version: &mut Version,
 ) -> Result<Option<Value>, Error> {
     let call = Call::lenient(env)?;
-    let conf = config::object(&config::read(stdin)?)?;
+    // Some ask with nothing on standard input.
     if call.command == Command::Version {
         return Ok(Some(spoken()));
     }
+    let conf = config::object(&config::read(stdin)?)?;
     *version = config::version(&conf)?;
     let mut cx = Context { machine, env, call: &call, conf: &conf, version: *version, prev: None, now, registry };
     Ok(verb(plugin, &mut cx)?.map(|r| r.write(*version)))

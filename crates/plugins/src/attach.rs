@@ -2,7 +2,7 @@
 //! back.
 
 use cni::ports::Owner;
-use cni::{CniResult, Code, Command, Context, Dns, Error, IpNet, Netns as _, iface, masq};
+use cni::{CniResult, Code, Command, Context, Dns, Error, Fields, IpNet, Netns as _, iface, masq};
 use kernel_api::machine::Machine;
 
 use crate::nft;
@@ -12,8 +12,7 @@ pub(crate) fn owner<M: Machine>(cx: &Context<'_, M>) -> Result<Owner, Error> {
 }
 
 /// `ipMasqBackend`: either is said in one nf_tables table here; a wrong one is refused as the reference does.
-pub(crate) fn masquerades<M: Machine>(cx: &Context<'_, M>) -> Result<bool, Error> {
-    let f = cx.fields();
+pub(crate) fn masquerades(f: &Fields<'_>) -> Result<bool, Error> {
     match f.text("ipMasqBackend")? {
         None | Some("iptables" | "nftables") => f.flag("ipMasq"),
         Some(b) => Err(cni::bad(format!("ipMasqBackend is {b:?}: iptables or nftables is needed"))),
@@ -52,6 +51,18 @@ pub(crate) fn detach<M: Machine>(cx: &mut Context<'_, M>) -> Result<(), Error> {
     let owner = owner(cx)?;
     failed.extend(nft(cx.machine).and_then(|mut n| masq::release(&mut n, &owner)).err());
     failed.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Takes back what an ADD that failed with `e` has made: its interface, and masquerading if there was to be any.
+pub(crate) fn undo<M: Machine>(
+    cx: &mut Context<'_, M>,
+    netns: &M::Netns,
+    ifname: &types::IfName,
+    masquerade: bool,
+    e: Error,
+) -> Error {
+    let owner = owner(cx).and_then(|o| if masquerade { masq::release(&mut nft(cx.machine)?, &o) } else { Ok(()) });
+    cni::undone(cni::undone(e, owner), iface::delete_inside(netns, ifname))
 }
 
 fn unwire<M: Machine>(cx: &mut Context<'_, M>) -> Result<(), Error> {

@@ -9,6 +9,7 @@ mod bandwidth;
 mod bridge;
 pub mod dhcp;
 mod envargs;
+pub mod fuzz;
 mod host_local;
 mod loopback;
 mod portmap;

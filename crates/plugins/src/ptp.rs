@@ -2,7 +2,7 @@
 //! which has the gateway's address; the node routes each address to its pair.
 
 use cni::iface::{self, How, Pair};
-use cni::{CniResult, Command, Context, Error, Plugin, bad, masq};
+use cni::{CniResult, Command, Context, Error, Fields, Plugin, bad, masq};
 use kernel_api::Rtnetlink;
 use kernel_api::machine::Machine;
 use kernel_api::rt::{Address, Link, Route, RouteTo, RtRequest};
@@ -25,15 +25,15 @@ impl Conf {
     ///
     /// # Errors
     /// Code 7, naming the field.
-    pub fn read<M: Machine>(cx: &Context<'_, M>) -> Result<Self, Error> {
-        let mtu = cx.fields().number("mtu", 0..=65_535)?.filter(|m| *m > 0);
-        Ok(Self { ip_masq: attach::masquerades(cx)?, mtu })
+    pub fn read(f: &Fields<'_>) -> Result<Self, Error> {
+        let mtu = f.number("mtu", 0..=65_535)?.filter(|m| *m > 0);
+        Ok(Self { ip_masq: attach::masquerades(f)?, mtu })
     }
 }
 
 impl<M: Machine> Plugin<M> for Ptp {
     fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
-        let conf = Conf::read(cx)?;
+        let conf = Conf::read(&cx.fields())?;
         if cx.ipam_type()?.is_none() {
             return Err(bad("ipam.type is missing: the other end of the pair needs an address to lead to"));
         }
@@ -47,7 +47,7 @@ impl<M: Machine> Plugin<M> for Ptp {
     }
 
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
-        let conf = Conf::read(cx)?;
+        let conf = Conf::read(&cx.fields())?;
         if let Some(kind) = cx.ipam_type()? {
             cx.ipam_verb(&kind, Command::Check)?;
         }
@@ -66,7 +66,7 @@ impl<M: Machine> Plugin<M> for Ptp {
     }
 
     fn status(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
-        Conf::read(cx).map_err(|e| Error { code: cni::Code::NotAvailable, ..e })?;
+        Conf::read(&cx.fields()).map_err(|e| Error { code: cni::Code::NotAvailable, ..e })?;
         attach::status(cx)
     }
 }
@@ -98,7 +98,7 @@ fn wire<M: Machine>(
         }
         Ok(result)
     };
-    rest(cx).map_err(|e| cni::undone(e, iface::delete_inside(netns, &ifname)))
+    rest(cx).map_err(|e| attach::undo(cx, netns, &ifname, conf.ip_masq, e))
 }
 
 /// Gives the host end the gateways' addresses and leads the container's to it.

@@ -22,7 +22,7 @@ pub struct Bridge;
 impl<M: Machine> Plugin<M> for Bridge {
     fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
         let conf = Conf::read(&cx.fields(), cx.call)?;
-        let masquerade = attach::masquerades(cx)?;
+        let masquerade = attach::masquerades(&cx.fields())?;
         let netns = cx.netns()?;
         let (path, ifname, key) = (cx.netns_path(), cx.ifname()?, cx.key()?.clone());
         let (mut host, mut inside) = (cx.host()?, iface::inside(&netns, path)?);
@@ -57,13 +57,7 @@ impl<M: Machine> Plugin<M> for Bridge {
         };
         let wired = wire::port(&mut cx.host()?, &mut iface::inside(&netns, path)?, &conf, &ends)
             .and_then(|()| cx.with_addresses(&mut make));
-        wired.map_err(|e| {
-            let undo = attach::owner(cx).and_then(|o| match masquerade {
-                true => masq::release(&mut nft(cx.machine)?, &o),
-                false => Ok(()),
-            });
-            cni::undone(cni::undone(e, undo), iface::delete_inside(&netns, &ifname))
-        })
+        wired.map_err(|e| attach::undo(cx, &netns, &ifname, masquerade, e))
     }
 
     fn del(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
@@ -106,7 +100,7 @@ impl<M: Machine> Plugin<M> for Bridge {
                 out.push(format!("the other end of {ifname} is no port of {}", conf.bridge));
             }
         }
-        if attach::masquerades(cx)? && cx.ipam_type()?.is_some() {
+        if attach::masquerades(&cx.fields())? && cx.ipam_type()?.is_some() {
             out.extend(attach::unmasqueraded(cx, &prev)?);
         }
         attach::verdict(cx, &out)
@@ -117,7 +111,7 @@ impl<M: Machine> Plugin<M> for Bridge {
     }
 
     fn status(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
-        let conf = Conf::read(&cx.fields(), cx.call).and_then(|_| attach::masquerades(cx));
+        let conf = Conf::read(&cx.fields(), cx.call).and_then(|_| attach::masquerades(&cx.fields()));
         conf.map_err(|e| Error { code: Code::NotAvailable, ..e })?;
         attach::status(cx)
     }

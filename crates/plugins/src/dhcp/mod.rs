@@ -7,7 +7,7 @@ pub mod daemon;
 mod gob;
 mod lease;
 pub mod packet;
-mod rpc;
+pub(crate) mod rpc;
 
 use std::io;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use kernel_api::machine::Machine;
 use serde_json::Value;
 
 use conf::Conf;
+pub use lease::result;
 use rpc::Args;
 
 /// A daemon gives up sooner.

@@ -152,6 +152,18 @@ fn release(store: &mut Store, addresses: &[IpAddr]) -> Result<(), Error> {
     failed.into_iter().next().map_or(Ok(()), Err)
 }
 
+/// What must hold of every configuration that is accepted: an address of a range set is in exactly one of its ranges,
+/// and no gateway is given out.
+pub fn fuzzed(conf: &Conf) {
+    for set in &conf.sets {
+        assert!(set.usable() < u128::MAX);
+        for (a, r) in set.from(conf.requested.first().copied()).take(5) {
+            assert!(set.0.iter().filter(|r| r.contains(a)).count() == 1 && r.contains(a) && a != r.gateway);
+            assert!(r.subnet.contains(a));
+        }
+    }
+}
+
 /// resolv.conf(5), as the reference reads it.
 fn resolv_conf(text: &str) -> Dns {
     let mut out = Dns::default();

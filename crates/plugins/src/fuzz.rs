@@ -1,0 +1,87 @@
+//! Bodies of fuzz targets: what configurations, servers and other halves of `dhcp` may send us.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use cni::{Call, Command, Fields};
+use serde_json::{Map, Value};
+
+use crate::dhcp::client::{Client, Output, Params};
+use crate::dhcp::packet::{self, Message};
+use crate::dhcp::rpc::Peer;
+use crate::{bridge, dhcp, host_local, ptp, static_ips};
+
+/// `CNI_ARGS` in the first line, a configuration in the rest, for every plugin with a decoder of its own.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (args, conf) = text.split_once('\n').unwrap_or(("", text));
+    let Ok(conf) = serde_json::from_str::<Map<String, Value>>(conf) else { return };
+    // Whatever file it names is not to be read.
+    if conf.get("ipam").is_some_and(|i| i.to_string().to_ascii_lowercase().contains("rangefromfile")) {
+        return;
+    }
+    let call = Call { command: Command::Add, key: None, netns: None, pod: None, ips: Vec::new(), args: args.into() };
+    let f = Fields::new(&conf, "");
+    if let Ok(c) = bridge::Conf::read(&f, &call) {
+        assert!(!(c.hairpin && c.promisc));
+        assert!(c.vlan.is_none() || c.trunk.is_none_or(|t| t.is_empty()));
+    }
+    let _ = ptp::Conf::read(&f);
+    let _ = static_ips::Conf::read(&f, &call);
+    if let Ok(c) = dhcp::conf::Conf::read(&f, args) {
+        assert!(c.options.iter().all(|(c, v)| !matches!(c, 0 | 255) && v.len() <= 255));
+    }
+    if let Ok(c) = host_local::Conf::read(&f, &call) {
+        host_local::fuzzed(&c);
+    }
+}
+
+/// An IPv4 packet from the wire, or a message alone, to a client that waits for one.
+pub fn dhcp_packet(data: &[u8]) {
+    let Some(m) = packet::payload(data).and_then(Message::decode).or_else(|| Message::decode(data)) else { return };
+    let again = Message::decode(&m.encode());
+    // What stood in the fields of names is written among the options, so it is not read from there again.
+    let plain = |m: &Message| {
+        let mut m = m.clone();
+        m.options.retain(|(c, _)| *c != packet::code::OVERLOAD);
+        m
+    };
+    assert_eq!(again.as_ref().map(plain), Some(plain(&m)), "what is written is read");
+    let _ = dhcp::result(&m);
+    let params = Params { mac: m.chaddr, options: Vec::new(), broadcast: false, resend_max: Duration::from_secs(9) };
+    let (mut client, out) = Client::new(params, 1, Duration::ZERO);
+    let mut xid = 0;
+    for o in out {
+        if let Output::Broadcast(m) = o {
+            xid = m.xid;
+        }
+    }
+    for n in 1..4 {
+        let _ = client.receive(&Message { xid, reply: true, ..m.clone() }, Duration::from_secs(n));
+        if let Some(d) = client.deadline() {
+            let _ = client.tick(d);
+        }
+    }
+}
+
+/// What a client of the daemon may send.
+pub fn dhcp_call(data: &[u8]) {
+    struct Wire<'a>(&'a [u8]);
+    impl Read for Wire<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buf)
+        }
+    }
+    impl Write for Wire<'_> {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            Ok(buf.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let Ok(mut peer) = Peer::accept(Wire(data)) else { return };
+    while let Ok(Some(call)) = peer.call() {
+        let _ = peer.answer(&call, &Err("no".into()));
+    }
+}
