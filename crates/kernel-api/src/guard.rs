@@ -16,6 +16,7 @@ pub struct Guard {
     mac: Mac,
     prefixes: Vec<Cidr>,
     dhcp: bool,
+    mac_only: bool,
 }
 
 /// Why there is no such guard.
@@ -38,17 +39,28 @@ impl Guard {
     /// # Errors
     /// When the hardware address is no station's, or there are more than 64 prefixes.
     pub fn new(mac: Mac, prefixes: impl IntoIterator<Item = Cidr>, dhcp: bool) -> Result<Self, GuardError> {
+        Self::checked(mac, prefixes.into_iter().collect(), dhcp, false)
+    }
+
+    /// A sender of which only the hardware address is held: any frame that comes from it passes, with a tag too.
+    ///
+    /// # Errors
+    /// When the hardware address is no station's.
+    pub fn mac_only(mac: Mac) -> Result<Self, GuardError> {
+        Self::checked(mac, Vec::new(), false, true)
+    }
+
+    fn checked(mac: Mac, mut prefixes: Vec<Cidr>, dhcp: bool, mac_only: bool) -> Result<Self, GuardError> {
         if mac.0[0] & 1 == 1 || mac.0 == [0; 6] {
             return Err(GuardError(format!("{mac} is no station's hardware address")));
         }
-        let mut prefixes: Vec<Cidr> = prefixes.into_iter().collect();
         prefixes.sort();
         prefixes.dedup();
         if prefixes.len() > MOST_PREFIXES {
             let n = prefixes.len();
             return Err(GuardError(format!("{n} prefixes behind one link; at most {MOST_PREFIXES} are guarded")));
         }
-        Ok(Self { mac, prefixes, dhcp })
+        Ok(Self { mac, prefixes, dhcp, mac_only })
     }
 
     /// The hardware address.
@@ -61,6 +73,12 @@ impl Guard {
     #[must_use]
     pub fn prefixes(&self) -> &[Cidr] {
         &self.prefixes
+    }
+
+    /// Whether only its hardware address is held ([`Guard::mac_only`]).
+    #[must_use]
+    pub fn is_mac_only(&self) -> bool {
+        self.mac_only
     }
 
     /// Whether it may ask for an address.
@@ -99,7 +117,12 @@ impl Guard {
 
     /// `None`: too short for what it says it is.
     fn check(&self, f: &[u8], tagged: bool) -> Option<bool> {
-        if tagged || f.get(6..12)? != self.mac.0 {
+        let own = f.get(6..12)? == self.mac.0;
+        if self.mac_only {
+            // A frame has a type.
+            return Some(own && f.len() >= 14);
+        }
+        if tagged || !own {
             return Some(false);
         }
         match u16::from_be_bytes(*f.get(12..)?.first_chunk()?) {
@@ -210,6 +233,7 @@ impl fmt::Display for Guard {
         for p in &self.prefixes {
             write!(f, " from {p}")?;
         }
-        f.write_str(if self.dhcp { " dhcp" } else { "" })
+        f.write_str(if self.dhcp { " dhcp" } else { "" })?;
+        f.write_str(if self.mac_only { " only" } else { "" })
     }
 }

@@ -98,7 +98,10 @@ impl Asm {
         self.need_eq(half, at + 4, u32::from_be_bytes([0, 0, e, f]));
     }
 
-    fn finish(mut self) -> Vec<Insn> {
+    fn finish(mut self, g: &Guard) -> Vec<Insn> {
+        // Never reached: what the program was made from, to be read back.
+        self.code.extend(footer(g));
+        self.code.push(DROP);
         for (at, label) in self.jumps {
             if let (Some(Some(to)), Some(i)) = (self.at.get(label), self.code.get_mut(at)) {
                 // A label is always after its jumps, and a program far below 4 billion instructions.
@@ -112,6 +115,13 @@ impl Asm {
 /// The program.
 pub(crate) fn program(g: &Guard) -> Vec<Insn> {
     let mut a = Asm::default();
+    if g.is_mac_only() {
+        a.op(LD_LEN, 0);
+        a.need(JGE, 14);
+        a.need_mac(LD_W, LD_H, 6, g.mac());
+        a.code.push(PASS);
+        return a.finish(g);
+    }
     let (v4, arp, v6) = (a.label(), a.label(), a.label());
     a.need_eq(LD_W, VLAN_TAG_PRESENT, 0);
     // Too short for anything. A load behind the end would end the program with "pass".
@@ -130,10 +140,7 @@ pub(crate) fn program(g: &Guard) -> Vec<Insn> {
     arp_packet(&mut a, g);
     a.place(v6);
     ipv6(&mut a, g);
-    // Never reached: what the program was made from, to be read back.
-    a.code.extend(footer(g));
-    a.code.push(DROP);
-    a.finish()
+    a.finish(g)
 }
 
 /// The IPv4 address at `at` is one of the sender's: passes. Goes on otherwise, with the address loaded.
@@ -339,16 +346,21 @@ fn nd_options(a: &mut Asm, mac: Option<Mac>) {
     a.code.push(PASS);
 }
 
+/// Flags of the footer.
+const DHCP: u32 = 1 << 16;
+const MAC_ONLY: u32 = 1 << 17;
+
 fn mask32(len: u8) -> u32 {
     u32::MAX.checked_shl(32 - u32::from(len.min(32))).unwrap_or(0)
 }
 
-/// Constants from last to first, so that they are read from the end: `dhcp` and the number of prefixes, the hardware
+/// Constants from last to first, so that they are read from the end: flags and the number of prefixes, the hardware
 /// address, and of each prefix its length, family and address.
 fn footer(g: &Guard) -> Vec<Insn> {
     let mut words = Vec::new();
     let [a, b, c, d, e, f] = g.mac().0;
-    words.push(u32::from(g.dhcp()) << 16 | u32::try_from(g.prefixes().len()).unwrap_or(0));
+    let flags = u32::from(g.dhcp()) * DHCP | u32::from(g.is_mac_only()) * MAC_ONLY;
+    words.push(flags | u32::try_from(g.prefixes().len()).unwrap_or(0));
     words.extend([u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([0, 0, e, f])]);
     for p in g.prefixes() {
         match p.addr() {
@@ -369,7 +381,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(Guard, usize)> {
     // The last is the final drop.
     let mut words = insns.iter().rev().skip(1).map(word);
     let head = words.next()?;
-    let (dhcp, prefixes) = (head >> 16 == 1, head & 0xffff);
+    let prefixes = head & 0xffff;
     let [a, b, c, d] = words.next()?.to_be_bytes();
     let [_, _, e, f] = words.next()?.to_be_bytes();
     let mut list = Vec::new();
@@ -386,7 +398,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(Guard, usize)> {
         };
         list.push(Cidr::new(addr, u8::try_from(head & 0xffff).ok()?)?);
     }
-    let guard = Guard::new(Mac([a, b, c, d, e, f]), list, dhcp).ok()?;
+    let mac = Mac([a, b, c, d, e, f]);
+    let guard =
+        if head & MAC_ONLY != 0 { Guard::mac_only(mac) } else { Guard::new(mac, list, head & DHCP != 0) }.ok()?;
     // Only when it does all that the footer says.
     (self::bytes(&program(&guard)) == bytes).then_some((guard, insns.len()))
 }

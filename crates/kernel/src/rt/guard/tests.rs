@@ -152,6 +152,20 @@ fn table() -> Vec<(&'static str, Vec<u8>, bool, bool)> {
     ]
 }
 
+#[test]
+fn only_the_hardware_address() {
+    let g = Guard::mac_only(MAC).unwrap();
+    let p = program(&g);
+    for (name, f, _, _) in table() {
+        for (f, tagged) in [(&f[..], false), (&f[..], true), (&f[..13], false), (&f[..7], false)] {
+            let want = f.len() >= 14 && f[6..12] == MAC.0;
+            assert_eq!(g.passes(f, tagged), want, "{name}");
+            assert_eq!(run(&p, f, tagged), if want { PASS.3 } else { DROP.3 }, "{name}");
+        }
+    }
+    assert_eq!(parse(&bytes(&p)), Some((g, p.len())));
+}
+
 const PREFIXES: [&str; 4] = ["10.0.0.7/32", "10.1.0.0/16", "fd00::7/128", "fd01::/64"];
 
 #[test]
