@@ -359,7 +359,7 @@ fn mask32(len: u8) -> u32 {
 fn footer(g: &Guard) -> Vec<Insn> {
     let mut words = Vec::new();
     let [a, b, c, d, e, f] = g.mac().0;
-    let flags = u32::from(g.dhcp()) * DHCP | u32::from(g.is_mac_only()) * MAC_ONLY;
+    let flags = if g.dhcp() { DHCP } else { 0 } | if g.is_mac_only() { MAC_ONLY } else { 0 };
     words.push(flags | u32::try_from(g.prefixes().len()).unwrap_or(0));
     words.extend([u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([0, 0, e, f])]);
     for p in g.prefixes() {

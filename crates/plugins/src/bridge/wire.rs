@@ -73,8 +73,7 @@ pub fn port(host: &mut impl Rtnetlink, inside: &mut impl Rtnetlink, conf: &Conf,
     out.extend(vlans(host, conf, name)?);
     if conf.spoof_check {
         let mac = ends.inside.mac.ok_or_else(|| gone(&ends.inside.name))?;
-        let everything = [Cidr::any(Family::V4), Cidr::any(Family::V6)];
-        let guard = Guard::new(mac, everything, true).map_err(|e| cni::bad(format!("macspoofchk: {e}")))?;
+        let guard = Guard::mac_only(mac).map_err(|e| cni::bad(format!("macspoofchk: {e}")))?;
         out.push(RtRequest::QdiscReplace(Qdisc { link: name.clone(), kind: QdiscKind::Clsact }));
         let kind = FilterKind::Guard(guard);
         out.push(RtRequest::FilterReplace(Filter { link: name.clone(), hook: Hook::Ingress, priority: GUARD, kind }));
