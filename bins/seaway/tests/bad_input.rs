@@ -106,6 +106,8 @@ fn a_damaged_journal_is_told_and_mended() {
             let request = ipam::Request {
                 key: &key(c),
                 ranges: &[range],
+                pools: None,
+                outside: false,
                 requested: &[],
                 network: "seaway",
                 netns: "/run/netns/x",

@@ -26,6 +26,8 @@ pub struct NetConf {
     pub name: Box<str>,
     /// `ranges`: this node's, at most one per family.
     pub ranges: Vec<Cidr>,
+    /// `ipam.pools`, instead of `ranges`: the agent's list of what may be given out of address pools.
+    pub pools: Option<PathBuf>,
     /// `mtu` in bytes.
     pub mtu: Option<u32>,
     /// `dataDir`.
@@ -116,6 +118,7 @@ impl NetConf {
             version,
             name: "".into(),
             ranges: Vec::new(),
+            pools: None,
             mtu: None,
             data_dir: ipam::DEFAULT_DIR.into(),
             dns: None,
@@ -158,6 +161,8 @@ impl NetConf {
             ("dataDir", v) => return Err(wrong(field, &v, "an absolute path is needed")),
             ("ranges", Value::Array(list)) => self.ranges = ranges(&list)?,
             ("ranges", v) => return Err(wrong(field, &v, "a list of ranges is needed, e.g. [\"10.244.1.0/24\"]")),
+            ("ipam", Value::Object(m)) => self.pools = Some(pools(&Fields::new(&m, "ipam"))?),
+            ("ipam", v) => return Err(wrong(field, &v, "an object is needed")),
             ("dns", Value::Object(m)) => self.dns = Some(Dns::read(&Fields::new(&m, "dns"))?),
             ("dns", v) => return Err(wrong(field, &v, "an object is needed")),
             ("runtimeConfig", Value::Object(rc)) => self.runtime_config(&rc)?,
@@ -177,7 +182,7 @@ impl NetConf {
             (f, _) if f.starts_with("cni.dev/") => {}
             (_, v) => {
                 let msg = format!("unsupported field in the network configuration: {field} = {}", shown(&v));
-                let known = "known are cniVersion, name, type, ranges, mtu, dataDir, mode, modeOptions, pods, dns, \
+                let known = "known are cniVersion, name, type, ranges, ipam, mtu, dataDir, mode, modeOptions, pods, dns, \
                              capabilities, runtimeConfig, args, prevResult";
                 return Err(Error::new(Code::UnsupportedField, msg).with(known));
             }
@@ -215,7 +220,10 @@ impl NetConf {
     /// # Errors
     /// Code 7.
     pub fn for_add(&self) -> Result<u32, Error> {
-        if self.ranges.is_empty() {
+        if self.pools.is_some() && !self.ranges.is_empty() {
+            return Err(bad("ranges and ipam exclude each other: addresses come from the one or from the other"));
+        }
+        if self.ranges.is_empty() && self.pools.is_none() {
             return Err(bad("ranges is missing: the node's pod ranges, e.g. [\"10.244.1.0/24\"]"));
         }
         let Some(mtu) = self.mtu else {
@@ -225,6 +233,19 @@ impl NetConf {
             return Err(bad(format!("mtu is {mtu}: IPv6 needs at least 1280 (RFC 8200 section 5)")));
         }
         Ok(mtu)
+    }
+}
+
+/// `ipam`: our own, of address pools.
+fn pools(f: &Fields<'_>) -> Result<PathBuf, Error> {
+    if f.text("type")? != Some("seaway") {
+        return Err(bad(
+            "ipam.type must be \"seaway\" here; ipam of other types is for the plugins that delegate to them",
+        ));
+    }
+    match f.needed("pools")? {
+        p if p.starts_with('/') && !p.contains('\0') => Ok(p.into()),
+        p => Err(bad(format!("ipam.pools is {p:?}: an absolute path is needed"))),
     }
 }
 

@@ -23,6 +23,8 @@ pub struct ConflistSpec {
     pub name: String,
     /// This node's pod ranges, at most one per family.
     pub ranges: Vec<Cidr>,
+    /// Instead of ranges: the file in which the agent says what the node may give out of address pools.
+    pub pools: Option<String>,
     /// The uplink's MTU minus the backend's overhead, in bytes.
     pub mtu: u32,
     /// Where the journal is.
@@ -51,6 +53,10 @@ pub fn conflist(spec: &ConflistSpec) -> String {
     }
     if let Some(dir) = &spec.pods {
         ours["pods"] = dir.as_str().into();
+    }
+    if let (Some(file), Some(m)) = (&spec.pools, ours.as_object_mut()) {
+        m.remove("ranges");
+        m.insert("ipam".into(), json!({"type": "seaway", "pools": file}));
     }
     let mut plugins = vec![ours];
     plugins.extend(spec.chained.iter().cloned());

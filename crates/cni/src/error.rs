@@ -109,8 +109,10 @@ impl std::error::Error for Error {}
 impl From<IpamError> for Error {
     fn from(e: IpamError) -> Self {
         let code = match &e {
-            IpamError::Io { .. } | IpamError::Corrupt { .. } | IpamError::TooLarge { .. } => Code::Io,
-            IpamError::Exhausted { .. } => Code::TryAgainLater,
+            IpamError::Io { .. } | IpamError::Corrupt { .. } | IpamError::TooLarge { .. } | IpamError::Pools { .. } => {
+                Code::Io
+            }
+            IpamError::Exhausted { .. } | IpamError::NotYet { .. } | IpamError::NoPools { .. } => Code::TryAgainLater,
             IpamError::TwoRanges { .. } => Code::InvalidConfig,
             IpamError::OutOfRange { .. }
             | IpamError::Reserved { .. }

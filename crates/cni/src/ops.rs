@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use intent::PodSpec;
-use ipam::{Journal, Key, KeyLock, PodRef, Record, Request};
-use kernel_api::rt::{RtRequest, SetLink};
+use ipam::{Ask, Journal, Key, KeyLock, PodRef, Record, Request};
+use kernel_api::rt::{ROUTE_PROTOCOL, RouteTo, RtRequest, SetLink};
 use kernel_api::{RequestError, Rtnetlink, errno};
 use types::{Family, OwnedName};
 
@@ -124,10 +124,22 @@ fn add<M: Machine>(
     let requested = [&spec.addresses[..], &conf.ips[..], ips].into_iter().find(|l| !l.is_empty()).unwrap_or_default();
     // An `ipam` of the options' own gives the addresses instead, or that of the network in place of the cluster's.
     let other = spec.default_network.is_some();
-    let ranges = if other || wiring.options.contains_key("ipam") { &[][..] } else { &conf.ranges[..] };
+    let own = !other && !wiring.options.contains_key("ipam");
+    let ranges = if own { &conf.ranges[..] } else { &[][..] };
     let requested = if other { &[][..] } else { requested };
-    let request =
-        Request { key, network: &conf.name, netns: path, inode: netns.inode(), pod, ranges, requested, mtu, now };
+    let request = Request {
+        key,
+        network: &conf.name,
+        netns: path,
+        inode: netns.inode(),
+        pod,
+        ranges,
+        pools: conf.pools.as_deref().filter(|_| own).map(|file| Ask { file, names: &spec.pools }),
+        outside: spec.outside_ipam && !other,
+        requested,
+        mtu,
+        now,
+    };
     // The journal's lock is held for these calls only; what follows needs the attachment's lock alone.
     let (known, mut record) = {
         let mut journal = Journal::open(&conf.data_dir)?;
@@ -258,6 +270,10 @@ fn host_side(rt: &mut impl Rtnetlink, r: &Record, plan: &AddPlan) -> Result<(), 
                 let other = routes.iter().find(|o| o.route.dst == want.dst && o.route.metric == want.metric);
                 match other {
                     Some(o) if o.route.to == want.to => {}
+                    // A borrowed address that nobody had: the agent keeps its packets from going round in circles.
+                    Some(o) if o.protocol == ROUTE_PROTOCOL && o.route.to == RouteTo::Blackhole => {
+                        rt.run(&[RtRequest::RouteReplace(want)])?;
+                    }
                     Some(o) => {
                         let msg = format!(
                             "address {addr} of {} is routed elsewhere: `{}`; if that interface is stale, remove the route",
@@ -515,13 +531,7 @@ fn status(machine: &mut impl Machine, conf: &NetConf) -> Result<(), Error> {
     conf.for_add().map_err(no)?;
     let mut journal = Journal::open(&conf.data_dir).map_err(|e| no(e.into()))?;
     journal.probe().map_err(|e| no(e.into()))?;
-    for range in &conf.ranges {
-        let u = journal.usage(*range);
-        if u.used >= u.usable {
-            let e = ipam::IpamError::Exhausted { range: u.range, used: u.used, usable: u.usable };
-            return Err(no(e.into()));
-        }
-    }
+    journal.has_room(&conf.ranges, conf.pools.as_deref()).map_err(|e| no(e.into()))?;
     drop(journal);
     // The namespaces' own loopback is always there: an empty answer or a refusal means that nothing can be wired, and
     // that what is wired can no longer be seen to.

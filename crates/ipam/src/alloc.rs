@@ -54,71 +54,147 @@ impl Pool {
         Usage { range, used, usable: usable(&range).map_or(0, |(f, l)| (l - f).saturating_add(1)) }
     }
 
-    /// The next free address of `range`: next fit after the one given out last, so that a released address rests
-    /// until the range has been gone through once.
+    /// The next free address of a range of which the indices `first..=last` may be given: next fit after the one given
+    /// out last, so that a released address rests until the range has been gone through once.
     ///
-    /// Steps over used addresses one by one, at most as many as are used: the cost depends on the number of pods, never
-    /// on the size of the range.
-    pub(crate) fn next(&self, range: Cidr) -> Result<IpAddr, IpamError> {
-        let full = || {
-            let usage = self.usage(range);
-            IpamError::Exhausted { range, used: usage.used, usable: usage.usable }
-        };
-        let Some((first, last)) = usable(&range) else { return Err(full()) };
+    /// Steps over used and excepted addresses one by one: the cost depends on the number of pods, never on the size of
+    /// the range.
+    fn next(&self, span: &Span, except: &[Cidr]) -> Option<IpAddr> {
+        let Span { range, first, last } = span;
+        let (first, last) = (*first, *last);
         let mut at = self.last[usize::from(range.family() == Family::V6)]
             .and_then(|a| range.index_of(a))
             .map_or(first, |i| i.saturating_add(1));
-        // One more than what is used must hold a free one, unless all are used.
-        for _ in 0..=self.used.len() {
+        let count = (last - first).saturating_add(1);
+        let mut seen: u128 = 0;
+        while seen < count {
             if at < first || at > last {
                 at = first;
             }
-            match range.nth(at) {
-                Some(a) if !self.used.contains_key(&a) => return Ok(a),
-                _ => at += 1,
+            let a = range.nth(at)?;
+            if let Some(e) = except.iter().find(|e| e.contains(a)) {
+                // Behind the whole exception at once: it may be a /64.
+                let end = range.index_of(e.last()).unwrap_or(last).min(last);
+                (seen, at) = (seen.saturating_add(end - at + 1), end.saturating_add(1));
+            } else if self.used.contains_key(&a) {
+                (seen, at) = (seen + 1, at + 1);
+            } else {
+                return Some(a);
             }
         }
-        Err(full())
+        None
     }
 
-    /// One address per range; `requested` ones first. `by` finds who is known by some digits.
+    /// One address of each family that the space has; `requested` ones first. `by` finds who is known by some digits.
     pub(crate) fn choose(
         &self,
-        ranges: &[Cidr],
+        space: &Space,
         requested: &[IpAddr],
         by: impl Fn(u64) -> Result<Key, IpamError>,
     ) -> Result<Vec<IpAddr>, IpamError> {
-        for (i, a) in ranges.iter().enumerate() {
-            if let Some(b) = ranges[i + 1..].iter().find(|b| b.family() == a.family()) {
-                return Err(IpamError::TwoRanges { a: *a, b: *b });
-            }
-        }
         for (i, &addr) in requested.iter().enumerate() {
             if let Some(&b) = requested[i + 1..].iter().find(|b| b.is_ipv4() == addr.is_ipv4()) {
                 return Err(IpamError::TwoRequested { a: addr, b });
             }
-            let Some(range) = ranges.iter().find(|r| r.contains(addr)) else {
-                let ranges = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let spans = || space.sets.iter().flat_map(|s| &s.spans);
+            let Some(span) = spans().find(|s| s.range.contains(addr)) else {
+                let here = space.sets.iter().filter(|s| s.family == Family::of(addr));
+                if let Some(wait) = here.map(|s| &s.wait).find(|w| !w.is_empty()) {
+                    return Err(IpamError::NotYet { addr, wait: wait.clone() });
+                }
+                let ranges = spans().map(|s| s.range.to_string()).collect::<Vec<_>>().join(", ");
                 return Err(IpamError::OutOfRange { addr, ranges });
             };
-            let free =
-                usable(range).zip(range.index_of(addr)).is_some_and(|((first, last), i)| (first..=last).contains(&i));
+            let free = span.range.index_of(addr).is_some_and(|i| (span.first..=span.last).contains(&i))
+                && !space.except.iter().any(|e| e.contains(addr));
             if !free {
-                return Err(IpamError::Reserved { addr, range: *range });
+                return Err(IpamError::Reserved { addr, range: span.range });
             }
             if let Some(link) = self.used.get(&addr) {
                 return Err(IpamError::Taken { addr, by: by(*link)? });
             }
         }
-        let mut out = ranges
-            .iter()
-            .map(|r| match requested.iter().find(|a| r.contains(**a)) {
-                Some(a) => Ok(*a),
-                None => self.next(*r),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        out.sort_unstable(); // IPv4 first
+        let mut out = Vec::new();
+        for family in Family::BOTH {
+            let sets = || space.sets.iter().filter(|s| s.family == family);
+            if let Some(a) = requested.iter().find(|a| Family::of(**a) == family) {
+                out.push(*a);
+            } else if sets().next().is_some() {
+                let mut spans = sets().flat_map(|s| &s.spans);
+                match spans.find_map(|s| self.next(s, &space.except)) {
+                    Some(a) => out.push(a),
+                    None => return Err(self.exhausted(&sets().collect::<Vec<_>>())),
+                }
+            }
+        }
         Ok(out)
+    }
+
+    /// No set of a family has an address.
+    fn exhausted(&self, sets: &[&Set]) -> IpamError {
+        let (mut used, mut usable) = (0, 0);
+        for s in sets.iter().flat_map(|s| &s.spans) {
+            used += self.used.range(s.range.addr()..=s.range.last()).count() as u128;
+            usable += (s.last - s.first).saturating_add(1);
+        }
+        let names = sets.iter().map(|s| s.name.clone()).collect::<Vec<_>>().join(", ");
+        let wait: Vec<&str> = sets.iter().map(|s| &*s.wait).filter(|w| !w.is_empty()).collect();
+        IpamError::Exhausted { of: names, used, usable, wait: wait.join("; ") }
+    }
+}
+
+/// What may be given out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Space {
+    /// In order: of each family, the first that has an address gives it.
+    pub sets: Vec<Set>,
+    /// What is never given.
+    pub except: Vec<Cidr>,
+}
+
+/// Ranges of one family that belong together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Set {
+    name: String,
+    family: Family,
+    spans: Vec<Span>,
+    wait: String,
+}
+
+/// A range, and the first and last index of it that may be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Span {
+    range: Cidr,
+    first: u128,
+    last: u128,
+}
+
+impl Set {
+    /// Ranges of which every address may be given: pods have them as host addresses.
+    pub(crate) fn whole(name: String, family: Family, ranges: &[Cidr], wait: &str) -> Self {
+        let span = |r: &Cidr| Span { range: *r, first: 0, last: r.size() - 1 };
+        let spans = ranges.iter().filter(|r| r.family() == family).map(span).collect();
+        Self { name, family, spans, wait: wait.into() }
+    }
+
+    /// No addresses at all.
+    pub(crate) fn none(name: String, family: Family) -> Self {
+        Self { wait: format!("{name} has given this node nothing yet"), name, family, spans: Vec::new() }
+    }
+}
+
+impl Space {
+    /// A node's own ranges, at most one per family; one address of each is given.
+    pub(crate) fn of_ranges(ranges: &[Cidr]) -> Result<Self, IpamError> {
+        let mut sets = Vec::new();
+        for (i, a) in ranges.iter().enumerate() {
+            if let Some(b) = ranges[i + 1..].iter().find(|b| b.family() == a.family()) {
+                return Err(IpamError::TwoRanges { a: *a, b: *b });
+            }
+            let spans = usable(a).map(|(first, last)| Span { range: *a, first, last }).into_iter().collect();
+            sets.push(Set { name: format!("range {a}"), family: a.family(), spans, wait: String::new() });
+        }
+        Ok(Self { sets, except: Vec::new() })
     }
 }
 
@@ -156,19 +232,20 @@ mod tests {
     #[test]
     fn a_released_address_rests_until_the_range_was_gone_through() {
         let range = c("10.0.0.0/29"); // .2 to .6
+        let one = Space::of_ranges(&[range]).unwrap();
         let mut p = Pool::default();
         for (n, want) in ["10.0.0.2", "10.0.0.3", "10.0.0.4"].into_iter().zip(0..).map(|(w, n)| (n, w)) {
-            let a = p.next(range).unwrap();
+            let a = p.choose(&one, &[], key).unwrap()[0];
             assert_eq!(a, ip(want));
             p.take(a, n);
         }
         p.used.remove(&ip("10.0.0.3"));
         for (n, want) in ["10.0.0.5", "10.0.0.6", "10.0.0.3"].into_iter().zip(0..).map(|(w, n)| (n, w)) {
-            let a = p.next(range).unwrap();
+            let a = p.choose(&one, &[], key).unwrap()[0];
             assert_eq!(a, ip(want));
             p.take(a, 10 + n);
         }
-        let e = p.next(range).unwrap_err().to_string();
+        let e = p.choose(&one, &[], key).unwrap_err().to_string();
         assert!(e.contains("10.0.0.0/29 has no free address: 5 of 5"), "{e}");
     }
 
@@ -176,7 +253,7 @@ mod tests {
     fn requests_are_judged_by_name() {
         let mut p = Pool::default();
         p.take(ip("10.0.0.9"), 9);
-        let ranges = [c("10.0.0.0/24"), c("fd00::/64")];
+        let ranges = Space::of_ranges(&[c("10.0.0.0/24"), c("fd00::/64")]).unwrap();
         assert_eq!(p.choose(&ranges, &[ip("fd00::77")], key).unwrap(), [ip("10.0.0.10"), ip("fd00::77")]);
         for (req, says) in [
             (vec!["10.0.1.1"], "lies in none of this node's ranges (10.0.0.0/24, fd00::/64)"),
@@ -189,7 +266,39 @@ mod tests {
             let e = p.choose(&ranges, &req, key).unwrap_err().to_string();
             assert!(e.contains(says), "{e}");
         }
-        let e = p.choose(&[c("10.0.0.0/24"), c("10.1.0.0/24")], &[], key).unwrap_err().to_string();
+        let e = Space::of_ranges(&[c("10.0.0.0/24"), c("10.1.0.0/24")]).unwrap_err().to_string();
         assert!(e.contains("10.0.0.0/24 and 10.1.0.0/24 are both IPv4"), "{e}");
+    }
+
+    #[test]
+    fn pools_give_whole_blocks_one_after_the_other() {
+        let blocks = [c("10.0.0.0/30"), c("10.0.0.8/30"), c("10.0.9.9/32")];
+        let sets = vec![
+            Set::whole("IPPool a".into(), Family::V4, &blocks, "a block is being claimed"),
+            Set::whole("IPPool b".into(), Family::V4, &[c("10.1.0.0/31")], ""),
+        ];
+        let space = Space { sets, except: vec![c("10.0.0.2/31"), c("10.0.0.8/32")] };
+        let mut p = Pool::default();
+        let want = ["10.0.0.0", "10.0.0.1", "10.0.0.9", "10.0.0.10", "10.0.0.11", "10.0.9.9", "10.1.0.0", "10.1.0.1"];
+        for (n, want) in want.into_iter().enumerate() {
+            let got = p.choose(&space, &[], key).unwrap();
+            assert_eq!(got, [ip(want)]);
+            p.take(got[0], n as u64);
+        }
+        let e = p.choose(&space, &[], key).unwrap_err();
+        assert!(e.is_exhausted());
+        let says = "IPPool a, IPPool b has no free address: 8 of 11 are in use; a block is being claimed";
+        assert!(e.to_string().contains(says), "{e}");
+        p.used.remove(&ip("10.0.0.9"));
+        assert_eq!(p.choose(&space, &[], key).unwrap(), [ip("10.0.0.9")]);
+        for (a, says) in [
+            ("10.0.0.8", "reserved in 10.0.0.8/30"),
+            ("10.0.0.10", "in use by c3/eth0"),
+            ("10.0.0.99", "10.0.0.99 is not this node's yet: a block is being claimed"),
+            ("fd00::1", "lies in none of this node's ranges"),
+        ] {
+            let e = p.choose(&space, &[ip(a)], key).unwrap_err().to_string();
+            assert!(e.contains(says), "{e}");
+        }
     }
 }

@@ -49,16 +49,40 @@ pub enum IpamError {
     },
     /// No address is free.
     #[error(
-        "range {range} has no free address: {used} of {usable} are in use; delete pods, run `seaway ipam check`, or give \
-         the node a larger pod CIDR"
+        "{of} has no free address: {used} of {usable} are in use; {}",
+        if wait.is_empty() { "delete pods, run `seaway ipam check`, or give the node more addresses" } else { wait.as_str() }
     )]
     Exhausted {
-        /// The range.
-        range: Cidr,
+        /// Range or pools.
+        of: String,
         /// Addresses of it in use.
         used: u128,
-        /// Addresses of it that may be given out.
+        /// Addresses of it that this node may give out.
         usable: u128,
+        /// What is under way; empty when nothing is.
+        wait: String,
+    },
+    /// A requested address is none of this node's so far.
+    #[error("requested address {addr} is not this node's yet: {wait}")]
+    NotYet {
+        /// The address.
+        addr: IpAddr,
+        /// What is under way.
+        wait: String,
+    },
+    /// The agent's list of pools cannot be used.
+    #[error("{} is not what this version's agent writes: {why}; restart the agent", file.display())]
+    Pools {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The agent has not said what may be given out.
+    #[error("{} does not exist: the agent has not yet said which addresses this node may give out; is it running?", file.display())]
+    NoPools {
+        /// The file.
+        file: PathBuf,
     },
     /// Two ranges of one family.
     #[error("ranges {a} and {b} are both {}: give at most one range per family", a.family())]
@@ -121,7 +145,7 @@ impl IpamError {
     /// Whether no space or no address was left, so that a later try may succeed.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        matches!(self, Self::Exhausted { .. })
+        matches!(self, Self::Exhausted { .. } | Self::NotYet { .. } | Self::NoPools { .. })
     }
 }
 

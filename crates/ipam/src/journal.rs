@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use types::Cidr;
 
-use crate::alloc::Usage;
+use crate::alloc::{Set, Space, Usage};
 use crate::frame::{Frame, Header, VERSION, VOID};
 use crate::index;
 use crate::lock::{lock, make_dir};
 use crate::state::{State, Text};
-use crate::{IpamError, Key, PodRef, Record};
+use crate::{IpamError, Key, PodRef, Pools, Record};
 
 /// A journal holds about 300 bytes an attachment and is compacted long before; this is for a file that is not ours.
 const MAX_BYTES: u64 = 64 << 20;
@@ -40,12 +40,25 @@ pub struct Request<'a> {
     pub pod: Option<&'a PodRef>,
     /// This node's ranges, at most one per family; one address of each is given.
     pub ranges: &'a [Cidr],
+    /// Instead of `ranges`: pools.
+    pub pools: Option<Ask<'a>>,
+    /// `requested` are out of no range or pool: nobody gives them out, they only must be nobody's.
+    pub outside: bool,
     /// Addresses that it must be, at most one per family.
     pub requested: &'a [IpAddr],
     /// Bytes.
     pub mtu: u32,
     /// Seconds since 1970.
     pub now: u64,
+}
+
+/// Which pools.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// The file that says what they have: [`crate::Pools`].
+    pub file: &'a Path,
+    /// Their names, in order; the default ones when empty.
+    pub names: &'a [Box<str>],
 }
 
 /// The journal, locked: no other process reads-and-writes it until this is dropped.
@@ -105,6 +118,17 @@ pub fn read(dir: &Path) -> Result<Vec<Record>, IpamError> {
         }
         r => r,
     }
+}
+
+/// The attachments of this boot, read while no plugin is between looking for a free address and writing down that it
+/// took it: what was taken out of [`crate::Pools`] before and is not in here, nobody has or will get.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_settled(dir: &Path) -> Result<Vec<Record>, IpamError> {
+    make_dir(dir)?;
+    let _lock = take(dir, FlockOperation::LockShared)?;
+    read(dir)
 }
 
 pub(crate) fn slurp(path: &Path) -> Result<Vec<u8>, IpamError> {
@@ -276,7 +300,7 @@ impl Journal {
             link,
             addresses: match &have {
                 Some(r) => r.addresses.clone(),
-                None => self.state.pool.choose(request.ranges, request.requested, by)?,
+                None => self.state.pool.choose(&space(request)?, request.requested, by)?,
             },
             mtu: request.mtu,
             time: have.as_ref().map_or(request.now, |r| r.time),
@@ -334,6 +358,21 @@ impl Journal {
         self.state.del(link);
         self.tidy();
         Ok(Some(record))
+    }
+
+    /// Whether addresses can be given: for STATUS. Of pools only whether the agent has said anything: when they are used
+    /// up the next block is under way, and a node that says it is not ready loses the pods that it has.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn has_room(&self, ranges: &[Cidr], pools: Option<&Path>) -> Result<(), IpamError> {
+        match pools {
+            Some(file) => room(&[], Some(Ask { file, names: &[] })).map(drop),
+            None => {
+                let nobody = |_| Err(IpamError::io("look in", &self.path, rustix::io::Errno::NOENT));
+                self.state.pool.choose(&Space::of_ranges(ranges)?, &[], nobody).map(drop)
+            }
+        }
     }
 
     /// Writes and takes back one byte: whether [`Journal::allocate`] could write now. For STATUS.
@@ -416,6 +455,34 @@ impl Journal {
         self.file = replace(&new, &self.path, &bytes)?;
         (self.state, self.bytes, self.from, self.indexed) = (state, bytes, 0, 0);
         Ok(())
+    }
+}
+
+/// What may be given for a request. Called while the journal is locked: see [`crate::Pools`].
+fn space(request: &Request<'_>) -> Result<Space, IpamError> {
+    if request.outside {
+        let exact = |a: &IpAddr| Set::whole("no pool".into(), types::Family::of(*a), &[Cidr::host(*a)], "");
+        return Ok(Space { sets: request.requested.iter().map(exact).collect(), except: Vec::new() });
+    }
+    room(request.ranges, request.pools)
+}
+
+fn room(ranges: &[Cidr], pools: Option<Ask<'_>>) -> Result<Space, IpamError> {
+    match pools {
+        Some(ask) => match Pools::read(ask.file)? {
+            Some(pools) => match pools.space(ask.names) {
+                // Without a pool there would be an interface without an address.
+                space if space.sets.is_empty() => Err(IpamError::Exhausted {
+                    of: "no IPPool".to_owned(),
+                    used: 0,
+                    usable: 0,
+                    wait: "no IPPool gives addresses on this node: make one, or widen a nodeSelector".to_owned(),
+                }),
+                space => Ok(space),
+            },
+            None => Err(IpamError::NoPools { file: ask.file.to_owned() }),
+        },
+        None => Space::of_ranges(ranges),
     }
 }
 

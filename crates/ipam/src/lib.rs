@@ -29,6 +29,7 @@ mod frame;
 mod index;
 mod journal;
 mod lock;
+mod pools;
 mod record;
 mod state;
 
@@ -36,8 +37,9 @@ pub use alloc::{Usage, usable};
 pub use check::{Fault, Report, check, repair};
 pub use error::IpamError;
 pub use extras::{Limits, PortMapping, Rate};
-pub use journal::{Journal, Request, boot_id, parse, read};
+pub use journal::{Ask, Journal, Request, boot_id, parse, read, read_settled};
 pub use lock::KeyLock;
+pub use pools::{POOLS, PoolRanges, Pools};
 pub use record::{Delegate, Key, PodRef, Record};
 
 /// Where the journal is unless the configuration says otherwise. On a tmpfs on every distribution with systemd.

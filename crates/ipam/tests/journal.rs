@@ -26,6 +26,8 @@ fn add(j: &mut Journal, n: usize, ranges: &[Cidr]) -> Result<Record, IpamError> 
         inode: 4_026_531_840,
         pod: None,
         ranges,
+        pools: None,
+        outside: false,
         requested: &[],
         mtu: 1450,
         now: 1,

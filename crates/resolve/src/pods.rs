@@ -10,7 +10,9 @@ use types::ObjectName;
 use crate::LocalState;
 use crate::annotations::{MIRROR, MODE, MODE_OPTIONS};
 use crate::networks::{DEFAULT, Known, OLDER, PodNetworks, pod_networks};
+use crate::pools::{Choice, Notes as Asked, OUTSIDE, choose, outside_allowed};
 use crate::problem::Problem;
+use crate::settings::Ipam;
 use crate::snapshot::{ClusterSnapshot, Key, Kind, Labels, Phase, Pod};
 
 /// Where an annotation was read.
@@ -58,7 +60,7 @@ pub(crate) fn fill(
         }
         let namespace = snapshot.namespaces.get(&name.namespace).map(|n| &n.asks);
         let notes = Notes { name, own: &pod.asks, namespace };
-        let spec = match spec(&notes, pod, &known) {
+        let spec = match spec(&notes, pod, &known).and_then(|s| addresses(snapshot, intent, name, pod, s)) {
             Ok(s) => s,
             // Attached in another way than it asks, it would be reachable where it must not be: not at all, then.
             Err(p) => {
@@ -85,6 +87,66 @@ fn spec(notes: &Notes<'_>, pod: &Pod, known: &Known<'_>) -> Result<PodSpec, Prob
         return Err(annotation(&format!("Pod/{}", notes.name), MODE, why));
     }
     Ok(PodSpec { uid: uid(pod), wiring, default_network: first, networks: further, ..PodSpec::default() })
+}
+
+/// Where the pod's addresses come from, and which they must be.
+fn addresses(
+    snapshot: &ClusterSnapshot,
+    intent: &NodeIntent,
+    name: &ObjectName,
+    pod: &Pod,
+    mut spec: PodSpec,
+) -> Result<PodSpec, Problem> {
+    let nothing = Asked::default();
+    let asked = pod.notes.as_deref().unwrap_or(&nothing);
+    let wrong = |key: &str, why: String| annotation(&format!("Pod/{name}"), key, why);
+    let choice = match snapshot.settings.ipam {
+        Ipam::Pools => choose(snapshot, &intent.node, &name.namespace, asked),
+        Ipam::NodeCidr => of_node_ranges(snapshot, intent, asked),
+    };
+    let choice = choice.map_err(|all| match all.into_iter().next() {
+        Some((key, why)) => wrong(&key, why),
+        None => wrong("seaway.io/ip-addrs", "cannot be honoured".into()),
+    })?;
+    spec.pools = choice.v4.into_iter().chain(choice.v6).collect();
+    spec.outside_ipam = !choice.outside.is_empty();
+    spec.addresses = if spec.outside_ipam { choice.outside } else { choice.fixed };
+    Ok(spec)
+}
+
+/// What can be asked for where addresses come from the nodes' own ranges.
+fn of_node_ranges(
+    snapshot: &ClusterSnapshot,
+    intent: &NodeIntent,
+    asked: &Asked,
+) -> Result<Choice, Vec<(Box<str>, String)>> {
+    let mut wrong: Vec<(Box<str>, String)> = asked.wrong.iter().map(|(k, w)| (k.clone(), w.to_string())).collect();
+    for (given, key) in [(&asked.v4, "seaway.io/ipv4pools"), (&asked.v6, "seaway.io/ipv6pools")] {
+        if given.is_some() {
+            let why = "addresses come from the nodes' own ranges: set ipam: pools in ConfigMap kube-system/seaway, or remove the annotation";
+            wrong.push((key.into(), why.into()));
+        }
+    }
+    for a in &asked.fixed {
+        if !intent.pod_cidrs.iter().any(|c| c.contains(*a)) {
+            let why = format!(
+                "{a} lies in no pod range of Node {}: choose another address, or schedule the pod elsewhere",
+                intent.node
+            );
+            wrong.push(("seaway.io/ip-addrs".into(), why));
+        }
+    }
+    outside_allowed(snapshot, asked, &mut wrong);
+    for a in &asked.outside {
+        if let Some(c) = intent.cluster_cidrs.iter().find(|c| c.contains(*a)) {
+            wrong.push((
+                OUTSIDE.into(),
+                format!("{a} lies in {c}, a range of pods: ask for it with seaway.io/ip-addrs"),
+            ));
+        }
+    }
+    let choice = Choice { fixed: asked.fixed.to_vec(), outside: asked.outside.to_vec(), ..Choice::default() };
+    if wrong.is_empty() { Ok(choice) } else { Err(wrong) }
 }
 
 fn wiring(notes: &Notes<'_>) -> Result<Option<Wiring>, Problem> {

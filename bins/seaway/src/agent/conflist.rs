@@ -24,14 +24,19 @@ impl Writer {
         Self { dir, ipam_dir }
     }
 
-    /// Brings the file to what this pass says.
+    /// Brings the file to what this pass says; `pools`: addresses come from address pools.
     ///
     /// # Errors
     /// Why there is none, for a person.
-    pub fn update(&mut self, pass: &Pass) -> Result<(), String> {
+    pub fn update(&mut self, pass: &Pass, pools: bool) -> Result<(), String> {
         let node = &pass.intent.node;
-        let ranges: Vec<Cidr> = pass.intent.pod_cidrs.clone();
-        if ranges.is_empty() {
+        let file = self.ipam_dir.join(ipam::POOLS);
+        if pools && !file.exists() {
+            return Err(format!("{} is not written yet: see the agent's log for address pools", file.display()));
+        }
+        // Blocks and borrowed addresses are no ranges of the node's own.
+        let ranges: Vec<Cidr> = if pools { Vec::new() } else { pass.node_ranges.clone() };
+        if !pools && ranges.is_empty() {
             return Err(format!(
                 "Node/{node} spec.podCIDRs is empty: run `seaway controller` with a clusterCIDR, or the cluster's own allocator"
             ));
@@ -49,6 +54,7 @@ impl Writer {
         let text = cni::conflist(&cni::ConflistSpec {
             name: "seaway".to_owned(),
             ranges,
+            pools: pools.then(|| file.display().to_string()),
             mtu: uplink.mtu.saturating_sub(overhead),
             data_dir: self.ipam_dir.display().to_string(),
             wiring: pass.intent.wiring.clone(),

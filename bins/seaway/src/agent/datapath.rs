@@ -11,9 +11,9 @@ use kernel_api::rt::RouteTo;
 use kernel_api::{Nft, Rtnetlink, Sysctl};
 use plan::{Dataplane, Kernel, KernelError, Next, Refused, converge};
 use plane_nft::NftPlane;
-use resolve::{ClusterSnapshot, LocalState, Resolved};
+use resolve::{ClusterSnapshot, LocalState, Problem, Resolved};
 use telemetry::Plane;
-use types::NodeName;
+use types::{Cidr, NodeName};
 
 use super::conf_files;
 use super::facts::{self, Facts, IfaceChoice};
@@ -89,6 +89,8 @@ pub struct Pass {
     pub facts: Facts,
     /// The records of the CNI plugin.
     pub records: Vec<ipam::Record>,
+    /// The Node's own pod ranges.
+    pub node_ranges: Vec<Cidr>,
     /// By plane.
     pub planes: Vec<PlanePass>,
     /// Everything that was refused: bad input first, then each plane's.
@@ -160,8 +162,7 @@ where
             resolved = meaning(true);
         }
         let Resolved { intent, problems } = resolved;
-        let mut refused: Vec<Refused> =
-            problems.into_iter().map(|p| Refused { object: p.object, field: p.field, why: p.why }).collect();
+        let mut refused: Vec<Refused> = problems.into_iter().map(refused_input).collect();
 
         let want = Fabric.compile(&intent, &facts.caps);
         let result =
@@ -174,7 +175,9 @@ where
         let result = self.nft_pass(&want.image);
         let nft = PlanePass { plane: Plane::Nftables, result, took: began.elapsed(), refused: want.refused.len() };
         refused.extend(want.refused);
-        Ok(Pass { lingers, intent, facts, records, planes: vec![fabric, nft], refused })
+        let node_ranges =
+            cluster.read(|s| s.nodes.get(&self.setup.node).map(|n| n.pod_cidrs.to_vec()).unwrap_or_default());
+        Ok(Pass { node_ranges, lingers, intent, facts, records, planes: vec![fabric, nft], refused })
     }
 
     /// The nftables part of a pass. What we committed last is what is there as long as the generation id says that
@@ -197,6 +200,11 @@ where
         self.nft_have = Some((generation(&mut self.nft_generation)?, want.clone()));
         Ok(done.ops)
     }
+}
+
+/// Bad input, as a plane's refusal is told.
+pub fn refused_input(p: Problem) -> Refused {
+    Refused { object: p.object, field: p.field, why: p.why }
 }
 
 /// Whether routes lead through a VXLAN device. While they do, a connection may begin at any moment.

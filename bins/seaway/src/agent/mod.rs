@@ -14,6 +14,7 @@ mod http;
 mod lock;
 mod mend;
 mod network_status;
+mod pools;
 mod publish;
 mod status;
 mod turn;
@@ -105,6 +106,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         Setup { node: node.clone(), cni_conf_dir, ipam_dir: args.ipam_dir.clone(), iface: args.iface.clone(), missing };
     let (published, publish) = tokio::sync::watch::channel(None);
     let (status, statuses) = tokio::sync::watch::channel(network_status::Statuses::new());
+    let pools = Arc::new(pools::Shared::default());
     let (woken, mut wake) = std::io::pipe().context("make a pipe")?;
     let turn = turn::Turn {
         setup,
@@ -113,6 +115,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         shared: Arc::clone(&shared),
         reader: source.reader(),
         published,
+        pools: Arc::clone(&pools),
         recorder: source::Recorder::start(&api, "seaway-agent", node.as_str()),
         told: events::Told::default(),
         pods: BTreeMap::new(),
@@ -124,12 +127,16 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         .spawn(move || drop(ended.send(turn.run(woken))))
         .context("start the datapath thread")?;
     let statuses = tokio::spawn(network_status::run(api.clone(), statuses));
+    let keeper =
+        pools::Pools::new(api.clone(), node.clone(), source.reader(), args.ipam_dir.clone(), Arc::clone(&pools));
+    let keeper = tokio::spawn(keeper.run());
     let publisher = tokio::spawn(publish::run(api, node.clone(), source.reader(), publish));
     tracing::info!(node = %node, api = %args.api, listen = %args.listen, "agent started");
     let result = loop {
         tokio::select! {
             () = source.changed() => {
                 turn::heard(&shared, &source.in_sync());
+                pools.changed.notify_one();
                 // A full pipe means that the thread has not looked yet, and will.
                 let _ = std::io::Write::write(&mut wake, &[0]);
                 // Bursts become one wake-up.
@@ -145,5 +152,6 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     http.abort();
     publisher.abort();
     statuses.abort();
+    keeper.abort();
     result
 }

@@ -13,17 +13,19 @@ use kernel::{Ct, DirWatch, Monitor, Nftables, Rt, Sysctls};
 use kernel_api::conntrack::Flow;
 use plan::{Caps, Next, Pacer, PacerInput, PacerState, Refused};
 use plane_nft::NftKernel;
+use resolve::settings::Ipam;
 use source::{InSync, Reader, Recorder};
 use telemetry::{Kind, NodeCounts, Outcome, Plane};
 use tokio::sync::watch;
 use types::Proto;
 
 use super::conflist;
-use super::datapath::{Datapath, Pass, Setup};
+use super::datapath::{Datapath, Pass, Setup, refused_input};
 use super::events;
 use super::http::Shared;
 use super::mend::Mend;
 use super::network_status::{Statuses, statuses};
+use super::pools;
 use super::publish::Wanted;
 use super::status;
 
@@ -54,6 +56,8 @@ pub struct Turn {
     pub network_status: watch::Sender<Statuses>,
     /// What the files of pods say.
     pub pods: BTreeMap<String, String>,
+    /// The keeper of address pools.
+    pub pools: Arc<pools::Shared>,
 }
 
 /// Links, routes and sysctls of one namespace behind one value.
@@ -118,6 +122,7 @@ impl Turn {
                 pacer.step(PacerInput::Dirty, now);
             }
             if records.changed().context("read what changed among the CNI plugin's records")? {
+                self.pools.changed.notify_one();
                 pacer.step(PacerInput::Dirty, now);
             }
             let changed = monitor.changed().context("read the kernel's changes")?;
@@ -145,7 +150,11 @@ impl Turn {
     /// One pass and everything that follows from it. Says whether all went well.
     fn pass(&mut self, datapath: &mut Real, mend: &mut Mend) -> bool {
         let pass = match datapath.pass(&self.reader) {
-            Ok(p) => p,
+            Ok(mut p) => {
+                let problems = self.pools.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                p.refused.extend(problems.into_iter().map(refused_input));
+                p
+            }
             Err(e) => {
                 let why = format!("{e:#}");
                 tracing::error!("nothing was planned: {why}");
@@ -182,7 +191,8 @@ impl Turn {
                 *w = now;
                 changed
             });
-            let written = self.conflist.update(&pass);
+            let pools = self.reader.read(|s, _| s.settings.ipam == Ipam::Pools);
+            let written = self.conflist.update(&pass, pools);
             self.shared.health(|h| h.conflist(written));
         }
         pass.ok() && told.is_ok() && mended && !pass.lingers

@@ -46,6 +46,12 @@ impl Acks {
         self.blocks.insert(name.into(), Ack { at: now, uid: uid.into(), block: None });
     }
 
+    /// Whether the snapshot is all that is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
     /// Brings a snapshot up to what is known, and forgets what it shows by itself.
     pub fn apply(&mut self, snapshot: &mut ClusterSnapshot, now: Duration) {
         self.blocks.retain(|name, ack| {

@@ -10,6 +10,7 @@ mod acks;
 mod cluster;
 mod node;
 mod space;
+mod wants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use types::{Cidr, NodeName, ObjectName};
 pub use acks::Acks;
 pub(crate) use cluster::reconcile;
 pub use node::{Keeper, Local, Step, Want};
+pub use wants::wants;
 
 /// What the CNI plugin of a node may give out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -330,7 +330,8 @@ fn notes(metadata: &At<'_>, of_pod: bool) -> Option<Box<Notes>> {
     if !of_pod {
         (notes.fixed, notes.outside) = (Box::default(), Box::default());
     }
-    for (key, why) in &notes.wrong {
+    // A pod's are told by the node that it is on.
+    for (key, why) in notes.wrong.iter().filter(|_| !of_pod) {
         at.get(key).bad(format!("{why}; no address is given until this is mended"));
     }
     (!notes.is_empty()).then(|| Box::new(notes))

@@ -172,18 +172,10 @@ pub fn choose(
         }
     }
     fixed(snapshot, notes, &good, &mut out, &why_not, &mut wrong);
-    if let (Some(first), false) = (notes.outside.first(), snapshot.settings.outside_addresses) {
-        wrong.push((
-            "seaway.io/ip-addrs-no-ipam".into(),
-            format!("{first} is of no pool, and such addresses are not allowed: set addressesOutsideIPAM: \"true\" in ConfigMap kube-system/seaway"),
-        ));
-    }
+    outside_allowed(snapshot, notes, &mut wrong);
     for a in &notes.outside {
         if let Some((name, _)) = good.iter().find(|(_, p)| p.cidr.contains(*a)) {
-            wrong.push((
-                "seaway.io/ip-addrs-no-ipam".into(),
-                format!("{a} lies in IPPool {name}: ask for it with seaway.io/ip-addrs"),
-            ));
+            wrong.push((OUTSIDE.into(), format!("{a} lies in IPPool {name}: ask for it with seaway.io/ip-addrs")));
         }
     }
     out.outside = notes.outside.to_vec();
@@ -192,6 +184,19 @@ pub fn choose(
         (out.v4, out.v6) = (Vec::new(), Vec::new());
     }
     if wrong.is_empty() { Ok(out) } else { Err(wrong) }
+}
+
+/// The annotation for addresses of no pool.
+pub const OUTSIDE: &str = "seaway.io/ip-addrs-no-ipam";
+
+/// Complains of addresses of no pool unless the cluster's settings allow them.
+pub(crate) fn outside_allowed(snapshot: &ClusterSnapshot, notes: &Notes, wrong: &mut Vec<(Box<str>, String)>) {
+    if let (Some(first), false) = (notes.outside.first(), snapshot.settings.outside_addresses) {
+        wrong.push((
+            OUTSIDE.into(),
+            format!("{first} is of no pool, and such addresses are not allowed: set addressesOutsideIPAM: \"true\" in ConfigMap kube-system/seaway"),
+        ));
+    }
 }
 
 /// Addresses that a pod must have: each narrows its family's list to the pool that it lies in.

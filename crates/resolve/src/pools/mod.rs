@@ -18,7 +18,8 @@ use types::{Cidr, Family, NodeName};
 
 use crate::selector::Selector;
 
-pub use choose::{Choice, choose, default_choice, eligible, sound};
+pub(crate) use choose::outside_allowed;
+pub use choose::{Choice, OUTSIDE, choose, default_choice, eligible, sound};
 pub use notes::{NAMES, Notes, read_notes};
 
 /// API group of the three kinds.

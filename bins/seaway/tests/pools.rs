@@ -1,0 +1,197 @@
+//! Address pools on a real lab: blocks are claimed and run out, addresses are borrowed, pods go, pools are disabled and
+//! deleted; and every address that a pod has is reached from every node all the while.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use common::{Lab, Pod, SEAWAY, eventually, ok, run};
+use serde_json::{Value, json};
+use types::Cidr;
+
+const JSON: &str = "application/json";
+const OWN: &str = "/apis/seaway.io/v1alpha1";
+const NODES: [&str; 3] = ["node1", "node2", "node3"];
+
+fn add_pool(lab: &Lab, name: &str, spec: Value) {
+    let body = json!({"apiVersion": "seaway.io/v1alpha1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec});
+    lab.api("POST", &format!("{OWN}/ippools"), Some((JSON, &body.to_string())));
+}
+
+fn settings(lab: &Lab, data: Value) {
+    lab.patch("/api/v1/namespaces/kube-system/configmaps/seaway", &json!({"data": data}).to_string());
+}
+
+fn add_pod(lab: &Lab, name: &str, node: &str, annotations: Value) {
+    let body = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations},
+        "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0,
+                 "containers": [{"name": "c", "image": "docker.io/library/redis:7", "ports": [{"containerPort": 6379}]}]},
+    });
+    lab.api("POST", "/api/v1/namespaces/default/pods", Some((JSON, &body.to_string())));
+}
+
+fn delete_pod(lab: &Lab, name: &str) {
+    lab.api("DELETE", &format!("/api/v1/namespaces/default/pods/{name}"), None);
+}
+
+fn objects(lab: &Lab, plural: &str) -> Vec<Value> {
+    lab.api("GET", &format!("{OWN}/{plural}"), None)["items"].as_array().cloned().unwrap_or_default()
+}
+
+fn mine(lab: &Lab) -> Vec<Pod> {
+    lab.pods().into_iter().filter(|p| p.namespace == "default" && !p.host_network).collect()
+}
+
+/// Waits until so many pods run, each with `families` addresses.
+fn running(lab: &Lab, count: usize, families: usize) -> Vec<Pod> {
+    eventually(&format!("{count} pods run"), Duration::from_secs(60), || {
+        Some(mine(lab)).filter(|p| p.len() == count && p.iter().all(|p| p.ips.len() == families))
+    })
+}
+
+/// Every address answers a ping from every node, and from a pod of another node; nobody has another's.
+fn all_reach_all(lab: &Lab) {
+    let pods = mine(lab);
+    let all: Vec<IpAddr> = pods.iter().flat_map(|p| p.ips.clone()).collect();
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "an address twice: {pods:?}");
+    let ping =
+        |mut c: Command, ip: &IpAddr| run(c.args(["ping", "-n", "-c1", "-W2", &ip.to_string()])).status.success();
+    for ip in &all {
+        let from_nodes: Vec<&str> = NODES.into_iter().filter(|n| !ping(lab.on_node(n, &[]), ip)).collect();
+        assert!(from_nodes.is_empty(), "{ip} is not reached from {from_nodes:?}: {pods:?}\n{}", show(lab));
+    }
+    for to in &pods {
+        let Some(from) = pods.iter().find(|p| p.node != to.node) else { continue };
+        for ip in to.ips.iter().filter(|a| from.ips.iter().any(|b| a.is_ipv4() == b.is_ipv4())) {
+            let mut c = lab.cmd(&["exec", &format!("default/{}", from.name), "--"]);
+            let out = run(c.args(["ping", "-n", "-c1", "-W2", &ip.to_string()]));
+            assert!(
+                out.status.success(),
+                "{ip} is not reached from pod {}: {}",
+                from.name,
+                String::from_utf8_lossy(&out.stdout)
+            );
+        }
+    }
+}
+
+fn show(lab: &Lab) -> String {
+    let blocks: Vec<String> = objects(lab, "ipblocks").iter().map(|b| b["spec"].to_string()).collect();
+    let routes = NODES.map(|n| format!("{n}: {}", ok(&mut lab.on_node(n, &["ip", "route"]))));
+    format!("{}\n{}", blocks.join("\n"), routes.join("\n"))
+}
+
+fn ranges(lab: &Lab, pool: &str) -> BTreeMap<String, Vec<Cidr>> {
+    let mut out: BTreeMap<String, Vec<Cidr>> = BTreeMap::new();
+    for b in objects(lab, "ipblocks").iter().filter(|b| b["spec"]["pool"] == pool) {
+        let node = b["spec"]["node"].as_str().unwrap_or_default().to_owned();
+        out.entry(node).or_default().push(b["spec"]["cidr"].as_str().unwrap().parse().unwrap());
+    }
+    out
+}
+
+fn lent(lab: &Lab) -> usize {
+    objects(lab, "ipblocks").iter().map(|b| b["spec"]["lent"].as_array().map_or(0, Vec::len)).sum()
+}
+
+fn ipam(lab: &Lab, node: &str, args: &[&str]) -> Output {
+    let dir = lab.dir().join(node).join("ipam");
+    let api = format!("unix:{}", lab.dir().join("api.sock").display());
+    run(lab
+        .on_node(node, &[SEAWAY, "ipam"])
+        .args(args)
+        .arg("--ipam-dir")
+        .arg(dir)
+        .args(["--api", &api, "--node", node]))
+}
+
+#[test]
+fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() {
+    let lab = Lab::up(&["--nodes", "3", "--backend", "vxlan", "--ip", "dual"]);
+    // A pod of before keeps its address while the cluster moves to pools.
+    add_pod(&lab, "old", "node1", json!({}));
+    let old = running(&lab, 1, 2).remove(0);
+    add_pool(&lab, "small", json!({"cidr": "10.9.0.0/28", "blockSize": 30}));
+    add_pool(&lab, "six", json!({"cidr": "fd00:9::/124", "blockSize": 126}));
+    settings(&lab, json!({"ipam": "pools"}));
+    eventually("each node has a block of each pool", Duration::from_secs(20), || {
+        (ranges(&lab, "small").len() == 3 && ranges(&lab, "six").len() == 3).then_some(())
+    });
+    eventually("the configuration names pools", Duration::from_secs(10), || {
+        NODES
+            .iter()
+            .all(|n| {
+                let file = ok(Command::new("find").arg(lab.dir().join(n)).args(["-name", "10-seaway.conflist"]));
+                std::fs::read_to_string(file.trim()).is_ok_and(|t| t.contains("pools.json"))
+            })
+            .then_some(())
+    });
+
+    // 13 of 16 addresses: node1 needs two blocks and more, so the others lend.
+    let count = [("node1", 9), ("node2", 2), ("node3", 2)];
+    for (node, n) in count {
+        for i in 0..n {
+            add_pod(&lab, &format!("{node}-{i}"), node, json!({}));
+        }
+    }
+    let pods = running(&lab, 14, 2);
+    for p in pods.iter().filter(|p| p.name != "old") {
+        let [v4, v6] = [&p.ips[0], &p.ips[1]];
+        assert!(
+            "10.9.0.0/28".parse::<Cidr>().unwrap().contains(*v4)
+                && "fd00:9::/124".parse::<Cidr>().unwrap().contains(*v6),
+            "{p:?}"
+        );
+    }
+    assert!(pods.iter().any(|p| p.ips == old.ips), "the pod of before lives as it was");
+    assert!(lent(&lab) > 0, "{}", show(&lab));
+    all_reach_all(&lab);
+    for node in NODES {
+        let out = ipam(&lab, node, &["check"]);
+        assert!(
+            out.status.success(),
+            "{node}: {}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+
+    // Pods go: what was borrowed goes back.
+    for i in 0..9 {
+        delete_pod(&lab, &format!("node1-{i}"));
+    }
+    running(&lab, 5, 2);
+    eventually("borrowed addresses are given back", Duration::from_secs(40), || (lent(&lab) == 0).then_some(()));
+    all_reach_all(&lab);
+
+    // A disabled pool gives nothing new; a deleted one stays until its last pod is gone.
+    add_pool(&lab, "next", json!({"cidr": "10.10.0.0/26", "blockSize": 29}));
+    lab.patch(&format!("{OWN}/ippools/small"), r#"{"spec":{"disabled":true}}"#);
+    eventually("the new pool is claimed from", Duration::from_secs(20), || {
+        (ranges(&lab, "next").len() == 3).then_some(())
+    });
+    add_pod(&lab, "fresh", "node1", json!({}));
+    let pods = running(&lab, 6, 2);
+    let fresh = pods.iter().find(|p| p.name == "fresh").unwrap();
+    assert!("10.10.0.0/26".parse::<Cidr>().unwrap().contains(fresh.ips[0]), "{fresh:?}");
+    lab.api("DELETE", &format!("{OWN}/ippools/small"), None);
+    eventually("the pool says who holds it", Duration::from_secs(20), || {
+        let pool = objects(&lab, "ippools").into_iter().find(|p| p["metadata"]["name"] == "small")?;
+        pool["status"]["message"].as_str()?.contains("4 pods have addresses of it").then_some(())
+    });
+    all_reach_all(&lab);
+    for p in pods.iter().filter(|p| p.name.starts_with("node")) {
+        delete_pod(&lab, &p.name);
+    }
+    eventually("the pool is gone with its last pod", Duration::from_secs(30), || {
+        let left = objects(&lab, "ippools").iter().any(|p| p["metadata"]["name"] == "small");
+        (!left && ranges(&lab, "small").is_empty()).then_some(())
+    });
+    running(&lab, 2, 2);
+    all_reach_all(&lab);
+}

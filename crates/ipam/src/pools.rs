@@ -1,0 +1,92 @@
+//! What the agent lets the plugin give out: `pools.json` beside the journal. The plugin reads it while it holds the
+//! journal's lock; so an agent that has taken an address out of the file and then, under the lock, does not find it in
+//! the journal knows that nobody here has it or will get it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use types::{Cidr, Family};
+
+use crate::IpamError;
+use crate::alloc::{Set, Space};
+
+/// The file's name.
+pub const POOLS: &str = "pools.json";
+/// The file's format.
+const FORMAT: u32 = 1;
+/// A file of that size is none of the agent's.
+const MAX_BYTES: u64 = 8 << 20;
+
+/// The file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pools {
+    /// Format, 1.
+    version: u32,
+    /// What may be given, by pool.
+    pub pools: BTreeMap<Box<str>, PoolRanges>,
+    /// What of it may not.
+    pub except: Vec<Cidr>,
+    /// Pools of attachments that name none, in order; of each family the first that has an address.
+    pub default: Vec<Box<str>>,
+}
+
+/// What may be given of one pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRanges {
+    /// The pool's whole range; none of its addresses may be given but those of `ranges`.
+    pub cidr: Cidr,
+    /// This node's blocks, and borrowed addresses as host ranges.
+    pub ranges: Vec<Cidr>,
+    /// What to wait for when all are used, for a person; empty: nothing is under way.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub wait: Box<str>,
+}
+
+impl Default for Pools {
+    fn default() -> Self {
+        Self { version: FORMAT, pools: BTreeMap::new(), except: Vec::new(), default: Vec::new() }
+    }
+}
+
+impl Pools {
+    /// Reads the file; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not what an agent of this version writes.
+    pub fn read(path: &Path) -> Result<Option<Self>, IpamError> {
+        let bad = |why: String| IpamError::Pools { file: path.to_owned(), why };
+        let file = match File::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            r => r.map_err(|e| IpamError::io("open", path, e))?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| IpamError::io("read", path, e))?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(bad(format!("it has more than {MAX_BYTES} bytes")));
+        }
+        let pools: Self = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        if pools.version != FORMAT {
+            return Err(bad(format!("it is of format {}, this binary reads format {FORMAT}", pools.version)));
+        }
+        Ok(Some(pools))
+    }
+
+    /// What an attachment that asks for the pools of these names, or for none, may be given.
+    pub(crate) fn space(self, names: &[Box<str>]) -> Space {
+        let names = if names.is_empty() { &self.default } else { names };
+        let mut sets = Vec::new();
+        for name in names {
+            match self.pools.get(name) {
+                Some(p) => sets.push(Set::whole(format!("IPPool {name}"), p.cidr.family(), &p.ranges, &p.wait)),
+                // Its family is not known: whoever asks for it gets nothing else instead.
+                None => sets.push(Set::none(format!("IPPool {name}"), Family::V4)),
+            }
+        }
+        Space { sets, except: self.except }
+    }
+}
