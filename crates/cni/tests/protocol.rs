@@ -194,6 +194,7 @@ fn a_call_as_kubernetes_makes_it() {
 fn the_conflist_is_one_we_read() {
     let spec = ConflistSpec {
         name: "seaway".into(),
+        pools: None,
         ranges: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
         mtu: 1450,
         data_dir: "/run/seaway/ipam".into(),
