@@ -6,10 +6,10 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
-use common::{Lab, Pod, SEAWAY, eventually, ok, run};
+use common::{Lab, Pod, eventually, ok, run};
 use serde_json::{Value, json};
 use types::Cidr;
 
@@ -99,17 +99,6 @@ fn lent(lab: &Lab) -> usize {
     objects(lab, "ipblocks").iter().map(|b| b["spec"]["lent"].as_array().map_or(0, Vec::len)).sum()
 }
 
-fn ipam(lab: &Lab, node: &str, args: &[&str]) -> Output {
-    let dir = lab.dir().join(node).join("ipam");
-    let api = format!("unix:{}", lab.dir().join("api.sock").display());
-    run(lab
-        .on_node(node, &[SEAWAY, "ipam"])
-        .args(args)
-        .arg("--ipam-dir")
-        .arg(dir)
-        .args(["--api", &api, "--node", node]))
-}
-
 #[test]
 fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() {
     let lab = Lab::up(&["--nodes", "3", "--backend", "vxlan", "--ip", "dual"]);
@@ -151,16 +140,6 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
     assert!(pods.iter().any(|p| p.ips == old.ips), "the pod of before lives as it was");
     assert!(lent(&lab) > 0, "{}", show(&lab));
     all_reach_all(&lab);
-    for node in NODES {
-        let out = ipam(&lab, node, &["check"]);
-        assert!(
-            out.status.success(),
-            "{node}: {}{}",
-            String::from_utf8_lossy(&out.stdout),
-            String::from_utf8_lossy(&out.stderr)
-        );
-    }
-
     // Pods go: what was borrowed goes back.
     for i in 0..9 {
         delete_pod(&lab, &format!("node1-{i}"));

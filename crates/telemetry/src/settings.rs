@@ -87,6 +87,25 @@ pub const SETTINGS: &[Setting] = &[
          none.",
     ),
     cluster(
+        "ipam",
+        "`node-cidr` or `pools`",
+        "node-cidr",
+        "Where pods' addresses come from: the Node's `spec.podCIDRs`, or blocks of `IPPool` objects \
+         ([address pools](ipam.md)). May be changed while pods run: those that are there keep what they have.",
+    ),
+    cluster(
+        "ipPools",
+        "names or ranges with commas",
+        "",
+        "The pools of pods that ask for none, in order. Not set: all that fit the node and the namespace.",
+    ),
+    cluster(
+        "addressesOutsideIPAM",
+        "`true` or `false`",
+        "false",
+        "Whether a pod may name an address of no pool, by the annotation `seaway.io/ip-addrs-no-ipam`.",
+    ),
+    cluster(
         "masquerade",
         "`true` or `false`",
         "true",

@@ -8,7 +8,7 @@ use resolve::{ClusterSnapshot, Kind};
 use serde_json::json;
 use types::NodeName;
 
-use super::{named, problem, remove, update};
+use super::{let_go, named, problem, remove, update};
 use crate::Outcome;
 
 /// Pods that the status of a pool names at most.
@@ -35,8 +35,7 @@ pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
     for (name, pool) in &snapshot.pools {
         let blocks: Vec<&IpBlock> = snapshot.blocks.values().filter(|b| b.pool == *name).collect();
         if pool.terminating && pool.adopted && blocks.is_empty() {
-            let patch = json!({"metadata": {"resourceVersion": pool.version, "finalizers": pool.finalizers}});
-            out.writes.push(named(Kind::IPPool, name, WriteOp::Patch(patch), "no block of it is left".into()));
+            out.writes.push(let_go(name, pool));
             continue;
         }
         let status = status(snapshot, name, pool.open(), &blocks);

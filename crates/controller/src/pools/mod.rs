@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use resolve::api::{ApiWrite, WriteOp};
-use resolve::pools::{FINALIZER, IpBlock};
+use resolve::pools::{FINALIZER, IpBlock, IpPool};
 use resolve::{Kind, Problem};
 use serde_json::json;
 use types::{Cidr, NodeName, ObjectName};
@@ -79,6 +79,12 @@ fn remove(name: &str, block: &IpBlock, why: &str) -> [ApiWrite; 2] {
         named(Kind::IPBlock, name, WriteOp::Patch(patch), why.to_owned()),
         named(Kind::IPBlock, name, WriteOp::Delete { uid: block.uid.clone(), force: false }, why.to_owned()),
     ]
+}
+
+/// A deleted pool of which no block is left.
+fn let_go(name: &str, pool: &IpPool) -> ApiWrite {
+    let patch = json!({"metadata": {"resourceVersion": pool.version, "finalizers": pool.finalizers}});
+    named(Kind::IPPool, name, WriteOp::Patch(patch), "no block of it is left".into())
 }
 
 fn problem(kind: Kind, name: &str, field: &str, why: String) -> Problem {

@@ -88,6 +88,7 @@ impl Keeper {
         pass.release();
         pass.protect();
         pass.give_back();
+        pass.let_go();
         pass.finish()
     }
 }
@@ -612,6 +613,15 @@ impl<'a> Pass<'a> {
             if !self.local.offered.gives(a) {
                 let edit = self.edit(name, b, format!("{} gives {a} back", self.local.node));
                 edit.lent = edit.lent.iter().filter(|l| l.address != a).cloned().collect();
+            }
+        }
+    }
+
+    /// Deleted pools of which no block is left: of the nodes that say so one is heard.
+    fn let_go(&mut self) {
+        for (name, pool) in self.snapshot.pools.iter().filter(|(_, p)| p.terminating && p.adopted) {
+            if !self.snapshot.blocks.values().any(|b| b.pool == *name) {
+                self.out.writes.push(super::let_go(name, pool));
             }
         }
     }
