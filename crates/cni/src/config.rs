@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use intent::Wiring;
-use ipam::Key;
+use ipam::{Key, Limits, PortMapping};
 use serde_json::{Map, Value};
 use types::{Cidr, Family};
 
@@ -36,6 +36,10 @@ pub struct NetConf {
     pub dns: Option<Dns>,
     /// `runtimeConfig.ips`: addresses asked for.
     pub ips: Vec<IpAddr>,
+    /// `runtimeConfig.portMappings`: ports of the node that lead to the container.
+    pub ports: Vec<PortMapping>,
+    /// `runtimeConfig.bandwidth`: limits, where the agent says none.
+    pub limits: Limits,
     /// `prevResult`: the answer of the plugin before us.
     pub prev_result: Option<CniResult>,
     /// `mode` and `modeOptions`: how pods are wired whose own specs do not say.
@@ -123,6 +127,8 @@ impl NetConf {
             data_dir: ipam::DEFAULT_DIR.into(),
             dns: None,
             ips: Vec::new(),
+            ports: Vec::new(),
+            limits: Limits::default(),
             prev_result: None,
             wiring: Wiring::default(),
             pods: None,
@@ -203,12 +209,19 @@ impl NetConf {
                 ("ips", v) => {
                     return Err(wrong("runtimeConfig.ips", v, "a list of at most one address per family is needed"));
                 }
-                // A runtime hands a capability only to a plugin that declares it; we declare `ips` alone.
+                ("portMappings", _) => self.ports = crate::ports::mappings(&Fields::new(rc, "runtimeConfig"))?,
+                ("bandwidth", Value::Object(b)) => {
+                    let said = crate::shape::read(&Fields::new(b, "runtimeConfig.bandwidth"))?;
+                    self.limits = said.unwrap_or_default();
+                }
+                ("bandwidth", Value::Null) => {}
+                ("bandwidth", v) => return Err(wrong("runtimeConfig.bandwidth", v, "an object is needed")),
+                // A runtime hands a capability only to a plugin that declares it.
                 _ => {
                     let msg =
                         format!("unsupported field in the network configuration: runtimeConfig.{k} = {}", shown(v));
                     return Err(Error::new(Code::UnsupportedField, msg)
-                        .with("the only capability is ips; chain portmap or bandwidth for theirs"));
+                        .with("the capabilities are ips, portMappings and bandwidth"));
                 }
             }
         }

@@ -37,6 +37,7 @@ pub(crate) fn run<M: Machine>(machine: &mut M, registry: Registry<M>, conf: &Net
     for link in links.iter().filter(|l| !kept.contains(*l)) {
         failed.extend(remove_orphan(machine, dir, link).err());
     }
+    failed.extend(crate::extras::sweep(machine, dir, &conf.name).err());
     if dir.exists() {
         match Journal::open_existing(dir) {
             Ok(Some(mut j)) => j.remove_strays(),

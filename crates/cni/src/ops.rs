@@ -18,7 +18,7 @@ use crate::observe::{View, differences, differences_after, paired};
 use crate::plan::{self, AddPlan};
 use crate::result::CniResult;
 use crate::skel::{Context, Plugin};
-use crate::{Code, Error, Machine, Netns, Registry, gc, networks, podspec, reply};
+use crate::{Code, Error, Machine, Netns, Registry, extras, gc, networks, podspec, reply};
 
 /// Seaway's own plugin: wiring mode `routed`, addresses from the journal.
 pub struct Seaway;
@@ -121,6 +121,7 @@ fn add<M: Machine>(
     let delegates = networks::delegates(conf, spec, wiring, &key.ifname)?;
     let _lock = lock(cx.machine, &conf.data_dir, &key.link())?;
     // The pod's own annotation before the runtime's wish before the arguments.
+    let (ports, limits) = extras::wanted(conf, Some(spec).filter(|_| conf.pods.is_some() && pod.is_some()));
     let requested = [&spec.addresses[..], &conf.ips[..], ips].into_iter().find(|l| !l.is_empty()).unwrap_or_default();
     // An `ipam` of the options' own gives the addresses instead, or that of the network in place of the cluster's.
     let other = spec.default_network.is_some();
@@ -144,15 +145,29 @@ fn add<M: Machine>(
     let (known, mut record) = {
         let mut journal = Journal::open(&conf.data_dir)?;
         let (mut record, known) = journal.allocate(&request)?;
+        let before = record.clone();
         if !known && !delegates.is_empty() {
             (record.delegates, record.path) = (delegates, cx.env.path_text().into());
-            if let Err(e) = journal.amend(&record) {
-                return Err(undone(e.into(), journal.release(key).map(drop).map_err(Into::into)));
-            }
+        }
+        // What is there already is changed below, once it is known to be there.
+        if !known || !ports.is_empty() {
+            record.ports.clone_from(&ports);
+        }
+        if !known {
+            record.limits = limits;
+        }
+        if record != before
+            && let Err(e) = journal.amend(&record)
+        {
+            let undo = if known { Ok(()) } else { journal.release(key).map(drop).map_err(Into::into) };
+            return Err(undone(e.into(), undo));
         }
         (known, record)
     };
-    match connect(cx, conf, spec, &mut record, known, &netns) {
+    let done = connect(cx, conf, spec, &mut record, known, &netns)
+        .and_then(|()| extras::make(cx.machine, &record, &netns))
+        .and_then(|()| extras::change(cx.machine, &conf.data_dir, &mut record, &netns, &limits).map(drop));
+    match done {
         Ok(()) => Ok(record),
         // The pod had this address before this call and may be using it: only DEL takes it away.
         Err(e) if known => Err(e),
@@ -419,7 +434,10 @@ fn remove_locked<M: Machine>(
     match record {
         Some(r) => unmake(machine, registry, dir, &r, wait).map(|()| Some(r)),
         // Perhaps the record was lost and the link was not.
-        None => unlink(machine, &key.link(), wait, |_| Ok(())).map(|()| None),
+        None => {
+            extras::unmake_unknown(machine, key)?;
+            unlink(machine, &key.link(), wait, |_| Ok(())).map(|()| None)
+        }
     }
 }
 
@@ -431,6 +449,8 @@ fn unmake<M: Machine>(
     record: &Record,
     wait: Wait<'_>,
 ) -> Result<(), Error> {
+    // Who comes by a port of the node no longer comes before the interface goes.
+    extras::unmake(machine, record)?;
     networks::undo(machine, registry, record)?;
     unlink(machine, &record.link, wait, |_| {
         if let Some(mut j) = Journal::open_existing(dir)? {
@@ -519,6 +539,9 @@ fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Erro
         let inside = View::of(&mut inside(&netns, path)?)?;
         let mtu = if mtu == 0 { 0..=r.mtu } else { mtu..=mtu };
         out.extend(differences_after(&r, &View::of_host(&mut cx.host()?, &r)?, &inside, &mtu));
+    }
+    if out.is_empty() {
+        out.extend(extras::differences(cx.machine, &r, &netns)?);
     }
     if out.is_empty() {
         return networks::check(cx, &r);

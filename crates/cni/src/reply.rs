@@ -22,17 +22,28 @@ pub fn result(r: &Record, dns: Option<&Dns>) -> CniResult {
 #[must_use]
 pub fn merged(r: &Record, conf: &NetConf) -> CniResult {
     let mut out = conf.prev_result.clone().unwrap_or_default();
-    match r.delegates.iter().find(|d| d.ifname == r.key.ifname && d.last) {
-        None => append(&mut out, r),
-        Some(d) => {
-            let told = d.result.as_ref().and_then(|v| v.as_object()).and_then(|m| CniResult::read(m, "result").ok());
-            extend(&mut out, told.unwrap_or_default());
-        }
-    }
+    extend_by(&mut out, r);
     if let Some(dns) = &conf.dns {
         out.dns = dns.clone();
     }
     out
+}
+
+/// What the record itself tells of its first interface.
+pub(crate) fn own(r: &Record) -> CniResult {
+    let mut out = CniResult::default();
+    extend_by(&mut out, r);
+    out
+}
+
+fn extend_by(out: &mut CniResult, r: &Record) {
+    match r.delegates.iter().find(|d| d.ifname == r.key.ifname && d.last) {
+        None => append(out, r),
+        Some(d) => {
+            let told = d.result.as_ref().and_then(|v| v.as_object()).and_then(|m| CniResult::read(m, "result").ok());
+            extend(out, told.unwrap_or_default());
+        }
+    }
 }
 
 /// Appends a plugin's own result.

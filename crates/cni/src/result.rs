@@ -227,6 +227,15 @@ impl CniResult {
         out
     }
 
+    /// The addresses of the container's interface of that name, and those that no interface is told of.
+    #[must_use]
+    pub fn addresses_of(&self, ifname: &types::IfName) -> Vec<IpNet> {
+        let ours = |n: Option<usize>| {
+            n.and_then(|n| self.interfaces.get(n)).is_none_or(|i| i.name == ifname.as_str() && !i.sandbox.is_empty())
+        };
+        self.ips.iter().filter(|i| ours(i.interface)).map(|i| i.address).collect()
+    }
+
     /// The container's interface of that name.
     #[must_use]
     pub fn in_container(&self, ifname: &str) -> Option<(usize, &Interface)> {

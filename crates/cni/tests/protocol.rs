@@ -118,7 +118,7 @@ fn every_error_names_object_field_and_fix() {
         ("relative dataDir", add(), conf(&json!({"dataDir": "ipam"}))),
         ("dns is a list", add(), conf(&json!({"dns": []}))),
         ("bad requested address", add(), conf(&json!({"runtimeConfig": {"ips": ["ten"]}}))),
-        ("a capability we lack", add(), conf(&json!({"runtimeConfig": {"portMappings": []}}))),
+        ("a capability we lack", add(), conf(&json!({"runtimeConfig": {"aliases": []}}))),
         ("prevResult is a text", add(), conf(&json!({"prevResult": "x"}))),
         ("CHECK without prevResult", env("CHECK", "c1", "/run/netns/x", "eth0"), conf(&json!({}))),
         ("GC with no list", env("GC", "", "", ""), conf(&json!({"cni.dev/valid-attachments": "all"}))),

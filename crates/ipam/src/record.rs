@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use types::{IfName, OwnedName};
 
+use crate::extras::{Limits, PortMapping};
+
 /// Which interface of which container.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,6 +73,12 @@ pub struct Record {
     /// there is no other network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delegates: Vec<Delegate>,
+    /// Ports of the node that lead here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
+    /// What it may send and receive.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// `CNI_PATH` of the call, for when the delegates are undone without a runtime; empty without delegates.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub path: Box<str>,

@@ -52,14 +52,22 @@ fn refuse_unsupported(intent: &NodeIntent, refused: &mut Vec<Refused>) {
             });
         }
     }
-    for (key, a) in intent.attachments.iter().filter(|(_, a)| !a.host_ports.is_empty()) {
-        refused.push(Refused {
-            object: a.pod.as_ref().map_or_else(|| format!("Sandbox/{key}"), |p| format!("Pod/{p}")),
-            field: "spec.containers[].ports[].hostPort".into(),
-            why: "hostPort is not done yet in mode nftables: the pod is reached by its own address; use a NodePort \
-                  Service to reach it by the node's"
-                .into(),
-        });
+    // Host ports are the plugin's, in a table of their own that asks after this one.
+    for (key, a) in &intent.attachments {
+        for p in &a.host_ports {
+            let same =
+                |(k, s): &(&ServiceKey, &ServicePort)| k.proto == p.host.proto && s.node_port == Some(p.host.port);
+            let Some((svc, _)) = intent.services.iter().find(same) else { continue };
+            refused.push(Refused {
+                object: a.pod.as_ref().map_or_else(|| format!("Sandbox/{key}"), |p| format!("Pod/{p}")),
+                field: "spec.containers[].ports[].hostPort".into(),
+                why: format!(
+                    "{} is also the node port of {}, which comes first: choose another hostPort, or another nodePort",
+                    p.host,
+                    service(svc)
+                ),
+            });
+        }
     }
     for name in intent.policies.keys() {
         refused.push(Refused {

@@ -11,7 +11,7 @@ use kernel_api::Nft;
 use kernel_api::machine::Machine;
 use types::Family;
 
-use crate::{nft, says};
+use crate::nft;
 
 /// See the module.
 pub struct Portmap;
@@ -60,14 +60,6 @@ impl Conf {
     }
 }
 
-/// The container's addresses: those of `CNI_IFNAME` inside, and those that no interface is told of.
-pub(crate) fn addresses(prev: &CniResult, ifname: &str) -> Vec<IpNet> {
-    let ours = |n: Option<usize>| {
-        n.and_then(|n| prev.interfaces.get(n)).is_none_or(|i| i.name == ifname && !i.sandbox.is_empty())
-    };
-    prev.ips.iter().filter(|i| ours(i.interface)).map(|i| i.address).collect()
-}
-
 fn owner<M: Machine>(cx: &Context<'_, M>) -> Result<Owner, Error> {
     Ok(Owner::new(cx.network(), cx.key()?))
 }
@@ -79,20 +71,21 @@ impl<M: Machine> Plugin<M> for Portmap {
         if conf.mappings.is_empty() {
             return Ok(prev);
         }
-        let addresses = addresses(&prev, cx.key()?.ifname.as_str());
+        let addresses = prev.addresses_of(&cx.ifname()?);
         let ports = conf.ports(owner(cx)?, &addresses);
-        attach(cx.machine, &ports)?;
+        ports::attach(cx.machine, &ports, None)?;
         Ok(prev)
     }
 
     fn del(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
         // Whatever the configuration says now: what is to go says in the kernel whose it is.
-        detach(cx.machine, &owner(cx)?)
+        let owner = owner(cx)?;
+        ports::detach(cx.machine, &owner)
     }
 
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
         let conf = Conf::read(cx)?;
-        let addresses = addresses(cx.chained()?, cx.key()?.ifname.as_str());
+        let addresses = cx.chained()?.addresses_of(&cx.ifname()?);
         if conf.mappings.is_empty() {
             return Ok(());
         }
@@ -106,44 +99,12 @@ impl<M: Machine> Plugin<M> for Portmap {
 
     fn gc(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
         let valid: Vec<Owner> = cx.valid_attachments()?.iter().map(|k| Owner::new(cx.network(), k)).collect();
-        let gone = ports::sweep(&mut nft(cx.machine)?, cx.network(), &valid)?;
-        forget(cx.machine, &gone, false);
-        Ok(())
+        let network = cx.network().to_owned();
+        ports::collect(cx.machine, &network, &valid)
     }
 
     fn status(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
         let look = nft(cx.machine).and_then(|mut n| Ok(n.generation()?));
         look.map(drop).map_err(|e| Error { code: Code::NotAvailable, ..e })
-    }
-}
-
-/// Gives a container its mappings, all or none.
-fn attach<M: Machine>(machine: &mut M, ports: &Ports<'_>) -> Result<(), Error> {
-    let mut rt = machine.host().map_err(says("open rtnetlink in the node's namespace"))?;
-    let mut sysctl = machine.sysctl().map_err(says("open the node's sysctls"))?;
-    ports::route_localnet(&mut rt, &mut sysctl, ports)?;
-    ports::claim(&mut nft(machine)?, ports)?;
-    forget(machine, &ports.led(), true);
-    Ok(())
-}
-
-fn detach<M: Machine>(machine: &mut M, owner: &Owner) -> Result<(), Error> {
-    let gone = ports::release(&mut nft(machine)?, owner)?;
-    forget(machine, &gone, false);
-    Ok(())
-}
-
-/// Forgets stale connections. The mappings stand or are gone whether this succeeds or not, and what is not forgotten
-/// now times out: not worth a failed ADD or DEL.
-fn forget<M: Machine>(machine: &mut M, mappings: &[(PortMapping, std::net::IpAddr)], added: bool) {
-    let datagrams = |(m, _): &(PortMapping, _)| m.proto != types::Proto::Tcp;
-    if !mappings.iter().any(datagrams) {
-        return;
-    }
-    let local =
-        machine.host().ok().and_then(|mut rt| kernel_api::Rtnetlink::addresses(&mut rt).ok()).unwrap_or_default();
-    let local: Vec<_> = local.into_iter().map(|a| a.addr).collect();
-    if let Ok(mut c) = machine.conntrack() {
-        let _ = ports::forget_stale(&mut c, mappings, added, &local);
     }
 }

@@ -27,8 +27,23 @@ pub const MODE_OPTIONS: &str = "seaway.io/mode-options";
 /// pkg/kubelet/types). The mirror's own is another.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
+/// What a pod may receive, in bits per second; Kubernetes' own name. On a Pod, or on a Namespace for those that do not say.
+pub const INGRESS_BANDWIDTH: &str = "kubernetes.io/ingress-bandwidth";
+/// What it may send.
+pub const EGRESS_BANDWIDTH: &str = "kubernetes.io/egress-bandwidth";
+
 /// The annotations of Pods and Namespaces that are read; the snapshot holds no others.
-pub const READ: &[&str] = &[MODE, MODE_OPTIONS, MIRROR, networks::NETWORKS, networks::DEFAULT, networks::OLDER];
+#[rustfmt::skip] // a line each, so that two additions do not meet
+pub const READ: &[&str] = &[
+    INGRESS_BANDWIDTH,
+    EGRESS_BANDWIDTH,
+    MODE,
+    MODE_OPTIONS,
+    MIRROR,
+    networks::NETWORKS,
+    networks::DEFAULT,
+    networks::OLDER,
+];
 
 /// How a node is reached through VXLAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 
 pub mod annotations;
 pub mod api;
+mod bandwidth;
 mod events;
 pub mod networks;
 mod node;

@@ -86,7 +86,8 @@ fn spec(notes: &Notes<'_>, pod: &Pod, known: &Known<'_>) -> Result<PodSpec, Prob
         let why = format!("speaks of the cluster's network, which {DEFAULT} or {OLDER} replaces: remove one of them");
         return Err(annotation(&format!("Pod/{}", notes.name), MODE, why));
     }
-    Ok(PodSpec { uid: uid(pod), wiring, default_network: first, networks: further, ..PodSpec::default() })
+    let bandwidth = crate::bandwidth::of(notes)?;
+    Ok(PodSpec { uid: uid(pod), wiring, bandwidth, default_network: first, networks: further, ..PodSpec::default() })
 }
 
 /// Where the pod's addresses come from, and which they must be.

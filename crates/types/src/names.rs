@@ -73,6 +73,14 @@ impl OwnedName {
         if vxlan || pod { Ok(Self(name.clone())) } else { Err(NameError::NotOwned(s.into())) }
     }
 
+    /// The `ifb` of the limits of a pod's interface, from the name of its host end; of any other link's, one that no
+    /// pod's has.
+    #[must_use]
+    pub fn shaper_of(&self) -> Self {
+        let digits = self.0.as_str().strip_prefix(POD_LINK_PREFIX).and_then(|d| u64::from_str_radix(d, 16).ok());
+        Self::shaper(digits.unwrap_or_default())
+    }
+
     /// The `ifb` of a bandwidth limit, from the 48 low bits of a hash of whose it is.
     #[must_use]
     pub fn shaper(hash: u64) -> Self {

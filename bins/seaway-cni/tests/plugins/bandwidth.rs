@@ -160,7 +160,7 @@ fn what_the_reference_refuses_is_refused_by_name() {
         (conf(&c1, json!({"egressRate": 8000, "egressBurst": 1_u64 << 40})), "eth0", "egressBurst is 1099511627776"),
         (conf(&c1, json!({"ingressRate": "1M"})), "eth0", "runtimeConfig.bandwidth.ingressRate is \"1M\""),
         (conf(&c1, json!({"ingressRate": 8000, "shapedSubnets": ["10.0.0.0/8"]})), "eth0", "bandwidth.shapedSubnets"),
-        (conf(&c1, json!({"ingressRate": 8000})), "eth1", "interface eth1"),
+        (conf(&c1, json!({"ingressRate": 8000})), "eth1", "interface eth1 of the container is no end of a veth"),
         (conf(&made_by_nobody, json!({"ingressRate": 8000})), "eth0", "prevResult.interfaces has no host end of eth0"),
         (conf(&Value::Null, json!({"ingressRate": 8000})), "eth0", "prevResult is missing"),
     ] {

@@ -1,4 +1,5 @@
 //! Containers wired by hand, and talk between them: for plugins that are chained after others.
+#![allow(dead_code)] // each test file uses a part
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipam::Key;
 use kernel::Linux;
+use kernel_api::{Machine, Nft};
 use types::OwnedName;
 
 use super::datapath::Pass;
@@ -21,6 +22,8 @@ pub struct Mend {
     links: BTreeMap<Key, Duration>,
     dead: BTreeMap<Key, Duration>,
     orphans: BTreeMap<OwnedName, Duration>,
+    /// The generation of nf_tables at which every port led where it should, and the records with ports then.
+    ports: Option<(u32, Vec<ipam::Record>)>,
 }
 
 impl Mend {
@@ -77,6 +80,63 @@ impl Mend {
             done = false;
         }
         (self.links, self.dead, self.orphans) = (links, dead, orphans);
-        done
+        let ports = self.ports(ipam_dir, pass).unwrap_or_else(|e| {
+            tracing::error!("host ports cannot be looked at: {}", e.msg);
+            false
+        });
+        let limits = limits(ipam_dir, pass);
+        done && ports && limits
     }
+
+    /// Ports of the node that no longer lead to their pods, as after `nft flush ruleset`. Nothing is read while nobody
+    /// commits to nf_tables and no record changes.
+    fn ports(&mut self, ipam_dir: &Path, pass: &Pass) -> Result<bool, cni::Error> {
+        let with: Vec<ipam::Record> = pass.records.iter().filter(|r| !r.ports.is_empty()).cloned().collect();
+        if with.is_empty() {
+            self.ports = None;
+            return Ok(true);
+        }
+        let mut nft = Linux.nft().map_err(|e| cni::Error::new(cni::Code::Kernel, format!("open nf_tables: {e}")))?;
+        let now = nft.generation()?;
+        if self.ports.as_ref().is_some_and(|(seen, records)| *seen == now && *records == with) {
+            return Ok(true);
+        }
+        let mut done = true;
+        for key in cni::unmapped(&mut Linux, &with)? {
+            match cni::remap(&mut Linux, ipam_dir, key) {
+                Ok(false) => {}
+                Ok(true) => tracing::warn!("{key}: its host ports were gone and are there again"),
+                Err(e) => {
+                    done = false;
+                    tracing::error!("{key}: its host ports are gone and cannot be made again: {}", e.msg);
+                }
+            }
+        }
+        // What was just committed is looked at once more in the next pass.
+        self.ports = Some((now, with)).filter(|_| done);
+        Ok(done)
+    }
+}
+
+/// Limits that the pods' annotations say otherwise by now.
+fn limits(ipam_dir: &Path, pass: &Pass) -> bool {
+    let mut done = true;
+    for r in &pass.records {
+        let name = r.pod.as_ref().map(|p| types::ObjectName::new(&p.namespace, &p.name));
+        let Some(spec) = name.and_then(|n| pass.intent.pods.get(&n)) else { continue };
+        let another = r.pod.as_ref().and_then(|p| p.uid.as_ref()).is_some_and(|u| *u != spec.uid);
+        let want = cni::of_spec(&spec.bandwidth);
+        if another || spec.refused.is_some() || want == r.limits {
+            continue;
+        }
+        match cni::reshape(&mut Linux, ipam_dir, &r.key, &want) {
+            Ok(true) => tracing::info!("{}: its limits are as its annotations say now", r.key),
+            Ok(false) => {}
+            Err(e) => {
+                done = false;
+                tracing::error!("{}: its limits cannot be changed: {}", r.key, e.msg);
+            }
+        }
+    }
+    done
 }

@@ -20,6 +20,7 @@
 mod config;
 mod image;
 mod layout;
+mod machine;
 mod owner;
 mod run;
 mod want;
@@ -28,7 +29,8 @@ mod when;
 pub use config::mappings;
 pub use image::Image;
 pub use layout::table;
+pub use machine::{attach, collect, detach};
 pub use owner::Owner;
-pub use run::{check, claim, forget_stale, observe, release, route_localnet, sweep};
+pub use run::{check, claim, observe, release, sweep};
 pub use want::{Clash, Masquerade, Ports};
 pub use when::{Syntax, When};

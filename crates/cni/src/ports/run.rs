@@ -96,7 +96,7 @@ pub fn check(nft: &mut impl Nft, ports: &Ports<'_>) -> Result<Vec<String>, Error
 ///
 /// # Errors
 /// When the connections cannot be read.
-pub fn forget_stale(
+pub(super) fn forget_stale(
     conntrack: &mut impl Conntrack,
     mappings: &[(ipam::PortMapping, IpAddr)],
     added: bool,
@@ -129,17 +129,22 @@ pub fn forget_stale(
 ///
 /// # Errors
 /// When the routes cannot be read or the sysctl cannot be written.
-pub fn route_localnet(
+pub(super) fn route_localnet(
     rt: &mut impl Rtnetlink,
     sysctl: &mut impl Sysctl,
     ports: &Ports<'_>,
+    link: Option<&IfName>,
 ) -> Result<(), RequestError> {
     let loopback = Cidr::new(Ipv4Addr::new(127, 0, 0, 0).into(), 8);
     let on_loopback = |a: IpAddr| a.is_unspecified() || loopback.is_some_and(|l| l.contains(a));
     let wanted = ports.masquerade != Masquerade::Never
         && ports.pairs().any(|(m, to, _)| to.addr.is_ipv4() && m.host_ip.is_none_or(on_loopback));
     let Some(to) = ports.address(Family::V4).filter(|_| wanted) else { return Ok(()) };
-    let Some(link) = leads_by(&rt.routes()?, to.addr) else { return Ok(()) };
+    let link = match link {
+        Some(l) => Some(l.clone()),
+        None => leads_by(&rt.routes()?, to.addr),
+    };
+    let Some(link) = link else { return Ok(()) };
     let path = format!("net/ipv4/conf/{link}/route_localnet");
     // Read first: on a bridge it is set for all by the first.
     if sysctl.get(&path)?.as_deref() == Some("1") {

@@ -15,7 +15,7 @@ use kernel_api::tc::{Filter, FilterKind, Hook, Qdisc, QdiscKind, QdiscSlot, Tbf}
 use types::{IfName, OwnedName};
 
 pub use config::{limits, read};
-pub use run::{apply, differences, observe, remove, remove_ifb};
+pub use run::{apply, differences, host_end, observe, remove, remove_ifb};
 
 /// How long a packet may wait before it is dropped.
 const LATENCY: Duration = Duration::from_millis(25);

@@ -1,13 +1,13 @@
 //! The limits' effects.
 
 use ipam::Limits;
-use kernel_api::rt::RtRequest;
+use kernel_api::rt::{LinkKind, RtRequest};
 use kernel_api::tc::{FilterKind, Hook, QdiscKind};
 use kernel_api::{RequestError, Rtnetlink};
-use types::OwnedName;
+use types::{IfName, OwnedName};
 
 use super::{Have, Ifb, PRIORITY, Place, plan};
-use crate::{Code, Error};
+use crate::{CniResult, Code, Error, bad};
 
 /// Looks at what is there.
 ///
@@ -104,4 +104,30 @@ pub fn differences(place: &Place, want: &Limits, have: &Have) -> Vec<String> {
         out.push(format!("interface {} is missing", place.ifb));
     }
     out
+}
+
+/// The host end of a container's veth, which must be in the result of the plugin that made it.
+///
+/// # Errors
+/// Code 7 when the interface is no end of a veth, or its other end is not told of.
+pub fn host_end(
+    host: &mut impl Rtnetlink,
+    inside: &mut impl Rtnetlink,
+    told: &CniResult,
+    ifname: &IfName,
+) -> Result<IfName, Error> {
+    let peer = inside.link(ifname)?.filter(|l| l.kind == LinkKind::Veth).and_then(|l| l.peer_index);
+    let Some(peer) = peer else {
+        return Err(bad(format!(
+            "interface {ifname} of the container is no end of a veth: only those can be limited; leave out the limits, or \
+             have a plugin before make one"
+        )));
+    };
+    for i in told.interfaces.iter().filter(|i| i.sandbox.is_empty()) {
+        let Ok(name) = i.name.parse::<IfName>() else { continue };
+        if host.link(&name)?.is_some_and(|l| l.index == peer && l.kind == LinkKind::Veth) {
+            return Ok(name);
+        }
+    }
+    Err(bad(format!("prevResult.interfaces has no host end of {ifname}: the plugin before must tell it")))
 }

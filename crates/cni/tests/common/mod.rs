@@ -202,6 +202,8 @@ pub fn record(container: &str, addresses: &[&str]) -> Record {
         mtu: 1450,
         time: 1_700_000_000,
         delegates: Vec::new(),
+        ports: Vec::new(),
+        limits: ipam::Limits::default(),
         path: "".into(),
     }
 }

@@ -8,7 +8,7 @@ use cni::{CniResult, Code, Context, Error, Interface, Plugin, bad};
 use ipam::{Key, Limits};
 use kernel_api::Rtnetlink;
 use kernel_api::machine::Machine;
-use kernel_api::rt::{Link, LinkKind};
+use kernel_api::rt::LinkKind;
 use types::{IfName, OwnedName};
 
 use crate::inside;
@@ -45,30 +45,13 @@ fn place<M: Machine>(cx: &Context<'_, M>, link: IfName) -> Result<Place, Error> 
     Ok(Place { link, ifb: ifb(cx.network(), &key.container), alias })
 }
 
-/// The host end of the container's veth, which must be in the result of the plugins before us.
+/// The host end of the container's veth.
 fn host_end<M: Machine>(cx: &mut Context<'_, M>) -> Result<IfName, Error> {
     let ifname = cx.ifname()?;
     let netns = cx.netns()?;
     let prev = cx.chained()?.clone();
-    let path = cx.netns_path();
-    let peer = inside(&netns, path)?.link(&ifname)?.and_then(|l| match l.kind {
-        LinkKind::Veth => l.peer_index,
-        _ => None,
-    });
-    let Some(peer) = peer else {
-        return Err(bad(format!(
-            "interface {ifname} in {path} is no end of a veth: only those can be limited; chain bandwidth after a plugin that makes one"
-        )));
-    };
-    let mut rt = cx.host()?;
-    for i in prev.interfaces.iter().filter(|i| i.sandbox.is_empty()) {
-        let Ok(name) = i.name.parse::<IfName>() else { continue };
-        let is_it = |l: Link| l.index == peer && l.kind == LinkKind::Veth;
-        if rt.link(&name)?.is_some_and(is_it) {
-            return Ok(name);
-        }
-    }
-    Err(bad(format!("prevResult.interfaces has no host end of {ifname}: the plugin before must tell it")))
+    let mut inside = inside(&netns, cx.netns_path())?;
+    shape::host_end(&mut cx.host()?, &mut inside, &prev, &ifname)
 }
 
 impl<M: Machine> Plugin<M> for Bandwidth {
