@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -51,11 +51,25 @@ impl Node {
             "ranges": ["10.244.1.0/24", "fd00:10:244:1::/64"], "dataDir": dir.path().join("ipam"),
         });
         let node = Self { ns, dir, conf };
+        node.boot();
+        node
+    }
+
+    /// The machine goes down and comes up: no namespace and no process of before is there, the files are.
+    pub fn reboot(&mut self) {
+        for e in std::fs::read_dir(self.dir.path().join("netns")).into_iter().flatten().flatten() {
+            let _ = Netns::delete(e.path());
+        }
+        self.ns = Netns::new().expect("make a network namespace: run as root");
+        self.boot();
+    }
+
+    fn boot(&self) {
+        let node = self;
         // As the agent does it on a real node.
         node.sh("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
         node.sh("ip link set lo up; ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up");
         node.sh("ip address add 192.0.2.1/24 dev up0; ip address add 2001:db8::1/64 dev up0 nodad");
-        node
     }
 
     /// A namespace for a pod; gives its path.
@@ -77,7 +91,12 @@ impl Node {
 
     /// Starts the plugin as a runtime does.
     pub fn start(&self, command: &str, container: &str, netns: Option<&str>, conf: &Value) -> Child {
-        let mut c = Command::new(program());
+        self.start_as(&PathBuf::from(program()), command, container, netns, conf)
+    }
+
+    /// The same of another program, or of ours by another name.
+    pub fn start_as(&self, program: &Path, command: &str, container: &str, netns: Option<&str>, conf: &Value) -> Child {
+        let mut c = Command::new(program);
         c.env_clear().env("CNI_COMMAND", command).env("CNI_CONTAINERID", container).env("CNI_IFNAME", "eth0");
         c.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web");
         if let Some(n) = netns {
