@@ -57,6 +57,9 @@ impl Runtime {
             // The reference's, and in their place all that we have.
             node.install(&PLUGINS);
             node.install_ours(plugins::NAMES);
+        } else {
+            // What a pod sends is limited by ours alone: docs/runtimes.md.
+            node.install_ours(&["bandwidth"]);
         }
         node.write("/etc/crictl.yaml", &page::file("crictl", "/etc/crictl.yaml"));
         let mut r = Self { node, containerd: text(containerd), ctr: text(ctr), crictl, started: 0 };

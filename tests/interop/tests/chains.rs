@@ -97,6 +97,8 @@ fn life(n: &Node, version: &str, more: impl Fn(&Node, &Value)) -> Value {
 #[test]
 fn the_reference_plugins_after_ours() {
     let n = node();
+    // See the next.
+    n.install_ours(&["bandwidth"]);
     for version in VERSIONS {
         let chain: Vec<Value> = [vec![ours()], meta(version)].concat();
         configure(&n, version, &chain);
@@ -112,6 +114,31 @@ fn the_reference_plugins_after_ours() {
         assert_eq!(r["interfaces"][1]["sandbox"], alone["interfaces"][1]["sandbox"]);
         assert_eq!(r["ips"][0]["interface"], 1);
     }
+}
+
+/// What the pod sends is looked at in the host end's one place for that, so the reference's `bandwidth` finds it taken
+/// when it is to limit that direction; ours shares it.
+#[test]
+fn the_references_bandwidth_after_ours_limits_what_the_pod_receives() {
+    let n = node();
+    let limit = |way: &str| json!({"type": "bandwidth", (way.to_owned() + "Rate"): 10_000_000, (way.to_owned() + "Burst"): 10_000_000});
+    configure(&n, "1.1.0", &[ours(), limit("ingress")]);
+    life(&n, "1.1.0", |n, r| {
+        reaches(n, "a", r, None);
+        assert!(n.run(&["tc", "qdisc", "show"]).contains("rate 10Mbit"));
+    });
+    configure(&n, "1.1.0", &[ours(), limit("egress")]);
+    n.run(&["ip", "netns", "add", "a"]);
+    let e = cnitool(&n, &[], "add", "a").unwrap_err();
+    assert!(e.contains("create ingress qdisc: file exists"), "{e}");
+    cnitool(&n, &[], "del", "a").unwrap();
+    n.run(&["ip", "netns", "delete", "a"]);
+    n.assert_nothing_left();
+    n.install_ours(&["bandwidth"]);
+    life(&n, "1.1.0", |n, r| {
+        reaches(n, "a", r, None);
+        assert!(n.run(&["tc", "qdisc", "show"]).contains("rate 10Mbit"));
+    });
 }
 
 #[test]
@@ -193,10 +220,11 @@ fn usual(kind: &str, version: &str) -> Vec<Value> {
     [vec![first], meta(version)].concat()
 }
 
-/// What must be the same whoever did it: hardware addresses, the host end's name and the address in turn go.
+/// What must be the same whoever did it: hardware addresses, the host end's name and the address in turn go, and the MTU,
+/// which the reference's leave out.
 fn plain(mut r: Value) -> Value {
     for i in r["interfaces"].as_array_mut().unwrap() {
-        i.as_object_mut().unwrap().remove("mac");
+        i.as_object_mut().unwrap().retain(|k, _| !["mac", "mtu"].contains(&k.as_str()));
         if i["name"].as_str().unwrap().starts_with("veth") {
             i["name"] = json!("veth");
         }
