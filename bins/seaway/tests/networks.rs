@@ -1,5 +1,5 @@
-//! Pods with several networks, in a lab, with the reference plugins (Debian's containernetworking-plugins) for the
-//! others.
+//! Pods with several networks, in a lab: on our `bridge`, and on the reference plugins (Debian's
+//! containernetworking-plugins).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 mod common;
@@ -64,16 +64,20 @@ fn stored(lab: &Lab, network: &str) -> usize {
     files.filter(|f| f.file_name().to_string_lossy().parse::<std::net::IpAddr>().is_ok()).count()
 }
 
-fn assert_reference() {
-    let there =
-        ["bridge", "ptp", "host-local", "tuning"].iter().all(|p| std::path::Path::new("/usr/lib/cni").join(p).exists());
+/// `bridge` is ours: CNI_PATH of a lab begins beside the binary. The others are the reference's.
+fn plugins() {
+    let there = ["ptp", "host-local", "tuning"].iter().all(|p| std::path::Path::new("/usr/lib/cni").join(p).exists());
     assert!(there, "the reference plugins are missing: apt-get install containernetworking-plugins");
-    plugin();
+    let ours = plugin().with_file_name("bridge");
+    match std::os::unix::fs::symlink("seaway-cni", &ours) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => panic!("{}: {e}", ours.display()),
+        _ => {}
+    }
 }
 
 #[test]
 fn a_pod_has_the_networks_it_asks_for_and_is_told_what_it_got() {
-    assert_reference();
+    plugins();
     let lab = Lab::up(&["--nodes", "1", "--ip", "dual"]);
     network(&lab, "side", &bridge(&lab, "side0", "10.77.0.0/24"));
     let chain = json!({"cniVersion": "1.0.0", "name": "direct", "plugins": [
@@ -155,7 +159,7 @@ fn a_pod_has_the_networks_it_asks_for_and_is_told_what_it_got() {
 
 #[test]
 fn a_network_that_cannot_be_undoes_the_others_and_is_told_at_the_pod() {
-    assert_reference();
+    plugins();
     let lab = Lab::up(&["--nodes", "1"]);
     network(&lab, "side", &bridge(&lab, "side0", "10.77.0.0/24"));
     // An interface of the node that is no bridge: the plugin fails when it is called.

@@ -9,7 +9,7 @@ use types::ObjectName;
 
 use crate::LocalState;
 use crate::annotations::{MIRROR, MODE, MODE_OPTIONS};
-use crate::networks::{DEFAULT, Known, OLDER, PodNetworks, pod_networks};
+use crate::networks::{self, DEFAULT, Known, OLDER, PodNetworks, pod_networks};
 use crate::pools::{Choice, Notes as Asked, OUTSIDE, choose, outside_allowed};
 use crate::problem::Problem;
 use crate::settings::Ipam;
@@ -55,7 +55,15 @@ pub(crate) fn fill(
     let known = Known { definitions: &snapshot.networks, broken: &broken, files: &local.networks };
     for (name, pod) in &snapshot.pods {
         let here = pod.node.as_ref() == Some(&intent.node);
-        if !here || pod.host_network || matches!(pod.phase, Phase::Succeeded | Phase::Failed) {
+        if !here || matches!(pod.phase, Phase::Succeeded | Phase::Failed) {
+            continue;
+        }
+        if pod.host_network {
+            // Nobody calls the plugin for it.
+            if let Some(key) = networks::READ.into_iter().find(|k| pod.asks.get(k).is_some()) {
+                let why = "a pod with spec.hostNetwork has the node's interfaces and no others: remove one of the two";
+                problems.push(annotation(&format!("Pod/{name}"), key, why));
+            }
             continue;
         }
         let namespace = snapshot.namespaces.get(&name.namespace).map(|n| &n.asks);
@@ -101,6 +109,18 @@ fn addresses(
     let nothing = Asked::default();
     let asked = pod.notes.as_deref().unwrap_or(&nothing);
     let wrong = |key: &str, why: String| annotation(&format!("Pod/{name}"), key, why);
+    if spec.default_network.is_some() {
+        // That network gives the addresses.
+        let given = [("seaway.io/ip-addrs", &asked.fixed), (OUTSIDE, &asked.outside)];
+        return match given.into_iter().find(|(_, list)| !list.is_empty()) {
+            Some((key, _)) => {
+                let why =
+                    format!("is of the cluster's network, which {DEFAULT} or {OLDER} replaces: remove one of them");
+                Err(wrong(key, why))
+            }
+            None => Ok(spec),
+        };
+    }
     let choice = match snapshot.settings.ipam {
         Ipam::Pools => choose(snapshot, &intent.node, &name.namespace, asked),
         Ipam::NodeCidr => of_node_ranges(snapshot, intent, asked),

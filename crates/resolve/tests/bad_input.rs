@@ -265,3 +265,33 @@ fn wrong_types_are_named_and_never_stop_the_rest() {
     let r = on_node1(&plus([service(json!({"externalIPs": many}))]));
     assert!(r.problems.len() < 50, "{}", r.problems.len());
 }
+
+#[test]
+fn networks_of_pods() {
+    const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+    let pod = |text: &str, host: bool| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "p", "namespace": "default", "annotations": {NETWORKS: text}},
+            "spec": {"nodeName": "node1", "hostNetwork": host}})
+    };
+    let nad = |config: &str| {
+        json!({"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+            "metadata": {"name": "n", "namespace": "default"}, "spec": {"config": config}})
+    };
+    let field = |place: &str| format!("metadata.annotations[{NETWORKS}]{place}");
+    let definition = "NetworkAttachmentDefinition/default/n";
+    case(plus([pod("a@eth0", false)]), "Pod/default/p", &field("[0].interface"), &["choose another name"]);
+    case(plus([pod("none", false)]), "Pod/default/p", &field("[0]"), &["create it, or correct the name"]);
+    case(plus([pod("n", true), nad("{}")]), "Pod/default/p", &field(""), &["hostNetwork", "remove one"]);
+    case(plus([nad("{")]), definition, "spec.config", &["is no JSON"]);
+    case(plus([nad("{}")]), definition, "spec.config", &["neither type"]);
+    let broken = r#"{"type": "a", "cniVersion": "7"}"#;
+    case(plus([pod("n", false), nad(broken)]), "Pod/default/p", &field("[0]"), &["cannot be used", "cniVersion"]);
+    // What cannot be attached as it asks is not attached in another way.
+    let r = on_node1(&plus([pod("n", false), nad(broken)]));
+    let spec = r.intent.pods.values().next().unwrap();
+    assert!(spec.refused.is_some() && spec.networks.is_empty(), "{spec:?}");
+    let r = on_node1(&plus([pod("n", false), nad(r#"{"type": "bridge"}"#)]));
+    let spec = r.intent.pods.values().next().unwrap();
+    assert_eq!((spec.refused.as_ref(), spec.networks.len()), (None, 1), "{spec:?}");
+}

@@ -205,15 +205,16 @@ impl Api {
     }
 
     /// The resource that a manifest's `apiVersion` and `kind` name; `None` when the server has none. Asked once of
-    /// each group version.
+    /// each group version, and again while the kind is not there.
     ///
     /// # Errors
     /// When the server cannot be reached.
     pub async fn discover(&self, api_version: &str, kind: &str) -> Result<Option<ApiResource>, SourceError> {
         let found = |all: &[ApiResource]| all.iter().find(|r| r.resource.kind == kind).cloned();
         let known = self.discovered.lock().unwrap_or_else(PoisonError::into_inner).get(api_version).map(|a| found(a));
-        if let Some(answer) = known {
-            return Ok(answer);
+        // A kind that was not there may have been defined meanwhile.
+        if let Some(Some(answer)) = known {
+            return Ok(Some(answer));
         }
         let (prefix, group, version) = match api_version.split_once('/') {
             Some((g, v)) => (format!("/apis/{}/{}", segment(g)?, segment(v)?), g, v),

@@ -285,6 +285,39 @@ async fn writes_and_their_errors() {
     server.stop().await;
 }
 
+/// A kind that nobody defined holds nothing up; it is seen once it is defined, and gone when its definition is.
+#[tokio::test]
+async fn a_kind_that_is_not_defined_is_one_without_objects() {
+    let place = Place::new();
+    let server = place.server().await;
+    let api = place.api().await;
+    let crds = Resource {
+        group: "apiextensions.k8s.io".into(),
+        version: "v1".into(),
+        kind: "CustomResourceDefinition".into(),
+        plural: "customresourcedefinitions".into(),
+    };
+    let name = ObjectName::new("", "ippools.seaway.io");
+    let mut crd = api.get(&crds, &name).await.unwrap().unwrap();
+    assert!(api.delete(&crds, &name, "", None).await.unwrap());
+    let mut source = Source::start(&api, WatchConfig::agent());
+    tokio::time::timeout(Duration::from_secs(5), source.wait_in_sync()).await.expect("in sync without the kind");
+    assert_eq!(source.in_sync().absent, [Kind::IPPool].into());
+    assert!(source.in_sync().failing.is_empty());
+    let object = crd.as_object_mut().unwrap();
+    object.remove("status");
+    object.insert("metadata".into(), json!({"name": "ippools.seaway.io"}));
+    api.create(&crds, &name, crd.clone()).await.unwrap();
+    api.create(&Kind::IPPool.into(), &ObjectName::new("", "p"), json!({"spec": {"cidr": "10.0.0.0/16"}}))
+        .await
+        .unwrap();
+    until(&mut source, "the pool of a kind that was defined late", |s| s.pools.len() == 1).await;
+    assert!(source.in_sync().absent.is_empty());
+    api.delete(&crds, &name, "", None).await.unwrap();
+    until(&mut source, "no pool of a kind that is gone", |s| s.pools.is_empty()).await;
+    server.stop().await;
+}
+
 /// One Event for what is said often, with its count; it goes on counting after a restart, also of the server.
 #[tokio::test]
 async fn events_are_counted_at_their_object() {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use cni::CniResult;
 use intent::NodeIntent;
 use ipam::Record;
-use resolve::Kind;
 use resolve::networks::STATUS;
+use resolve::{ClusterSnapshot, Kind};
 use serde_json::{Value, json};
 use source::Api;
 use tokio::sync::watch;
@@ -17,17 +17,17 @@ use types::ObjectName;
 /// The annotation of each pod that asked for networks of its own and has them, with the pod's uid.
 pub type Statuses = BTreeMap<ObjectName, (String, String)>;
 
-/// What should stand at the pods of this node.
-pub fn statuses(intent: &NodeIntent, records: &[Record]) -> Statuses {
+/// What should stand at the pods of this node, out of its records and the cluster's pods.
+pub fn statuses(intent: &NodeIntent, records: &[Record], snapshot: &ClusterSnapshot) -> Statuses {
     let mut out = Statuses::new();
     for r in records {
         let Some(p) = &r.pod else { continue };
         let name = ObjectName::new(&p.namespace, &p.name);
         let asked = intent.pods.get(&name).filter(|s| !s.networks.is_empty() || s.default_network.is_some());
-        let (Some(spec), Some(text)) = (asked, status(r)) else { continue };
+        let (Some(spec), Some(pod), Some(text)) = (asked, snapshot.pods.get(&name), status(r)) else { continue };
         // A record of the pod that had the name before says nothing about this one.
         if p.uid.as_ref().is_none_or(|u| *u == spec.uid) {
-            out.insert(name, (spec.uid.to_string(), text));
+            out.insert(name, (pod.uid.to_string(), text));
         }
     }
     out

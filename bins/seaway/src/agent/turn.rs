@@ -168,7 +168,7 @@ impl Turn {
             }
         };
         self.report(&pass);
-        let now = statuses(&pass.intent, &pass.records);
+        let now = self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s));
         let _ = self.network_status.send_if_modified(|s| {
             let changed = *s != now;
             *s = now;

@@ -216,3 +216,33 @@ async fn a_full_disk_is_said_and_survived() {
     acked.sort();
     assert_eq!(names(&call(dir.path(), "GET", CMS, &Value::Null).await.unwrap().1), acked);
 }
+
+/// Definitions and the objects of their kinds are killed with the server and come back with it, as all others do.
+#[tokio::test]
+async fn custom_objects_survive_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let child = spawn(dir.path()).await;
+    let (code, v) = call(dir.path(), "POST", crds, &crate::custom::definition()).await.unwrap();
+    assert_eq!(code, 201, "{v}");
+    let mut acked = Vec::new();
+    for n in 0..20 {
+        let name = format!("p{n:02}");
+        let (code, v) = call(dir.path(), "POST", crate::custom::POOLS, &crate::custom::pool(&name)).await.unwrap();
+        assert_eq!(code, 201, "{v}");
+        acked.push((name, rv(&v)));
+    }
+    drop(child);
+    let child = spawn(dir.path()).await;
+    let (code, list) = call(dir.path(), "GET", crate::custom::POOLS, &Value::Null).await.unwrap();
+    assert_eq!(code, 200, "{list}");
+    let found: Vec<(String, u64)> =
+        names(&list).into_iter().zip(list["items"].as_array().unwrap().iter().map(rv)).collect();
+    assert_eq!(found, acked);
+    // The definition goes, the server is killed: neither comes back.
+    let (code, _) = call(dir.path(), "DELETE", &format!("{crds}/pools.example.com"), &Value::Null).await.unwrap();
+    assert_eq!(code, 200);
+    drop(child);
+    let _child = spawn(dir.path()).await;
+    assert_eq!(call(dir.path(), "GET", crate::custom::POOLS, &Value::Null).await.unwrap().0, 404);
+}

@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 
 /// Plugins of one list at most.
 const MOST: usize = 32;
+/// Bytes of one configuration at most: all of a pod's are handed to the plugin in one file.
+const LARGEST: usize = 64 << 10;
 /// Versions of the protocol that attachments of ours speak, newest first.
 const VERSIONS: [&str; 5] = ["1.1.0", "1.0.0", "0.4.0", "0.3.1", "0.3.0"];
 /// What a configuration without version is taken for: what every plugin of the last years speaks.
@@ -31,6 +33,9 @@ impl Eq for Config {}
 /// The field, empty for the whole, and what is wrong with it.
 pub fn config(text: &str, name: &str) -> Result<Config, (String, String)> {
     let bad = |field: &str, why: String| Err((field.to_owned(), why));
+    if text.len() > LARGEST {
+        return bad("", format!("has {} bytes: at most {LARGEST} are taken", text.len()));
+    }
     let m: Map<String, Value> = match serde_json::from_str(text) {
         Ok(Value::Object(m)) => m,
         Ok(_) => return bad("", "must be a JSON object: a CNI configuration, or a list of them".into()),
@@ -130,6 +135,8 @@ mod tests {
             let (f, w) = config(text, "n").unwrap_err();
             assert!(f == field && w.contains(why), "{text}: {f}: {w}");
         }
+        let long = format!(r#"{{"type": "{}"}}"#, "a".repeat(LARGEST));
+        assert!(config(&long, "n").unwrap_err().1.contains("at most 65536"));
     }
 
     proptest! {
