@@ -20,7 +20,8 @@
 //! Inside, every test is a process of its own in fresh network, mount and PID namespaces, as root, with loopback up: what
 //! it leaves behind ends with it. It has [`TEST_LIMIT`] of time. The tools of [`image::TOOLS`] are in PATH, kernel modules are loaded on demand as
 //! on any host (`ip link add ... type vrf` finds its module), our own programs are in [`PROGRAMS`]. /tmp and /run are
-//! memory.
+//! memory. Two kinds of module have more: `suites` the test binaries of crate `kernel` ([`SUITES`]), `plugins` and
+//! `devices` the reference CNI plugins ([`REFERENCE`]) and the pages of docs/plugins.
 
 pub mod cpio;
 pub mod debian;
