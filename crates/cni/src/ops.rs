@@ -377,7 +377,8 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
         let msg = format!("the network namespace of {key} is gone; {} is another one now", record.netns);
         return Err(Error::new(Code::UnknownContainer, msg));
     }
-    heal(machine, dir, &record, &netns)
+    heal(machine, dir, &record, &netns)?;
+    extras::make(machine, &record, &netns)
 }
 
 /// Who waits until the kernel is done with a host end that is to go: tens of milliseconds, whatever the machine.

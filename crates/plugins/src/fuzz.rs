@@ -3,13 +3,14 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use cni::{Call, Command, Fields};
+use cni::ports::{Image, Owner};
+use cni::{Call, CniResult, Command, Fields};
 use serde_json::{Map, Value};
 
 use crate::dhcp::client::{Client, Output, Params};
 use crate::dhcp::packet::{self, Message};
 use crate::dhcp::rpc::Peer;
-use crate::{bridge, dhcp, host_local, ptp, static_ips};
+use crate::{bandwidth, bridge, dhcp, host_local, portmap, ptp, static_ips, tuning};
 
 /// `CNI_ARGS` in the first line, a configuration in the rest, for every plugin with a decoder of its own.
 pub fn config(data: &[u8]) {
@@ -31,8 +32,35 @@ pub fn config(data: &[u8]) {
     if let Ok(c) = dhcp::conf::Conf::read(&f, args) {
         assert!(c.options.iter().all(|(c, v)| !matches!(c, 0 | 255) && v.len() <= 255));
     }
+    mapped(&f);
+    if let Ok(l) = bandwidth::limits(&f) {
+        for r in [l.ingress, l.egress].into_iter().flatten() {
+            let t = cni::shape::bucket(r, 1500);
+            assert!(t.rate > 0 && t.burst > 0 && t.limit >= t.burst);
+        }
+    }
+    if let Ok(c) = "eth0".parse().map_err(cni::bad).and_then(|n| tuning::Conf::read(&f, &call, &n)) {
+        assert!(c.sysctls.iter().all(|(path, _)| path.starts_with("net/") && !path.split('/').any(|p| p == "..")));
+    }
     if let Ok(c) = host_local::Conf::read(&f, &call) {
         host_local::fuzzed(&c);
+    }
+}
+
+/// A mapping that is taken is there afterwards, and gone when it is taken away.
+fn mapped(f: &Fields<'_>) {
+    let Ok(c) = portmap::Conf::read(f) else { return };
+    let Ok(Some(Ok(prev))) = f.map("prevResult").map(|p| p.map(|p| CniResult::read(p, "prevResult"))) else { return };
+    let Ok(ifname) = "eth0".parse() else { return };
+    let addresses = prev.addresses_of(&ifname);
+    let owner = Owner::of_comment("net c1/eth0");
+    let ports = c.ports(owner.clone(), &addresses);
+    let mut image = Image::default();
+    if image.put(&ports).is_ok() {
+        assert!(!image.plan(&Image::default()).is_empty());
+        assert!(!image.lacks(&ports).iter().any(|l| l.contains("host port")), "{:?}", image.lacks(&ports));
+        image.remove(|o| *o == owner);
+        assert!(image.owners().is_empty());
     }
 }
 

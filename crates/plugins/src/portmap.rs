@@ -5,7 +5,7 @@
 //! `externalSetMarkChain` have nothing to do: what they are for, masquerading, is done without.
 
 use cni::ports::{self, Masquerade, Owner, Ports, Syntax, When};
-use cni::{CniResult, Code, Context, Error, IpNet, Plugin, bad};
+use cni::{CniResult, Code, Context, Error, Fields, IpNet, Plugin, bad};
 use ipam::PortMapping;
 use kernel_api::Nft;
 use kernel_api::machine::Machine;
@@ -18,15 +18,14 @@ pub struct Portmap;
 
 /// The configuration, checked.
 #[derive(Debug)]
-struct Conf {
+pub(crate) struct Conf {
     mappings: Vec<PortMapping>,
     masquerade: Masquerade,
     when: Vec<When>,
 }
 
 impl Conf {
-    fn read<M: Machine>(cx: &Context<'_, M>) -> Result<Self, Error> {
-        let f = cx.fields();
+    pub(crate) fn read(f: &Fields<'_>) -> Result<Self, Error> {
         let snat = f.choice("snat")?.unwrap_or(true);
         let all = f.flag("masqAll")?;
         let bit = f.number("markMasqBit", 0..=31)?;
@@ -55,7 +54,7 @@ impl Conf {
         Ok(Self { mappings, masquerade, when })
     }
 
-    fn ports<'a>(&'a self, owner: Owner, addresses: &'a [IpNet]) -> Ports<'a> {
+    pub(crate) fn ports<'a>(&'a self, owner: Owner, addresses: &'a [IpNet]) -> Ports<'a> {
         Ports { owner, mappings: &self.mappings, addresses, masquerade: self.masquerade, when: &self.when }
     }
 }
@@ -66,7 +65,7 @@ fn owner<M: Machine>(cx: &Context<'_, M>) -> Result<Owner, Error> {
 
 impl<M: Machine> Plugin<M> for Portmap {
     fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
-        let conf = Conf::read(cx)?;
+        let conf = Conf::read(&cx.fields())?;
         let prev = cx.chained()?.clone();
         if conf.mappings.is_empty() {
             return Ok(prev);
@@ -84,7 +83,7 @@ impl<M: Machine> Plugin<M> for Portmap {
     }
 
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
-        let conf = Conf::read(cx)?;
+        let conf = Conf::read(&cx.fields())?;
         let addresses = cx.chained()?.addresses_of(&cx.ifname()?);
         if conf.mappings.is_empty() {
             return Ok(());

@@ -4,7 +4,7 @@
 mod backup;
 mod sysctl;
 
-use cni::{CniResult, Code, Context, Error, Fields, Plugin, bad};
+use cni::{Call, CniResult, Code, Context, Error, Fields, Plugin, bad};
 use kernel_api::Rtnetlink;
 use kernel_api::machine::{Machine, Netns};
 use kernel_api::rt::{Link, RtRequest, SetLink};
@@ -23,9 +23,9 @@ const QUEUE_MAX: u32 = 1 << 24;
 
 /// The configuration, checked.
 #[derive(Debug, Default)]
-struct Conf {
+pub(crate) struct Conf {
     /// Paths below /proc/sys with slashes, and values.
-    sysctls: Vec<(String, String)>,
+    pub(crate) sysctls: Vec<(String, String)>,
     mac: Option<Mac>,
     mtu: Option<u32>,
     txqlen: Option<u32>,
@@ -34,13 +34,11 @@ struct Conf {
 }
 
 impl Conf {
-    fn read<M: Machine>(cx: &Context<'_, M>) -> Result<Self, Error> {
-        let f = cx.fields();
-        let ifname = cx.ifname()?;
+    pub(crate) fn read(f: &Fields<'_>, call: &Call, ifname: &IfName) -> Result<Self, Error> {
         let mut raw = Vec::new();
         let mut out = Self::default();
-        out.take(&f, &mut raw)?;
-        let [mac] = envargs::known(cx.call, ["MAC"])?;
+        out.take(f, &mut raw)?;
+        let [mac] = envargs::known(call, ["MAC"])?;
         if let Some(m) = mac {
             let wrong = |e| Error::new(Code::InvalidEnvironment, format!("invalid environment: CNI_ARGS: MAC: {e}"));
             out.mac = Some(m.parse().map_err(wrong)?);
@@ -60,7 +58,7 @@ impl Conf {
             if let Some(list) = &list {
                 sysctl::allowed(list, &key)?;
             }
-            out.sysctls.push((sysctl::path(&key, &ifname)?, value));
+            out.sysctls.push((sysctl::path(&key, ifname)?, value));
         }
         Ok(out)
     }
@@ -110,7 +108,7 @@ fn data_dir<M: Machine>(cx: &Context<'_, M>) -> Result<std::path::PathBuf, Error
 
 impl<M: Machine> Plugin<M> for Tuning {
     fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
-        let conf = Conf::read(cx)?;
+        let conf = Conf::read(&cx.fields(), cx.call, &cx.ifname()?)?;
         let mut out = cx.chained()?.clone();
         let (ifname, dir) = (cx.ifname()?, data_dir(cx)?);
         let netns = cx.netns()?;
@@ -165,7 +163,7 @@ impl<M: Machine> Plugin<M> for Tuning {
     }
 
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
-        let conf = Conf::read(cx)?;
+        let conf = Conf::read(&cx.fields(), cx.call, &cx.ifname()?)?;
         cx.chained()?;
         let ifname = cx.ifname()?;
         let netns = cx.netns()?;

@@ -153,6 +153,10 @@ fn a_port_has_one_container_and_what_is_refused_leaves_nothing() {
     t.add("c2", &conf(&c2, json!([map(8082, 80, "tcp")])));
     assert_eq!(tcp(&t.node, "node", "192.0.2.1:8080"), "c1 saw 192.0.2.1");
     assert_eq!(tcp(&t.node, "node", "192.0.2.1:8082"), "c2 saw 192.0.2.1");
+    // One call may not ask twice for the same.
+    let before = elements(&t);
+    let e = t.call("ADD", "c2", &conf(&c2, json!([map(8090, 80, "tcp"), map(8090, 81, "tcp")]))).unwrap_err();
+    assert_eq!((&e["code"], elements(&t)), (&104.into(), before), "{e}");
     t.del("c1", &first);
     t.add("c2", &second);
     assert_eq!(tcp(&t.node, "node", "127.0.0.1:8080"), "c2 saw 10.88.0.1");

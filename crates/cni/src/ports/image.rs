@@ -81,6 +81,15 @@ impl Image {
     /// that is gone: an address has one owner.
     pub fn put(&mut self, ports: &Ports<'_>) -> Result<(), Box<Clash>> {
         let items = ports.items();
+        // One port asked for twice, to lead to two ports inside.
+        for (a, b) in items.iter().zip(items.iter().skip(1)) {
+            if (a.set, &a.key) == (b.set, &b.key)
+                && let Some((m, _)) = read(a.set, &a.key, &a.data)
+            {
+                let port = types::PortKey { proto: m.proto, port: m.host_port };
+                return Err(Box::new(Clash { host_ip: m.host_ip, port, holder: ports.owner.clone() }));
+            }
+        }
         for i in &items {
             let Some(there) = self.elements.get(&i.set).and_then(|s| s.get(&i.key)) else { continue };
             let Some(owner) = there.owner.as_ref().filter(|o| **o != ports.owner) else { continue };

@@ -4,7 +4,7 @@ mod sha512;
 
 use cni::ports::Owner;
 use cni::shape::{self, Place};
-use cni::{CniResult, Code, Context, Error, Interface, Plugin, bad};
+use cni::{CniResult, Code, Context, Error, Fields, Interface, Plugin, bad};
 use ipam::{Key, Limits};
 use kernel_api::Rtnetlink;
 use kernel_api::machine::Machine;
@@ -16,8 +16,7 @@ use crate::inside;
 /// See the module.
 pub struct Bandwidth;
 
-fn limits<M: Machine>(cx: &Context<'_, M>) -> Result<Limits, Error> {
-    let f = cx.fields();
+pub(crate) fn limits(f: &Fields<'_>) -> Result<Limits, Error> {
     let runtime = match f.object("runtimeConfig")? {
         Some(r) => r.object("bandwidth")?,
         None => None,
@@ -30,7 +29,7 @@ fn limits<M: Machine>(cx: &Context<'_, M>) -> Result<Limits, Error> {
             }
         }
     }
-    shape::limits(&f)
+    shape::limits(f)
 }
 
 /// The name that the reference plugin gives: the first 12 digits of the SHA-512 of network and container.
@@ -56,7 +55,7 @@ fn host_end<M: Machine>(cx: &mut Context<'_, M>) -> Result<IfName, Error> {
 
 impl<M: Machine> Plugin<M> for Bandwidth {
     fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
-        let limits = limits(cx)?;
+        let limits = limits(&cx.fields())?;
         let mut out = cx.chained()?.clone();
         if limits.is_none() {
             return Ok(out);
@@ -88,7 +87,7 @@ impl<M: Machine> Plugin<M> for Bandwidth {
     }
 
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
-        let limits = limits(cx)?;
+        let limits = limits(&cx.fields())?;
         let link = host_end(cx)?;
         let place = place(cx, link)?;
         let have = shape::observe(&mut cx.host()?, &place)?;
