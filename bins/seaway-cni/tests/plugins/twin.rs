@@ -129,6 +129,22 @@ impl Twin {
         self.view(|c| self.json(c))
     }
 
+    /// What the ports of the node's bridges are like: hairpin, isolation, VLANs.
+    pub fn ports(&self) -> Value {
+        let shown = |command: &str, of: &dyn Fn(&Value) -> Value| {
+            let all = self.json(command);
+            let mut out: Vec<Value> = all.as_array().unwrap().iter().map(of).collect();
+            out.sort_by_key(ToString::to_string);
+            out
+        };
+        let name = |p: &Value| stable(p["ifname"].as_str().unwrap());
+        let on = |v: &Value| v.as_bool().unwrap_or(false);
+        json!({
+            "ports": shown("bridge -j -d link show", &|p| json!([name(p), on(&p["hairpin"]), on(&p["isolated"])])),
+            "vlans": shown("bridge -j vlan show", &|p| json!([name(p), p["vlans"]])),
+        })
+    }
+
     fn view(&self, run: impl Fn(&str) -> Value) -> Value {
         // The references' IPv6 addresses on the node wait for duplicate detection.
         for _ in 0..100 {
@@ -242,7 +258,7 @@ fn flag(l: &Value, name: &str) -> bool {
 }
 
 /// A veth's random name becomes `veth*`.
-pub fn stable(name: &str) -> String {
+fn stable(name: &str) -> String {
     let random = name.strip_prefix("veth").is_some_and(|r| r.len() >= 6 && r.bytes().all(|b| b.is_ascii_hexdigit()));
     if random { "veth*".into() } else { name.into() }
 }

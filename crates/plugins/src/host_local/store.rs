@@ -2,8 +2,8 @@
 //! for each address in use, named by it, holding `CONTAINER\r\nIFNAME` (the container alone in files of old releases);
 //! `last_reserved_ip.N` with the address that range set N gave out last; `lock`, held by `flock` by whoever works.
 //!
-//! A file appears with its content or not at all (`O_TMPFILE`, then a link), so kill -9 leaves no torn one; an empty
-//! one, which a killed reference may leave and nobody can ever release, is removed when it is seen.
+//! A process that is killed between making a file and writing it leaves an empty one, which nobody could ever release:
+//! it is removed by the next of ours that opens the store.
 //!
 //! # Not reading a thousand files
 //! Who has which address is in `.index` as well: a line per change, the last with the directory's change time, by which
@@ -16,13 +16,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cni::{Code, Error};
 use ipam::Key;
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat, openat};
+use rustix::fs::{FlockOperation, flock};
 
 /// Bytes of one file that are looked at.
 const MAX_ENTRY: u64 = 4096;
@@ -117,7 +116,7 @@ impl Store {
         let path = self.dir.join(a.to_string());
         let owner = Owner(format!("{}\r\n{}", key.container, key.ifname));
         self.begin();
-        match create(&self.dir, &path, owner.0.as_bytes()) {
+        match create(&path, owner.0.as_bytes()) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 self.index_lines = 0;
@@ -126,8 +125,7 @@ impl Store {
             Err(e) => return Err(io("write", &path, e)),
         }
         let last = self.dir.join(format!("last_reserved_ip.{set}"));
-        let new = self.dir.join(".last");
-        if let Err(e) = fs::write(&new, a.to_string()).and_then(|()| fs::rename(&new, &last)) {
+        if let Err(e) = overwrite(&last, a.to_string().as_bytes()) {
             // Nobody is told of this address, so nobody would give it back.
             let _ = fs::remove_file(&path);
             return Err(io("write", &last, e));
@@ -289,21 +287,23 @@ fn read(path: &Path) -> io::Result<Owner> {
     Ok(Owner(text.trim().to_owned()))
 }
 
-/// A file that appears whole; `AlreadyExists` when one of that name is there.
-fn create(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
-    let nameless = openat(CWD, dir, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o644));
-    if let Ok(fd) = nameless {
-        let mut file = File::from(fd);
-        file.write_all(content)?;
-        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match linkat(CWD, &from, CWD, path, AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) => return Ok(()),
-            Err(e) if e == rustix::io::Errno::EXIST => return Err(e.into()),
-            // Without /proc: as below.
-            Err(_) => {}
+/// Writes over what a file holds. Neither by a truncation to nothing nor by a rename: after either, ext4 writes to the
+/// disk at once (`auto_da_alloc`), which takes milliseconds.
+fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
+    match OpenOptions::new().write(true).open(path) {
+        Ok(f) => {
+            f.write_all_at(content, 0)?;
+            f.set_len(content.len() as u64)
         }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => create(path, content),
+        Err(e) => Err(e),
     }
-    // A file system without nameless files.
+}
+
+/// A new file; `AlreadyExists` when one of that name is there. Whoever is killed between the two leaves an empty one,
+/// which the next to look at the directory removes. A nameless file that is linked when it is written would leave none,
+/// and costs ext4 up to a millisecond.
+fn create(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
     file.write_all(content).inspect_err(|_| drop(fs::remove_file(path)))
 }
