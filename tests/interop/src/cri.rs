@@ -18,6 +18,7 @@ pub const HELLO: &str = "hello from a pod\n";
 pub struct Runtime {
     /// The node.
     pub node: Node,
+    release: Release,
     containerd: String,
     /// The path of its client.
     pub ctr: String,
@@ -62,7 +63,7 @@ impl Runtime {
             node.install_ours(&["bandwidth"]);
         }
         node.write("/etc/crictl.yaml", &page::file("crictl", "/etc/crictl.yaml"));
-        let mut r = Self { node, containerd: text(containerd), ctr: text(ctr), crictl, started: 0 };
+        let mut r = Self { node, release, containerd: text(containerd), ctr: text(ctr), crictl, started: 0 };
         r.begin();
         r
     }
@@ -84,9 +85,10 @@ impl Runtime {
         wait("containerd answers", || self.node.attempt(&[&self.crictl, "info"]).is_ok());
     }
 
-    /// Writes the page's configuration of the network.
+    /// Writes the page's configuration of the network; for the older release that with other plugins.
     pub fn network(&self) {
-        self.node.write(CONFLIST, &page::file("Host ports and bandwidth", CONFLIST));
+        let section = if self.release == Release::One { "With other plugins" } else { "The network" };
+        self.node.write(CONFLIST, &page::file(section, CONFLIST));
         wait("the network is ready", || self.network_ready());
     }
 
@@ -99,7 +101,7 @@ impl Runtime {
     /// DEL of everything that libcni remembers, then GC with an empty list: nothing lives.
     pub fn gc(&self) {
         let cnitool = CNITOOL.program("cnitool");
-        let whole = page::file("Host ports and bandwidth", CONFLIST).replace(", \"1.1.0\"", "");
+        let whole = page::file("With other plugins", CONFLIST).replace(", \"1.1.0\"", "");
         for conf in [whole, page::file("The network", CONFLIST)] {
             self.node.write("/var/tmp/gc/10-seaway.conflist", &conf);
             let env = ["env", "CNI_PATH=/opt/cni/bin", "NETCONFPATH=/var/tmp/gc"];

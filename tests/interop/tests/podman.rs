@@ -16,17 +16,14 @@ struct Podman {
 }
 
 impl Podman {
-    /// With our plugins in the chain, or the reference's.
+    /// With our plugin alone, or the reference's after it.
     fn new(ours: bool) -> Self {
         for (program, package) in [("podman", "podman"), ("conmon", "conmon"), ("runc", "runc")] {
             let _ = debian(program, package);
         }
         let node = Node::boot();
-        if ours {
-            node.install_ours(plugins::NAMES);
-        }
         node.write(CONTAINERS_CONF, &page::file("podman", CONTAINERS_CONF));
-        node.write(CONFLIST, &page::file("Host ports and bandwidth", CONFLIST));
+        node.write(CONFLIST, &page::file(if ours { "The network" } else { "With other plugins" }, CONFLIST));
         let archive = image::archive(node.shared());
         let p = Self { node };
         p.podman(&["load", "-i", archive.to_str().unwrap()]);
