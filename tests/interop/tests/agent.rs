@@ -73,10 +73,14 @@ fn the_agent_makes_a_node_ready_and_its_pods_outlive_it() {
     }
 
     r.node.sh("ip -n outside route delete 10.0.0.0/8; ip -n outside route delete fd00::/8");
-    let (a, b) = (r.pod("a", &declared(&r, "a", false)), r.pod("b", &declared(&r, "b", true)));
+    let mut with_port = declared(&r, "b", true);
+    with_port["port_mappings"] = json!([{"protocol": 0, "container_port": 80, "host_port": 8080}]);
+    let (a, b) = (r.pod("a", &declared(&r, "a", false)), r.pod("b", &with_port));
     for ((ip, node), outside) in b.ips.iter().zip(ADDRESSES).zip(OUTSIDE) {
         assert_eq!(r.exec(&a, &["wget", "-qO-", &url(ip)]), HELLO);
         r.exec(&a, &["ping", "-c1", "-W2", node]);
+        let port = url(node).trim_end_matches('/').to_owned() + ":8080/";
+        assert_eq!(r.node.outside(&["curl", "-sS", "--max-time", "5", &port]), HELLO);
         // To where nobody knows of pods: with the node's address.
         r.exec(&a, &["ping", "-c1", "-W2", outside]);
     }
