@@ -128,15 +128,25 @@ fn a_damaged_journal_is_told_and_mended() {
         .collect();
     std::fs::write(&journal, damaged.join("\n") + "\n").unwrap();
     let run = |args: &[&str]| {
-        let out = Command::new(SEAWAY).arg("ipam").args(args).arg("--ipam-dir").arg(dir.path()).output().unwrap();
+        // In a namespace of its own: it looks at interfaces, and mends them.
+        let mut c = Command::new("unshare");
+        let out = c.args(["-n", SEAWAY, "ipam"]).args(args).arg("--ipam-dir").arg(dir.path()).output().unwrap();
         (out.status.code(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
     };
     let (code, text) = run(&["show"]);
     assert!(code == Some(1) && text.contains("line 3") && text.contains("seaway ipam check"), "{text}");
     let (code, text) = run(&["check"]);
-    assert!(code == Some(1) && text.contains("line 3") && text.contains("2 intact"), "{text}");
-    let (code, text) = run(&["check", "--repair"]);
-    assert!(code == Some(0) && text.contains("repaired"), "{text}");
+    assert!(code == Some(1) && text.contains("line 3") && text.contains("3 disagreements, 3 not mended"), "{text}");
+    let (code, text) = run(&["release", "10.244.1.9"]);
+    assert!(code == Some(1) && text.contains("line 3"), "{text}");
+    // The intact records are kept at first; then it shows that their namespaces are gone.
+    let (code, text) = run(&["check", "--fix"]);
+    assert!(code == Some(0) && text.contains("3 disagreements, 0 not mended"), "{text}");
+    assert!(dir.path().join("journal.damaged").exists());
     let (code, text) = run(&["show"]);
-    assert!(code == Some(0) && text.contains("10.244.1.") && !text.contains("10.245"), "{text}");
+    assert!(code == Some(0) && !text.contains("10.24"), "{text}");
+    let (code, text) = run(&["release", "10.244.1.9"]);
+    assert!(code == Some(1) && text.contains("nothing in") && text.contains("has 10.244.1.9"), "{text}");
+    let (code, text) = run(&["pools"]);
+    assert!(code == Some(1) && text.contains("--api: say which API server"), "{text}");
 }

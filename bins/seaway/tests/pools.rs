@@ -6,16 +6,20 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use common::{Lab, Pod, eventually, ok, run};
+use common::{Lab, Pod, SEAWAY, eventually, ok, run};
 use serde_json::{Value, json};
 use types::Cidr;
 
 const JSON: &str = "application/json";
 const OWN: &str = "/apis/seaway.io/v1alpha1";
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
+
+fn nodes(lab: &Lab) -> Vec<String> {
+    lab.objects("nodes", "").iter().filter_map(|n| Some(n["metadata"]["name"].as_str()?.to_owned())).collect()
+}
 
 fn add_pool(lab: &Lab, name: &str, spec: Value) {
     let body = json!({"apiVersion": "seaway.io/v1alpha1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec});
@@ -62,7 +66,7 @@ fn all_reach_all(lab: &Lab) {
     let ping =
         |mut c: Command, ip: &IpAddr| run(c.args(["ping", "-n", "-c1", "-W2", &ip.to_string()])).status.success();
     for ip in &all {
-        let from_nodes: Vec<&str> = NODES.into_iter().filter(|n| !ping(lab.on_node(n, &[]), ip)).collect();
+        let from_nodes: Vec<String> = nodes(lab).into_iter().filter(|n| !ping(lab.on_node(n, &[]), ip)).collect();
         assert!(from_nodes.is_empty(), "{ip} is not reached from {from_nodes:?}: {pods:?}\n{}", show(lab));
     }
     for to in &pods {
@@ -82,7 +86,8 @@ fn all_reach_all(lab: &Lab) {
 
 fn show(lab: &Lab) -> String {
     let blocks: Vec<String> = objects(lab, "ipblocks").iter().map(|b| b["spec"].to_string()).collect();
-    let routes = NODES.map(|n| format!("{n}: {}", ok(&mut lab.on_node(n, &["ip", "route"]))));
+    let route = |n: String| format!("{n}: {}", ok(&mut lab.on_node(&n, &["ip", "route"])));
+    let routes: Vec<String> = nodes(lab).into_iter().map(route).collect();
     format!("{}\n{}", blocks.join("\n"), routes.join("\n"))
 }
 
@@ -97,6 +102,17 @@ fn ranges(lab: &Lab, pool: &str) -> BTreeMap<String, Vec<Cidr>> {
 
 fn lent(lab: &Lab) -> usize {
     objects(lab, "ipblocks").iter().map(|b| b["spec"]["lent"].as_array().map_or(0, Vec::len)).sum()
+}
+
+fn ipam(lab: &Lab, node: &str, args: &[&str]) -> Output {
+    let dir = lab.dir().join(node).join("ipam");
+    let api = format!("unix:{}", lab.dir().join("api.sock").display());
+    run(lab
+        .on_node(node, &[SEAWAY, "ipam"])
+        .args(args)
+        .arg("--ipam-dir")
+        .arg(dir)
+        .args(["--api", &api, "--node", node]))
 }
 
 #[test]
@@ -140,6 +156,16 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
     assert!(pods.iter().any(|p| p.ips == old.ips), "the pod of before lives as it was");
     assert!(lent(&lab) > 0, "{}", show(&lab));
     all_reach_all(&lab);
+    for node in NODES {
+        let out = ipam(&lab, node, &["check"]);
+        assert!(
+            out.status.success(),
+            "{node}: {}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+
     // Pods go: what was borrowed goes back.
     for i in 0..9 {
         delete_pod(&lab, &format!("node1-{i}"));
@@ -172,5 +198,82 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
         (!left && ranges(&lab, "small").is_empty()).then_some(())
     });
     running(&lab, 2, 2);
+    all_reach_all(&lab);
+}
+
+/// What is broken by hand on purpose, one thing of each kind, is found and mended.
+#[test]
+fn every_disagreement_is_found_and_mended() {
+    let lab = Lab::up(&["--nodes", "2", "--backend", "host-gw"]);
+    add_pool(&lab, "small", json!({"cidr": "10.9.0.0/28", "blockSize": 30}));
+    settings(&lab, json!({"ipam": "pools", "addressesOutsideIPAM": "true"}));
+    eventually("each node has a block", Duration::from_secs(20), || (ranges(&lab, "small").len() == 2).then_some(()));
+    add_pod(&lab, "a", "node1", json!({}));
+    let block = ranges(&lab, "small")["node2"][0];
+    add_pod(&lab, "b", "node1", json!({"seaway.io/ip-addrs": block.last().to_string()}));
+    let pods = running(&lab, 2, 1);
+    let b = pods.iter().find(|p| p.name == "b").unwrap();
+    assert_eq!(b.ips, [block.last()], "a fixed address of another node's block is borrowed");
+    all_reach_all(&lab);
+    let text = |o: &Output| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr));
+    let out = ipam(&lab, "node1", &["check"]);
+    assert!(out.status.success() && text(&out).contains("2 records, 0 disagreements"), "{}", text(&out));
+    for (args, says) in [
+        (&["pools"][..], "small"),
+        (&["show", "--blocks"], "to node1"),
+        (&["show"], "default/b"),
+        (&["pools", "-o", "json"], "\"blockSize\": 30"),
+    ] {
+        let out = ipam(&lab, "node1", args);
+        assert!(out.status.success() && text(&out).contains(says), "{args:?}: {}", text(&out));
+    }
+    // Wrong uses are refused, and an Event says why.
+    add_pod(&lab, "wrong", "node1", json!({"seaway.io/ipv4pools": "nope"}));
+    eventually("an Event at the pod", Duration::from_secs(20), || {
+        let events = lab.objects("events", "default");
+        events
+            .iter()
+            .any(|e| {
+                e["involvedObject"]["name"] == "wrong"
+                    && e["message"].as_str().is_some_and(|m| m.contains("there is no IPPool of name or range"))
+            })
+            .then_some(())
+    });
+    delete_pod(&lab, "wrong");
+    // A living pod keeps its address.
+    let out = ipam(&lab, "node1", &["release", &block.last().to_string()]);
+    assert!(!out.status.success() && text(&out).contains("pod default/b lives"), "{}", text(&out));
+
+    // Now without an agent, so that nobody else mends it.
+    for p in common::Proc::find(&lab, &["agent", "node1"]) {
+        p.kill();
+    }
+    let records = lab.records("node1");
+    let of = |name: &str| records.iter().find(|r| r.pod.as_ref().is_some_and(|p| *p.name == *name)).unwrap();
+    let v4 = of("a").addresses[0].to_string();
+    ok(&mut lab.on_node("node1", &["ip", "route", "del", &v4]));
+    ok(&mut lab.on_node("node1", &["ip", "link", "del", of("b").link.as_str()]));
+    ok(&mut lab.on_node("node1", &["ip", "link", "add", "sea0123456789ab", "type", "veth", "peer", "name", "x0"]));
+    ok(&mut lab.on_node("node1", &["ip", "route", "add", "10.9.0.77/32", "dev", of("a").link.as_str(), "proto", "83"]));
+    let name = resolve::pools::IpBlock::name_of(ranges(&lab, "small")["node1"][0]);
+    lab.patch(&format!("{OWN}/ipblocks/{name}"), r#"{"metadata":{"finalizers":null}}"#);
+    lab.api("DELETE", &format!("{OWN}/ipblocks/{name}"), None);
+    let out = ipam(&lab, "node1", &["check"]);
+    let said = text(&out);
+    for part in [
+        "has no route to",
+        "is missing",
+        "sea0123456789ab belongs to no record",
+        "a route leads 10.9.0.77/32",
+        "no IPBlock of IPPool small holds",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    let out = ipam(&lab, "node1", &["check", "--fix"]);
+    assert!(out.status.success(), "{}", text(&out));
+    let out = ipam(&lab, "node1", &["check"]);
+    assert!(out.status.success() && text(&out).contains("0 disagreements"), "{}", text(&out));
+    lab.run(&["heal"]);
     all_reach_all(&lab);
 }

@@ -33,6 +33,8 @@ use types::NodeName;
 
 pub use datapath::{Setup, local_state};
 pub use facts::{IfaceChoice, observe as observe_facts, vxlan_mac};
+pub use lock::one_agent;
+pub use pools::{Pools as PoolsKeeper, Shared as PoolsShared};
 
 /// The network of one node: run it as root on every node.
 #[derive(clap::Args, Debug, Clone)]
