@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::dhcp::client::{Client, Output, Params};
 use crate::dhcp::packet::{self, Message};
 use crate::dhcp::rpc::Peer;
-use crate::{bandwidth, bridge, dhcp, host_local, portmap, ptp, static_ips, tuning};
+use crate::{bandwidth, bridge, dhcp, firewall, host_local, portmap, ptp, static_ips, tuning};
 
 /// `CNI_ARGS` in the first line, a configuration in the rest, for every plugin with a decoder of its own.
 pub fn config(data: &[u8]) {
@@ -33,6 +33,7 @@ pub fn config(data: &[u8]) {
         assert!(c.options.iter().all(|(c, v)| !matches!(c, 0 | 255) && v.len() <= 255));
     }
     mapped(&f);
+    let _ = firewall::Conf::read(&f);
     if let Ok(l) = bandwidth::limits(&f) {
         for r in [l.ingress, l.egress].into_iter().flatten() {
             let t = cni::shape::bucket(r, 1500);

@@ -9,6 +9,7 @@ mod bandwidth;
 mod bridge;
 pub mod dhcp;
 mod envargs;
+mod firewall;
 pub mod fuzz;
 mod host_local;
 mod loopback;
@@ -27,6 +28,7 @@ pub const NAMES: &[&str] = &[
     "bandwidth",
     "bridge",
     "dhcp",
+    "firewall",
     "host-local",
     "loopback",
     "portmap",
@@ -44,6 +46,7 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
         "bandwidth" => Box::new(bandwidth::Bandwidth),
         "bridge" => Box::new(bridge::Bridge),
         "dhcp" => Box::new(dhcp::Dhcp),
+        "firewall" => Box::new(firewall::Firewall),
         "host-local" => Box::new(host_local::HostLocal),
         "loopback" => Box::new(loopback::Loopback),
         "portmap" => Box::new(portmap::Portmap),

@@ -9,6 +9,7 @@ mod twin;
 mod bandwidth;
 mod bridge;
 mod dhcp;
+mod firewall;
 mod host_local;
 mod loopback;
 mod portmap;
