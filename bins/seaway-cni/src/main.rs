@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     }
     // Waits here are shorter than the 50 us by which the kernel may stretch each.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
+    kernel::process::set_short_lived();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (machine, stdin) = (&mut kernel::Linux, &mut io::stdin().lock());
     // Called by a reference plugin's name (a link to this program), it is that plugin.

@@ -75,16 +75,14 @@ fn map<M: Machine>(machine: &mut M, r: &Record) -> Result<(), Error> {
     ports::attach(machine, &ports(r, &addresses), link.as_ref())
 }
 
-/// Undoes what the record says.
+/// Undoes what the record says, but for [`links`].
 pub(crate) fn unmake<M: Machine>(machine: &mut M, r: &Record) -> Result<(), Error> {
-    if !r.ports.is_empty() {
-        ports::detach(machine, &owner(r))?;
-    }
-    // The rest of the limits goes with the interface.
-    if r.limits.egress.is_some() {
-        shape::remove_ifb(&mut ops::host(machine)?, &r.link.shaper_of())?;
-    }
-    Ok(())
+    if r.ports.is_empty() { Ok(()) } else { ports::detach(machine, &owner(r)).map(drop) }
+}
+
+/// The links beside the interface itself; the rest of the limits goes with that.
+pub(crate) fn links(r: &Record) -> Option<OwnedName> {
+    r.limits.egress.map(|_| r.link.shaper_of())
 }
 
 /// For a DEL of what no record tells of.

@@ -437,7 +437,7 @@ fn remove_locked<M: Machine>(
         // Perhaps the record was lost and the link was not.
         None => {
             extras::unmake_unknown(machine, key)?;
-            unlink(machine, &key.link(), wait, |_| Ok(())).map(|()| None)
+            unlink(machine, &key.link(), None, wait, |_| Ok(())).map(|()| None)
         }
     }
 }
@@ -453,7 +453,7 @@ fn unmake<M: Machine>(
     // Who comes by a port of the node no longer comes before the interface goes.
     extras::unmake(machine, record)?;
     networks::undo(machine, registry, record)?;
-    unlink(machine, &record.link, wait, |_| {
+    unlink(machine, &record.link, extras::links(record), wait, |_| {
         if let Some(mut j) = Journal::open_existing(dir)? {
             j.release(&record.key)?;
         }
@@ -461,30 +461,37 @@ fn unmake<M: Machine>(
     })
 }
 
-/// Takes a host end away, with `forget` in between: after this nothing leads to the pod any more.
+/// Takes a host end away, and another link with it, with `forget` in between: after this nothing leads to the pod any
+/// more.
 fn unlink<M: Machine>(
     machine: &mut M,
     link: &OwnedName,
+    other: Option<OwnedName>,
     wait: Wait<'_>,
     forget: impl FnOnce(&mut M) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut rt = host(machine)?;
+    let mut links: Vec<OwnedName> = other.into_iter().collect();
     let Wait::Apart(held) = wait else {
-        delete_link(&mut rt, link)?;
+        links.push(link.clone());
+        links.iter().try_for_each(|l| delete_link(&mut rt, l))?;
         return forget(machine);
     };
     // Its routes and neighbours go with this.
     let down = SetLink { up: Some(false), ..SetLink::new(link.name().clone()) };
     match rt.run(&[RtRequest::LinkSet(down)]) {
-        Err(e) if e.absent() => return forget(machine),
-        r => r?,
+        Err(e) if e.absent() => {}
+        r => {
+            r?;
+            links.push(link.clone());
+        }
     }
     forget(machine)?;
-    match machine.discard(link, held.map(AsFd::as_fd)) {
-        Ok(()) => Ok(()),
-        // No further process to be had.
-        Err(_) => Ok(delete_link(&mut rt, link)?),
+    if links.is_empty() || machine.discard(&links, held.map(AsFd::as_fd)).is_ok() {
+        return Ok(());
     }
+    // No further process to be had.
+    Ok(links.iter().try_for_each(|l| delete_link(&mut rt, l))?)
 }
 
 /// Deletes a host end that belongs to no attachment: its record was lost, or who was to wait for its end was killed.

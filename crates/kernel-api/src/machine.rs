@@ -42,12 +42,12 @@ pub trait Machine {
     /// When the file system has no locks.
     fn lock(&mut self, file: &File, at: u64) -> io::Result<()>;
 
-    /// Begins to delete a link of the own namespace, which is down, and does not wait for the end of it: a process of its
-    /// own does, and holds `keep` until the link is gone.
+    /// Begins to delete links of the own namespace, those that are there, and does not wait for the end of it: a process
+    /// of its own does, and holds `keep` until they are gone.
     ///
     /// # Errors
-    /// When it cannot be begun; then nothing happens to the link.
-    fn discard(&mut self, link: &OwnedName, keep: Option<BorrowedFd<'_>>) -> io::Result<()>;
+    /// When it cannot be begun; then nothing happens to them.
+    fn discard(&mut self, links: &[OwnedName], keep: Option<BorrowedFd<'_>>) -> io::Result<()>;
 
     /// The own namespace, to move links back to.
     ///

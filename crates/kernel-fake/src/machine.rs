@@ -267,9 +267,15 @@ impl Machine for FakeMachine {
         Ok(())
     }
     /// At once.
-    fn discard(&mut self, link: &OwnedName, _: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let done = self.host()?.run(&[RtRequest::LinkDel(link.clone())]);
-        done.map_err(|e| io::Error::from_raw_os_error(e.errno))
+    fn discard(&mut self, links: &[OwnedName], _: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let mut host = self.host()?;
+        for link in links {
+            match host.run(&[RtRequest::LinkDel(link.clone())]) {
+                Err(e) if !e.absent() => return Err(io::Error::from_raw_os_error(e.errno)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
     fn own(&mut self) -> io::Result<FakeNetns> {
         Ok(self.ns(0))

@@ -35,8 +35,8 @@ impl Machine for Linux {
     fn lock(&mut self, file: &File, at: u64) -> io::Result<()> {
         sys::lock_byte(file.as_fd(), at)
     }
-    fn discard(&mut self, link: &OwnedName, keep: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        Rt::open()?.delete_apart(link, keep)
+    fn discard(&mut self, links: &[OwnedName], keep: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        Rt::open()?.delete_apart(links, keep)
     }
     fn own(&mut self) -> io::Result<Netns> {
         Netns::current()

@@ -8,9 +8,23 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::sys;
+
+/// See [`set_short_lived`].
+static SHORT_LIVED: AtomicBool = AtomicBool::new(false);
+
+/// Says that this process ends soon and that somebody waits for its end: what the kernel would make it wait for on its
+/// way out is left to processes of their own.
+pub fn set_short_lived() {
+    SHORT_LIVED.store(true, Ordering::Relaxed);
+}
+
+pub(crate) fn is_short_lived() -> bool {
+    SHORT_LIVED.load(Ordering::Relaxed)
+}
 
 /// The process ids of all processes in the network namespaces of these inode numbers ([`crate::Netns::inode`]). One
 /// that ends meanwhile is left out.

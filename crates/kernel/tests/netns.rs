@@ -152,12 +152,13 @@ fn a_link_is_discarded_by_a_process_of_its_own_which_holds_the_lock() {
         veth(&mut Rt::open().unwrap(), link.as_str(), "eth0");
         let mine = open();
         Linux.lock(&mine, 7).unwrap();
-        Linux.discard(&link, Some(mine.as_fd())).unwrap();
+        let absent = types::OwnedName::pod_link(0xd15d);
+        Linux.discard(&[absent, link.clone()], Some(mine.as_fd())).unwrap();
         drop(mine);
         // Who waits for the lock waits for the kernel.
         Linux.lock(&open(), 7).unwrap();
         assert_eq!(Rt::open().unwrap().link(link.name()).unwrap(), None);
         // One that is not there is nobody's concern.
-        Linux.discard(&link, None).unwrap();
+        Linux.discard(&[link], None).unwrap();
     });
 }

@@ -77,8 +77,9 @@ impl Machine for Mock {
     fn lock(&mut self, _: &std::fs::File, _: u64) -> io::Result<()> {
         Ok(())
     }
-    fn discard(&mut self, link: &OwnedName, _: Option<std::os::fd::BorrowedFd<'_>>) -> io::Result<()> {
-        self.host()?.run(&[RtRequest::LinkDel(link.clone())]).map_err(|e| io::Error::from_raw_os_error(e.errno))
+    fn discard(&mut self, links: &[OwnedName], _: Option<std::os::fd::BorrowedFd<'_>>) -> io::Result<()> {
+        let requests: Vec<_> = links.iter().cloned().map(RtRequest::LinkDel).collect();
+        self.host()?.run(&requests).map_err(|e| io::Error::from_raw_os_error(e.errno))
     }
 }
 

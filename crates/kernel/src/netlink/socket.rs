@@ -133,6 +133,12 @@ impl Socket {
         sys::fork::send_apart(self.fd.as_fd(), data, keep)
     }
 
+    /// Leaves the close of the socket, and whatever the kernel lets who closes it wait for, to a process of its own. When
+    /// there can be none, the close is this one's.
+    pub(crate) fn close_apart(&self) {
+        let _ = sys::fork::close_apart(self.fd.as_fd());
+    }
+
     /// Receives one datagram from the kernel. One that did not fit is lost: the buffer has grown and EMSGSIZE asks for
     /// another try. `Ok(None)` only without `wait`, when nothing is there.
     pub(crate) fn receive(&mut self, wait: bool) -> io::Result<Option<&[u8]>> {

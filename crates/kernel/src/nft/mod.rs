@@ -28,6 +28,16 @@ const TRIES: usize = 20;
 pub struct Nftables {
     socket: Socket,
     committed: Option<u32>,
+    /// Something was deleted: the kernel frees it later, and lets who closes the socket before wait for it.
+    deleted: bool,
+}
+
+impl Drop for Nftables {
+    fn drop(&mut self) {
+        if self.deleted && crate::process::is_short_lived() {
+            self.socket.close_apart();
+        }
+    }
 }
 
 fn message_type(kind: u16) -> u16 {
@@ -40,7 +50,7 @@ impl Nftables {
     /// # Errors
     /// When the kernel refuses.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, committed: None })
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, committed: None, deleted: false })
     }
 
     /// Opens a socket in `netns`, where it stays.
@@ -287,6 +297,18 @@ impl Nftables {
             None => refusal.of(whole(), None),
         })?;
         self.committed = self.read_generation().ok();
+        self.deleted |= requests.iter().any(|r| {
+            matches!(
+                r,
+                NftRequest::TableDel(..)
+                    | NftRequest::ChainDel(..)
+                    | NftRequest::ChainFlush(..)
+                    | NftRequest::SetDel(..)
+                    | NftRequest::SetFlush(..)
+                    | NftRequest::ElementsDel(..)
+                    | NftRequest::RuleDel(..)
+            )
+        });
         Ok(())
     }
 }

@@ -72,16 +72,18 @@ impl Rt {
         Ok(Self { socket: Socket::open(libc::NETLINK_ROUTE)? })
     }
 
-    /// Deletes a link without waiting: a process of its own does it, which holds `keep` until the link is gone. Nobody
-    /// hears when the kernel refuses. A veth pair takes tens of milliseconds to delete, all of it waiting until no
+    /// Deletes links without waiting: a process of its own does it, which holds `keep` until they are gone. Nobody hears
+    /// when the kernel refuses. A veth pair takes tens of milliseconds to delete, all of it waiting until no
     /// processor looks at it any more (`synchronize_net` and `rcu_barrier` in net/core/dev.c).
     ///
     /// # Errors
     /// When there can be no further process.
-    pub fn delete_apart(&mut self, link: &OwnedName, keep: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub fn delete_apart(&mut self, links: &[OwnedName], keep: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut b = Builder::new();
-        // A deletion by name is one message, whatever the index.
-        let _ = encode::request(&mut b, &RtRequest::LinkDel(link.clone()), 0);
+        for link in links {
+            // A deletion by name is one message, whatever the index.
+            let _ = encode::request(&mut b, &RtRequest::LinkDel(link.clone()), 0);
+        }
         self.socket.send_apart(b.as_bytes(), keep)
     }
 

@@ -112,6 +112,33 @@ pub(crate) fn send_apart(socket: BorrowedFd<'_>, message: &[u8], keep: Option<Bo
     }
 }
 
+/// Starts a process that keeps a copy of `fd` until this process has ended or all its copies of the pipe's end that this
+/// leaves open are closed: the last to close `fd` is that process.
+pub(crate) fn close_apart(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut pipe = [-1; 2];
+    // SAFETY: the array has room for two descriptors.
+    check(unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    // SAFETY: no pointers. The raw clone runs no handlers of the C library, as fork() would.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    if pid != 0 {
+        // The other end stays open until this process ends.
+        // SAFETY: nobody else knows this descriptor.
+        unsafe { libc::close(pipe[0]) };
+        return check(libc::c_int::try_from(pid).unwrap_or(-1)).map(drop);
+    }
+    // SAFETY: system calls only, on memory that was ready before the fork.
+    unsafe {
+        libc::setsid();
+        let kept = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD, 3);
+        libc::dup2(pipe[0], 0);
+        libc::dup2(kept, 1);
+        libc::syscall(libc::SYS_close_range, 2, libc::c_uint::MAX, 0);
+        let mut nothing = 0u8;
+        libc::read(0, (&raw mut nothing).cast(), 1);
+        libc::_exit(0)
+    }
+}
+
 /// Forks once more; returns in the child. The parent never returns.
 fn first() -> io::Result<()> {
     // SAFETY: sigset_t is plain data that sigfillset fills; every pointer is to a live local. The raw clone runs no
