@@ -126,29 +126,32 @@ struct Pair {
     chains: [Chain; 2],
 }
 
-fn pair(ours: &str, reference: &str, work: &str, net: u8, features: &[&str], idle: &[&str]) -> Pair {
-    let extra = |plugin: &&str| {
-        let body = match *plugin {
-            "portmap" => {
-                ",\"capabilities\":{\"portMappings\":true},\"runtimeConfig\":{\"portMappings\":\
-                 [{\"hostPort\":@N,\"containerPort\":80,\"protocol\":\"tcp\"}]}"
-            }
-            "bandwidth" => {
-                ",\"capabilities\":{\"bandwidth\":true},\"runtimeConfig\":{\"bandwidth\":\
-                 {\"ingressRate\":10000000,\"ingressBurst\":1000000,\"egressRate\":10000000,\"egressBurst\":1000000}}"
-            }
-            other => panic!("no configuration for {other}"),
-        };
-        (plugin.to_string(), body.to_string())
-    };
-    let mut mine = vec![(
-        "seaway-cni".to_string(),
+/// What the runtime hands to the plugins that declare a capability.
+fn capability(feature: &str) -> &'static str {
+    match feature {
+        "portmap" => "\"portMappings\":[{\"hostPort\":@N,\"containerPort\":80,\"protocol\":\"tcp\"}]",
+        "bandwidth" => {
+            "\"bandwidth\":{\"ingressRate\":10000000,\"ingressBurst\":1000000,\
+             \"egressRate\":10000000,\"egressBurst\":1000000}"
+        }
+        other => panic!("no configuration for {other}"),
+    }
+}
+
+fn pair(ours: &str, reference: &str, work: &str, net: u8, features: &[&str]) -> Pair {
+    let told = |features: &[&str]| {
+        let all: Vec<&str> = features.iter().map(|f| capability(f)).collect();
         format!(
-            ",\"ranges\":[\"10.{net}.0.0/16\",\"fd00:{net}::/64\"],\"mtu\":1450,\"dataDir\":\"{work}/seaway{net}\",\
-             \"mode\":\"routed\""
-        ),
-    )];
-    mine.extend(features.iter().map(extra));
+            ",\"capabilities\":{{\"portMappings\":true,\"bandwidth\":true}},\"runtimeConfig\":{{{}}}",
+            all.join(",")
+        )
+    };
+    // Ours does all of it in one process.
+    let mine = format!(
+        ",\"ranges\":[\"10.{net}.0.0/16\",\"fd00:{net}::/64\"],\"mtu\":1450,\"dataDir\":\"{work}/seaway{net}\",\
+         \"mode\":\"routed\"{}",
+        if features.is_empty() { String::new() } else { told(features) }
+    );
     let theirs = net + 1;
     let mut chain = vec![(
         "bridge".to_string(),
@@ -158,14 +161,20 @@ fn pair(ours: &str, reference: &str, work: &str, net: u8, features: &[&str], idl
              [{{\"subnet\":\"fd00:{theirs}::/64\"}}]],\"routes\":[{{\"dst\":\"0.0.0.0/0\"}},{{\"dst\":\"::/0\"}}]}}"
         ),
     )];
-    // In the chain as it is everywhere, with nothing to do.
-    chain.extend(idle.iter().map(|p| (p.to_string(), ",\"capabilities\":{\"portMappings\":true}".to_string())));
-    chain.extend(features.iter().map(extra));
+    match features {
+        // In the chain as it is everywhere, with nothing to do.
+        [] => chain.push(("portmap".to_string(), ",\"capabilities\":{\"portMappings\":true}".to_string())),
+        some => chain.extend(some.iter().map(|f| (f.to_string(), told(&[f])))),
+    }
     let label = |plugins: &[(String, String)]| {
         plugins.iter().map(|(p, _)| if p == "bridge" { "bridge+host-local" } else { p }).collect::<Vec<_>>().join("+")
     };
+    let mine = vec![("seaway-cni".to_string(), mine)];
     Pair {
-        title: if features.is_empty() { "attach alone".into() } else { format!("with {}", features.join(" and ")) },
+        title: match features {
+            [] => "attach alone".into(),
+            some => format!("with {}", some.join(" and ").replace("portmap", "a host port").replace("bandwidth", "limits")),
+        },
         chains: [
             Chain { label: label(&mine), dir: ours.into(), plugins: mine },
             Chain { label: label(&chain), dir: reference.into(), plugins: chain },
@@ -305,8 +314,8 @@ fn main() {
     let features: Vec<&str> = features.split(',').filter(|f| !f.is_empty()).collect();
     println!("{n} pods one after the other, then {parallel} at once; dual-stack; CNI 1.0.0; process start to end");
     for pair in [
-        pair(ours, reference, work, 90, &[], &["portmap"]),
-        pair(ours, reference, work, 96, &features, &[]),
+        pair(ours, reference, work, 90, &[]),
+        pair(ours, reference, work, 96, &features),
     ] {
         report(&pair, &measure(&pair.chains, n, parallel), parallel);
     }
