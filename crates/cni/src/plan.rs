@@ -43,14 +43,16 @@ pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
     let mut create = vec![RtRequest::LinkAdd(NewLink {
         mtu: Some(r.mtu),
         mac: Some(HOST_MAC),
-        up: true,
         ..NewLink::new(
             r.link.name().clone(),
             NewLinkKind::Veth { peer: r.key.ifname.clone(), peer_netns: Some(netns), peer_mac: Some(pod_mac(&r.link)) },
         )
     })];
-    // Before the pod's end comes up: nothing that it sends goes by the guard.
+    // While the link is down: nothing that the pod sends goes by the guard, and a queueing discipline on a link that is
+    // up makes the kernel wait until no processor uses the old one (`dev_deactivate_many`, net/sched/sch_generic.c).
     create.extend(guard_requests(r));
+    // Before the pod's end: see `finish` in ops.rs.
+    create.push(RtRequest::LinkSet(SetLink::up(r.link.name().clone())));
     AddPlan { create, pod: pod(r), host: host(r) }
 }
 

@@ -83,7 +83,7 @@ fn a_refusal_at_any_request_undoes_everything_and_is_told() {
 fn ipv6_is_switched_on_where_a_runtime_switched_it_off() {
     let dir = tempfile::tempdir().unwrap();
     let mut m = Mock::default();
-    let first_pod_request_of_v6 = 1 + 2;
+    let first_pod_request_of_v6 = plan::add(&dual(), NetnsFd(5)).create.len() + 2;
     m.0.borrow_mut().refuse = Some((first_pod_request_of_v6, errno::EACCES));
     let r = execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
     assert_eq!(r.exit, 0, "{}", r.stdout);
