@@ -2,6 +2,8 @@
 //! requests against the kernel and its fake.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests, helpers included
 
+#[path = "kernel_rt/agree.rs"]
+mod agree;
 #[path = "kernel_rt/backends.rs"]
 mod backends;
 #[path = "kernel_rt/cases.rs"]

@@ -355,7 +355,8 @@ pub struct SetLink {
     pub hairpin: Option<bool>,
     /// Isolation of a bridge port from other isolated ones.
     pub isolated: Option<bool>,
-    /// A new name. Later requests of the same run may use it.
+    /// A new name. Later requests of the same run may use it. Kernels before 6.2 refuse with EBUSY while the link is up,
+    /// unless it moves to another namespace at once.
     pub rename: Option<IfName>,
     /// Take every frame.
     pub promisc: Option<bool>,

@@ -61,6 +61,9 @@ impl Namespace {
             }
             NewLinkKind::Ipvlan { lower: index, params } => {
                 let l = lower(*index)?;
+                if l.name.as_str() == "lo" {
+                    return Err(errno::EINVAL);
+                }
                 // A link is shared by macvlans or by ipvlans, and has no other master.
                 if l.master.is_some() || self.shared_by(*index).any(|k| matches!(k, LinkKind::Macvlan(_))) {
                     return Err(errno::EBUSY);
@@ -108,7 +111,12 @@ impl Namespace {
         if others.peek().is_none() && lower.master.is_some() {
             return Err(errno::EBUSY);
         }
-        let mut modes = others.filter_map(|k| if let LinkKind::Macvlan(p) = k { Some(p.mode) } else { None });
+        let others: Vec<&LinkKind> = others.collect();
+        if others.iter().any(|k| matches!(k, LinkKind::Ipvlan(_))) {
+            return Err(errno::EBUSY);
+        }
+        let mut modes =
+            others.into_iter().filter_map(|k| if let LinkKind::Macvlan(p) = k { Some(p.mode) } else { None });
         let passthru = |m: MacvlanMode| m == MacvlanMode::Passthru;
         // Passthru takes the link whole.
         if modes.any(|m| passthru(m) || passthru(p.mode)) { Err(errno::EINVAL) } else { Ok(()) }
@@ -140,6 +148,12 @@ impl Namespace {
             _ => false,
         };
         let mac = l.mac.or(under.filter(|_| shares).and_then(|u| u.mac));
+        let multicast = match &kind {
+            LinkKind::Ifb | LinkKind::Dummy | LinkKind::Vrf { .. } => false,
+            // It has its lower link's flags.
+            LinkKind::Vlan(_) => under.is_some_and(|u| u.multicast),
+            _ => true,
+        };
         let mut peer_index = None;
         if let NewLinkKind::Veth { peer, peer_netns, peer_mac } = &l.kind {
             if peer_netns.is_none() && (l.netns.is_none() && *peer == l.name || self.link(peer).is_some()) {
@@ -159,7 +173,7 @@ impl Namespace {
             link.port = port.then(Port::default);
             link.lower = lower;
             link.peer_index = peer_index;
-            link.multicast = link.kind != LinkKind::Ifb;
+            link.multicast = multicast;
             link.txqlen = l.txqlen.unwrap_or(if link.kind == LinkKind::Ifb { 32 } else { 1000 });
         }
         if let Some(p) = peer_index {
@@ -169,6 +183,21 @@ impl Namespace {
         }
         if port {
             self.joined(&l.name);
+        }
+        match self.link(&l.name).map(|x| x.kind.clone()) {
+            // All over one link have the mode of the last (`ipvlan_set_port_mode`).
+            Some(LinkKind::Ipvlan(p)) => {
+                for x in self.links.iter_mut().filter(|x| x.lower == lower && x.lower_netns.is_none()) {
+                    if let LinkKind::Ipvlan(q) = &mut x.kind {
+                        *q = p;
+                    }
+                }
+            }
+            Some(LinkKind::Bridge(p)) if p.default_pvid != 0 => {
+                let own = PortVlan::access(l.name.clone(), p.default_pvid);
+                self.port_vlans.push(PortVlan { on_bridge: true, ..own });
+            }
+            _ => {}
         }
         if let (LinkKind::Vrf { .. }, None) = (&self.links.last().map_or(LinkKind::Dummy, |l| l.kind.clone()), l.netns)
         {
@@ -275,13 +304,26 @@ impl Namespace {
             if let Some(a) = &s.alias {
                 l.alias = Some(a.clone()).filter(|a| !a.is_empty());
             }
-            if s.master.is_some_and(|m| (m != 0).then_some(m) != l.master) {
+        }
+        if s.master.is_some_and(|m| (m != 0).then_some(m) != link.master) {
+            // A VRF takes the link down and up for its routes to be made anew (`cycle_netdev`).
+            let vrf = |m: Option<u32>| {
+                m.and_then(|m| self.by_index(m)).is_some_and(|m| matches!(m.kind, LinkKind::Vrf { .. }))
+            };
+            let cycle = link.up && (vrf(link.master) || vrf(s.master));
+            if cycle {
+                self.set_up(&s.name, false);
+            }
+            if let Some(l) = self.link_mut(&s.name) {
                 l.master = s.master.filter(|m| *m != 0);
                 l.port = port.then(Port::default);
-                self.port_vlans.retain(|v| v.link != s.name);
-                if port {
-                    self.joined(&s.name);
-                }
+            }
+            self.port_vlans.retain(|v| v.link != s.name);
+            if port {
+                self.joined(&s.name);
+            }
+            if cycle {
+                self.set_up(&s.name, true);
             }
         }
         if let Some(up) = s.up.filter(|_| s.netns.is_none()) {

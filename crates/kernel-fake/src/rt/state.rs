@@ -176,6 +176,12 @@ impl Namespace {
             return;
         }
         let mut route = Route::new(dst, RouteTo::Link(a.link.clone()));
+        let master = self.link(&a.link).and_then(|l| l.master);
+        if let Some(LinkKind::Vrf { table }) =
+            self.links.iter().find(|l| Some(l.index) == master).map(|l| l.kind.clone())
+        {
+            route.table = table;
+        }
         match Family::of(a.addr) {
             Family::V4 => route.src = Some(a.addr),
             Family::V6 => route.metric = 256,

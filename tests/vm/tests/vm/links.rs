@@ -252,3 +252,9 @@ fn bridge_vlans() {
 fn rt_errno(rt: &mut Rt, r: RtRequest) -> i32 {
     rt.run(&[r]).unwrap_err().errno
 }
+
+#[test]
+fn kernel_and_fake_accept_and_refuse_the_same() {
+    in_vm!();
+    crate::agree::agree(Rt::open().unwrap(), crate::agree::of_other_kernels(), true);
+}

@@ -12,6 +12,9 @@ mod suites;
 mod tools;
 
 // What the tests of the CNI plugins make use of: a node, ours and the reference's plugins, containers wired by hand.
+/// Requests on the kernel and on its fake.
+#[path = "../../../tests/kernel_rt/agree.rs"]
+mod agree;
 #[path = "../../../../bins/seaway-cni/tests/common/mod.rs"]
 mod common;
 #[path = "../../../../bins/seaway-cni/tests/plugins/twin.rs"]
