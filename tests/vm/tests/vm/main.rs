@@ -19,7 +19,6 @@ mod agree;
 mod common;
 #[path = "../../../../bins/seaway-cni/tests/plugins/twin.rs"]
 mod twin;
-#[allow(dead_code)] // a part of it is used here
 #[path = "../../../../bins/seaway-cni/tests/plugins/wires.rs"]
 mod wires;
 /// One node as a router between pods and the world, as the tests of the nftables plane have it.
