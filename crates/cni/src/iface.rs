@@ -358,3 +358,43 @@ pub fn differences(
     }
     Ok((out, Some(link)))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::collections::BTreeMap;
+
+    struct Knobs(BTreeMap<String, String>);
+
+    impl Sysctl for Knobs {
+        fn get(&mut self, path: &str) -> Result<Option<String>, RequestError> {
+            Ok(self.0.get(path).cloned())
+        }
+        fn set(&mut self, path: &str, value: &str) -> Result<(), RequestError> {
+            self.0.insert(path.into(), value.into());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn frames_on_a_bridge_pass_nf_tables_where_the_kernel_can() {
+        let paths = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
+        let mut without = Knobs(BTreeMap::new());
+        assert_eq!(bridge_netfilter(&mut without).unwrap(), paths);
+        let mut with = Knobs(paths.map(|p| (p.to_owned(), "0".to_owned())).into());
+        for _ in 0..2 {
+            assert!(bridge_netfilter(&mut with).unwrap().is_empty());
+            assert!(paths.iter().all(|p| with.get(p).unwrap().as_deref() == Some("1")));
+        }
+    }
+
+    #[test]
+    fn a_host_end_has_one_name_for_each_try() {
+        let key = |c: &str| Key { container: c.into(), ifname: "eth0".parse().unwrap() };
+        let name = |c: &str, salt| host_end(&key(c), salt).unwrap().to_string();
+        assert_eq!(name("a", 0), name("a", 0));
+        assert!(name("a", 0) != name("b", 0) && name("a", 0) != name("a", 1));
+        assert!(name("a", 0).starts_with("veth") && name("a", 0).len() == 12);
+    }
+}

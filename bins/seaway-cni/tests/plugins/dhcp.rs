@@ -26,6 +26,11 @@ impl Drop for World {
 
 impl World {
     fn new(plugin: Whose, daemon: Whose, options: &[&str], flags: &[&str]) -> Self {
+        Self::at("", plugin, daemon, options, flags)
+    }
+
+    /// With a daemon whose flags say where its socket is.
+    fn at(socket: &str, plugin: Whose, daemon: Whose, options: &[&str], flags: &[&str]) -> Self {
         let t = Twin::new(plugin);
         t.node.pod("c1");
         t.node.sh("ip link add br0 type bridge; ip address add 10.1.2.1/24 dev br0; ip link set br0 up");
@@ -46,7 +51,9 @@ impl World {
         std::fs::create_dir_all(t.dir("run/cni")).unwrap();
         let daemon = t.node.ns.run(|| c.spawn().unwrap()).unwrap();
         let world = Self { t, daemon, server };
-        world.eventually("the daemon listens", || PathBuf::from(world.t.dir("run/cni/dhcp.sock")).exists());
+        let usual = world.t.dir("run/cni/dhcp.sock");
+        let socket = PathBuf::from(if socket.is_empty() { &usual } else { socket });
+        world.eventually("the daemon listens", || socket.exists());
         world
     }
 
@@ -194,8 +201,10 @@ fn a_lease_is_kept_while_the_container_lives_and_no_longer() {
     w.eventually("it is renewed", || given(&w) >= 3);
     assert!(w.t.node.sh_pod("c1", "ip -o link show eth0").contains("state UP"));
     // The same interface again: the same lease, and no new one.
+    let offers = |w: &World| w.log().matches("sending OFFER").count();
+    let before = offers(&w);
     assert_eq!(w.call("ADD", &c, &[]).unwrap(), v);
-    assert_eq!(w.log().matches("sending OFFER").count(), 1);
+    assert_eq!(offers(&w), before);
     w.call("CHECK", &with(&c, "prevResult", v.clone()), &[]).unwrap();
     let mut other = v;
     other["ips"][0]["address"] = "10.1.2.101/24".into();
@@ -283,6 +292,30 @@ fn a_daemon_that_died_leaves_no_obstacle_and_a_second_one_is_refused() {
     let c = with_socket(&w, &w.conf());
     w.eventually("the socket is served", || w.t.call("ADD", "c1", &c).is_ok());
     w.t.del("c1", &c);
+}
+
+#[test]
+fn a_bridge_takes_its_addresses_from_a_server_on_it_and_gives_them_back() {
+    for whose in BOTH {
+        // Where the socket is goes by a later flag, and names of namespaces are whole.
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("dhcp.sock").to_str().unwrap().to_owned();
+        let w = World::at(&socket, whose, Whose::Ours, ROUTES, &["-hostprefix=", "-socketpath", &socket]);
+        w.t.node.pod("c2");
+        let c = json!({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0",
+            "ipam": {"type": "dhcp", "daemonSocketPath": socket}});
+        let said = w.t.add("c2", &c);
+        assert!(said["ips"][0]["address"].as_str().unwrap().starts_with("10.1.2.1"), "{said}");
+        w.t.node.sh_pod("c2", "ping -c1 -W2 10.1.2.1; ip route show default | grep 10.1.2.1; ip route show 192.168.7.0/24 | grep 10.1.2.3");
+        w.t.call("CHECK", "c2", &with(&c, "prevResult", said)).unwrap();
+        assert_eq!(w.leases().lines().filter(|l| l.contains(" 10.1.2.1")).count(), 1, "{}", w.leases());
+        w.t.del("c2", &c);
+        // The reference takes the interface away first, and nothing is said to the server.
+        if whose == Whose::Ours {
+            w.eventually("the lease is given back", || !w.leases().contains(" 10.1.2.1"));
+        }
+        w.t.node.sh_pod("c2", "! ip link show eth0 2>/dev/null");
+    }
 }
 
 #[test]
