@@ -131,11 +131,12 @@ impl Go {
         fs::write(module.join("go.mod"), text).unwrap();
         eprintln!("building {}@{} (once)", self.module, self.version);
         let mut c = Command::new("go");
-        c.current_dir(&module).env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false").env("GOTOOLCHAIN", "local");
+        c.current_dir(&module).env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false");
         c.args(["build", "-mod=mod", "-trimpath", "-ldflags", "-s -w", "-tags", self.tags, "-o"]);
         c.arg(&out).args(self.commands.iter().map(|p| format!("{}/{p}", self.module)));
-        let built = c.output().unwrap_or_else(|e| panic!("go: {e}: install Go 1.26 or newer (https://go.dev/dl)"));
-        assert!(built.status.success(), "{}: {}", self.module, String::from_utf8_lossy(&built.stderr));
+        const NEW: &str = "Go 1.26 or newer is needed (https://go.dev/dl); Debian 12's golang-go is too old";
+        let built = c.output().unwrap_or_else(|e| panic!("go: {e}: {NEW}"));
+        assert!(built.status.success(), "{}: {} ({NEW})", self.module, String::from_utf8_lossy(&built.stderr));
         fs::rename(&out, &done).unwrap();
         let _ = fs::remove_dir_all(&module);
         done
