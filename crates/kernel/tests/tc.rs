@@ -127,23 +127,30 @@ fn filters_come_and_go() {
     });
 }
 
-/// A pod behind a guarded veth, 10.0.0.7/24 and fd00::7/64; the host is .1.
-fn guarded(pod: &Netns, host: &mut Rt) {
+/// A pod behind a guarded veth, 10.0.0.7/24 and fd00::7/64; the host is .1. The guard is on the host's end, or, as for a
+/// link that has none, where the pod's own sends.
+fn guarded(pod: &Netns, host: &mut Rt, on_host: bool) {
     let mac = Mac([2, 0, 0, 0, 0, 7]);
     let kind = NewLinkKind::Veth { peer: name("eth0"), peer_netns: Some(pod.fd()), peer_mac: Some(mac) };
     let own = ["10.0.0.7/32", "fd00::7/128"].map(|p| p.parse().unwrap());
     let guard = FilterKind::Guard(Guard::new(mac, own, false).unwrap());
     let at = |l: &str, a: &str, len| RtRequest::AddressAdd(Address::new(name(l), a.parse().unwrap(), len));
+    host.run(&[RtRequest::LinkAdd(NewLink::new(name("veth0"), kind))]).unwrap();
+    let mut rt = Rt::open_in(pod).unwrap();
+    let (at_link, link, hook) =
+        if on_host { (&mut *host, "veth0", Hook::Ingress) } else { (&mut rt, "eth0", Hook::Egress) };
+    at_link
+        .run(&[
+            RtRequest::QdiscReplace(qdisc(link, QdiscKind::Clsact)),
+            RtRequest::FilterReplace(filter(link, hook, 1, guard)),
+        ])
+        .unwrap();
     host.run(&[
-        RtRequest::LinkAdd(NewLink::new(name("veth0"), kind)),
-        RtRequest::QdiscReplace(qdisc("veth0", QdiscKind::Clsact)),
-        RtRequest::FilterReplace(filter("veth0", Hook::Ingress, 1, guard)),
         RtRequest::LinkSet(SetLink::up(name("veth0"))),
         at("veth0", "10.0.0.1", 24),
         at("veth0", "fd00::1", 64),
     ])
     .unwrap();
-    let mut rt = Rt::open_in(pod).unwrap();
     let detect = Address { detect_duplicates: true, ..Address::new(name("eth0"), "fd00::7".parse().unwrap(), 64) };
     rt.run(&[RtRequest::LinkSet(SetLink::up(name("eth0"))), at("eth0", "10.0.0.7", 24), RtRequest::AddressAdd(detect)])
         .unwrap();
@@ -165,10 +172,19 @@ fn until(what: &str, mut yes: impl FnMut() -> bool) {
 
 #[test]
 fn a_guarded_pod_speaks_for_itself_alone() {
+    speaks_for_itself_alone(true);
+}
+
+#[test]
+fn a_pod_guarded_where_it_sends_speaks_for_itself_alone() {
+    speaks_for_itself_alone(false);
+}
+
+fn speaks_for_itself_alone(on_host: bool) {
     let pod = Netns::new().unwrap();
     fresh(|| {
         let mut host = Rt::open().unwrap();
-        guarded(&pod, &mut host);
+        guarded(&pod, &mut host, on_host);
         pod.run(|| {
             assert!(ping("10.0.0.1"));
             // With duplicate detection first, and the link-local address's own.
@@ -185,7 +201,9 @@ fn a_guarded_pod_speaks_for_itself_alone() {
         for a in ["10.0.0.8", "fd00::8", "10.0.0.7", "fd00::7"] {
             // Announcements change entries, they make none: give each a wrong one.
             ip(&format!("neigh replace {a} lladdr 02:00:00:00:00:99 dev veth0 nud stale"));
-            pod.announce(&name("eth0"), a.parse().unwrap()).unwrap();
+            // Dropped where it is sent, it is told so.
+            let told = pod.announce(&name("eth0"), a.parse().unwrap()).err().map(|e| e.errno);
+            assert_eq!(told, (!on_host && a.ends_with('8')).then_some(errno::ENOBUFS), "{a}");
         }
         until("both are learned", || known("10.0.0.7") && known("fd00::7"));
         assert!(!known("10.0.0.8") && !known("fd00::8"), "{}", ip("neigh show"));
