@@ -48,6 +48,10 @@ impl Causes {
             self.0.push(Cause { reason, field: field.to_owned(), message });
         }
     }
+    /// Takes what was found elsewhere.
+    pub(crate) fn extend(&mut self, other: Self) {
+        other.0.into_iter().for_each(|c| self.push(c.reason, &c.field, c.message));
+    }
     pub(crate) fn required(&mut self, field: &str, why: &str) {
         let m = if why.is_empty() { "Required value".into() } else { format!("Required value: {why}") };
         self.push("FieldValueRequired", field, m);

@@ -3,7 +3,6 @@
 
 use serde_json::Value;
 
-use super::format::Format;
 use super::node::{Additional, ListType, Node, Type};
 use crate::error::Causes;
 
@@ -16,6 +15,9 @@ pub(crate) fn check(v: &Value, old: Option<&Value>, node: &Node, path: &str, c: 
 pub(crate) fn check_part(v: &Value, node: &Node, path: &str, c: &mut Causes) {
     Checker { root: false, c }.value(v, None, node, path);
 }
+
+/// The field of what is wrong with combined schemas: upstream tells none, and the place in the sentence.
+const NOWHERE: &str = "<nil>";
 
 struct Checker<'a> {
     /// The metadata of this object is checked elsewhere.
@@ -44,6 +46,14 @@ fn is(v: &Value, ty: Type) -> bool {
         Type::Num => v.is_number(),
         // 1.0 is a whole number too.
         Type::Int => v.as_i64().is_some() || v.as_u64().is_some() || v.as_f64().is_some_and(|f| f.fract() == 0.0),
+    }
+}
+
+fn number_format(v: &Value) -> &'static str {
+    match v {
+        Value::Number(n) if n.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        _ => "",
     }
 }
 
@@ -76,9 +86,12 @@ impl Checker<'_> {
             None => None,
         };
         if let Some(want) = wanted {
-            let got = type_of(v);
+            // A format of text is told instead of the type, with what a number would be called, as upstream has it.
+            let (want, got) = match node.checks.format.filter(|f| f.is_text() && !v.is_null() && !v.is_array()) {
+                Some(f) => (f.name(), number_format(v)),
+                None => (want, type_of(v)),
+            };
             self.c.type_invalid(path, &got.into(), &format!("{} in body must be of type {want}: {got:?}", place(path)));
-            return;
         }
         if let (Some(message), Some(old)) = (&node.checks.immutable, old)
             && !equal(v, old)
@@ -91,6 +104,9 @@ impl Checker<'_> {
             let all: Vec<String> =
                 node.checks.allowed.iter().map(|a| a.as_str().map_or_else(|| a.to_string(), str::to_owned)).collect();
             self.c.unsupported(path, v, &all.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+        if wanted.is_some() {
+            return;
         }
         match v {
             Value::String(s) => self.text(s, v, node, path),
@@ -136,14 +152,9 @@ impl Checker<'_> {
             let or_equal = if exclusive { "" } else { " or equal to" };
             self.c.invalid(path, v, &format!("{path} in body should be less than{or_equal} {max}"));
         }
-        let whole = node.ty == Some(Type::Int) || node.int_or_string;
-        let fits = match k.format {
-            Some(Format::Int32) => v.as_i64().is_some_and(|i| i32::try_from(i).is_ok()) || v.is_f64(),
-            _ => !whole || v.as_i64().is_some() || v.is_f64(),
-        };
-        if !fits {
-            let format = k.format.map_or("", Format::name);
-            self.c.invalid(path, v, &format!("Checked value must be of type integer with format {format} in {path}"));
+        // Formats of numbers are hints upstream; what no machine word holds is refused all the same.
+        if node.ty == Some(Type::Int) && v.as_i64().is_none() && !v.is_f64() {
+            self.c.invalid(path, v, &format!("Checked value must be of type integer with format int64 in {path}"));
         }
     }
 
@@ -225,37 +236,37 @@ impl Checker<'_> {
         };
         // Of alternatives that all fail, the one with the fewest complaints is told.
         let best = |all: Vec<Causes>| all.into_iter().min_by_key(|c| c.0.len()).unwrap_or_default();
-        for sub in &k.all_of {
-            let bad = found(sub);
-            if !bad.0.is_empty() {
-                self.c.0.extend(bad.0);
-                self.c.invalid(path, &"".into(), &format!("{path:?} must validate all the schemas (allOf)"));
-            }
-        }
+        let valid = |all: &[Causes]| all.iter().filter(|c| c.0.is_empty()).count();
         if !k.any_of.is_empty() {
             let all: Vec<Causes> = k.any_of.iter().map(found).collect();
-            if all.iter().all(|c| !c.0.is_empty()) {
-                self.c.invalid(path, &"".into(), &format!("{path:?} must validate at least one schema (anyOf)"));
-                self.c.0.extend(best(all).0);
+            if valid(&all) == 0 {
+                self.c.invalid(NOWHERE, &"".into(), &format!("{path:?} must validate at least one schema (anyOf)"));
+                self.c.extend(best(all));
             }
         }
         if !k.one_of.is_empty() {
             let all: Vec<Causes> = k.one_of.iter().map(found).collect();
-            let valid = all.iter().filter(|c| c.0.is_empty()).count();
-            if valid != 1 {
-                let how =
-                    if valid == 0 { "Found none valid".into() } else { format!("Found {valid} valid alternatives") };
+            let n = valid(&all);
+            if n != 1 {
+                let how = if n == 0 { "Found none valid".into() } else { format!("Found {n} valid alternatives") };
                 let why = format!("{path:?} must validate one and only one schema (oneOf). {how}");
-                self.c.invalid(path, &"".into(), &why);
-                if valid == 0 {
-                    self.c.0.extend(best(all).0);
+                self.c.invalid(NOWHERE, &"".into(), &why);
+                if n == 0 {
+                    self.c.extend(best(all));
                 }
             }
+        }
+        let all: Vec<Causes> = k.all_of.iter().map(found).collect();
+        let n = valid(&all);
+        if n < all.len() {
+            all.into_iter().for_each(|c| self.c.extend(c));
+            let none = if n == 0 { ". None validated" } else { "" };
+            self.c.invalid(NOWHERE, &"".into(), &format!("{path:?} must validate all the schemas (allOf){none}"));
         }
         if let Some(sub) = &k.not
             && found(sub).0.is_empty()
         {
-            self.c.invalid(path, &"".into(), &format!("{path:?} must not validate the schema (not)"));
+            self.c.invalid(NOWHERE, &"".into(), &format!("{path:?} must not validate the schema (not)"));
         }
     }
 }

@@ -207,6 +207,11 @@ impl Format {
         NAMES.iter().find(|(_, f)| *f == self).map_or("", |(n, _)| n)
     }
 
+    /// Whether it is one of text.
+    pub(crate) fn is_text(self) -> bool {
+        !matches!(self, Self::Int32 | Self::Int64 | Self::Float | Self::Double)
+    }
+
     /// Whether a text has it. Formats of numbers say yes.
     pub(crate) fn takes(self, s: &str) -> bool {
         match self {
