@@ -219,10 +219,6 @@ impl Reader<'_> {
             let why = "additionalProperties and properties are mutual exclusive";
             self.causes.forbidden(&format!("{path}.additionalProperties"), why);
         }
-        if v["additionalProperties"] == Value::Bool(false) {
-            let why = "additionalProperties cannot be set to false";
-            self.causes.forbidden(&format!("{path}.additionalProperties"), why);
-        }
         if level != Level::Junctor {
             return;
         }
@@ -230,7 +226,8 @@ impl Reader<'_> {
             // The two forms that an int-or-string may list its types in.
             let allowed = key == "type" && matches!(str_at(v, &["type"]), "integer" | "string");
             if v.get(key).is_some() && !allowed {
-                self.causes.forbidden(&format!("{path}.{key}"), "must be empty to be structural");
+                let what = if key == "default" { "undefined" } else { "empty" };
+                self.causes.forbidden(&format!("{path}.{key}"), &format!("must be {what} to be structural"));
             }
         }
         for key in
@@ -271,9 +268,6 @@ impl Reader<'_> {
         }
         if level == Level::Root && !text.is_empty() && node.ty != Some(Type::Object) {
             self.causes.invalid(&at, &text.into(), "must be object at the root");
-        }
-        if node.int_or_string && !text.is_empty() {
-            self.causes.forbidden(&at, "must be empty if x-kubernetes-int-or-string is true");
         }
         if node.ty == Some(Type::Array) && v.get("items").is_none() {
             self.causes.required(&format!("{path}.items"), "must be specified");
