@@ -155,7 +155,9 @@ impl<M: Machine> Plugin<M> for Sbr {
         }
         let have = Have::of(&mut rt)?;
         let (routes, rules) = plan(&have, &ips, &ifname, &have.tables(&ips, wanted));
-        let moved = have.main_of(&ifname);
+        let mut moved = have.main_of(&ifname);
+        // Those through a gateway go first: whatever is left half-way, a gateway is reachable where it is needed.
+        moved.sort_by_key(|r| !matches!(r.route.to, RouteTo::Via { .. }));
         let done = (|| {
             rt.run(&routes)?;
             rt.run(&rules.iter().cloned().map(RtRequest::RuleAdd).collect::<Vec<_>>())?;
@@ -169,7 +171,7 @@ impl<M: Machine> Plugin<M> for Sbr {
         })();
         if let Err(e) = done {
             // Everything back to where it was.
-            for r in &moved {
+            for r in moved.iter().rev() {
                 let _ = rt.run(&[RtRequest::RouteReplace(r.route.clone())]);
             }
             for r in rules {

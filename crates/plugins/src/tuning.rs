@@ -117,8 +117,8 @@ impl<M: Machine> Plugin<M> for Tuning {
         let done = (|| {
             for (key, value) in &conf.sysctls {
                 let old = netns.get_sysctl(key)?;
-                netns.set_sysctl(key, value)?;
                 before.push((key.clone(), old));
+                netns.set_sysctl(key, value)?;
             }
             let Some(set) = conf.link(ifname.clone()) else { return Ok(()) };
             let now = link(&netns, path, &ifname)?;

@@ -38,7 +38,9 @@ fn edit(nft: &mut impl Nft, mut change: impl FnMut(&mut Image) -> Result<bool, E
         }
         match nft.commit_at(generation, &plan) {
             Err(e) if e.errno == errno::ERESTART => {}
-            done => return Ok(done?),
+            // Perhaps only the answer was lost.
+            Err(e) => return if want.plan(&observe(nft)?).is_empty() { Ok(()) } else { Err(e.into()) },
+            Ok(()) => return Ok(()),
         }
     }
     let says = format!("table inet {} is changed by others all the time; try again", table());

@@ -170,7 +170,9 @@ pub(super) fn change(nft: &mut impl Nft, mut edit: impl FnMut(&mut Have) -> bool
         }
         match nft.commit_at(generation, &requests) {
             Err(e) if e.errno == errno::ERESTART => {}
-            done => return Ok(done?),
+            // Perhaps only the answer was lost.
+            Err(e) => return if want.plan(&Have::observe(nft)?).is_empty() { Ok(()) } else { Err(e.into()) },
+            Ok(()) => return Ok(()),
         }
     }
     Err(Error::new(Code::TryAgainLater, format!("table inet {} is changed by others all the time; try again", name())))
