@@ -240,6 +240,15 @@ fn every_disagreement_is_found_and_mended() {
             .then_some(())
     });
     delete_pod(&lab, "wrong");
+    // An address of no pool, where the cluster allows it: one node's, and peers know whose.
+    add_pod(&lab, "outside", "node2", json!({"seaway.io/ip-addrs-no-ipam": "172.30.0.9"}));
+    let pods = running(&lab, 3, 1);
+    assert!(pods.iter().any(|p| p.name == "outside" && p.ips == ["172.30.0.9".parse::<IpAddr>().unwrap()]), "{pods:?}");
+    all_reach_all(&lab);
+    delete_pod(&lab, "outside");
+    eventually("nobody has it any more", Duration::from_secs(20), || {
+        objects(&lab, "ipblocks").iter().all(|b| b["spec"]["pool"] != "").then_some(())
+    });
     // A living pod keeps its address.
     let out = ipam(&lab, "node1", &["release", &block.last().to_string()]);
     assert!(!out.status.success() && text(&out).contains("pod default/b lives"), "{}", text(&out));

@@ -169,9 +169,13 @@ fn each_wrong_use_is_refused_with_the_reason() {
 fn an_address_of_no_pool_where_it_is_allowed() {
     let mut all = world();
     all[0]["data"]["addressesOutsideIPAM"] = "true".into();
+    all.push(block("172.16.0.9/32", "", "node1", &[]));
+    all.push(block("172.16.0.10/32", "", "node2", &[]));
     let s = cluster(&all);
     let of = |a: &str| choose(&s, &"node1".parse().unwrap(), "plain", &asks(&[("seaway.io/ip-addrs-no-ipam", a)]));
     let got = of("172.16.0.9").unwrap();
     assert_eq!((got.v4.len(), got.v6.len(), got.outside), (0, 0, vec!["172.16.0.9".parse().unwrap()]));
     assert!(of("10.0.0.9").unwrap_err()[0].1.contains("lies in IPPool a: ask for it with seaway.io/ip-addrs"));
+    assert!(of("172.16.0.10").unwrap_err()[0].1.contains("in use on Node node2"));
+    assert!(of("172.16.0.11").unwrap_err()[0].1.contains("is being taken for Node node1"));
 }

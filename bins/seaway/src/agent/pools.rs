@@ -266,3 +266,6 @@ fn write(path: &Path, file: &ipam::Pools) -> std::io::Result<()> {
         let _ = std::fs::remove_file(&new);
     })
 }
+
+#[cfg(test)]
+mod tests;

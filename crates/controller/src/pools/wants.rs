@@ -57,6 +57,17 @@ pub fn wants(snapshot: &ClusterSnapshot, node: &NodeName, attached: &BTreeSet<Ob
     out
 }
 
+/// Addresses of no pool that pods on `node` name, where that is allowed.
+pub(super) fn outside(snapshot: &ClusterSnapshot, node: &NodeName) -> BTreeSet<IpAddr> {
+    let s = &snapshot.settings;
+    if s.ipam != Ipam::Pools || !s.outside_addresses {
+        return BTreeSet::new();
+    }
+    let here = snapshot.pods.values().filter(|p| p.node.as_ref() == Some(node) && !p.host_network && !p.phase.ended());
+    let named = here.filter_map(|p| p.notes.as_deref()).filter(|n| n.wrong.is_empty()).flat_map(|n| &n.outside);
+    named.filter(|a| !snapshot.pools.values().any(|p| p.cidr.contains(**a))).copied().collect()
+}
+
 /// How many addresses of these pools should be free.
 fn spare(snapshot: &ClusterSnapshot, pools: &[Box<str>]) -> usize {
     let first = pools.first().and_then(|p| snapshot.pools.get(p));

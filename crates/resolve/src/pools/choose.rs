@@ -176,7 +176,19 @@ pub fn choose(
     for a in &notes.outside {
         if let Some((name, _)) = good.iter().find(|(_, p)| p.cidr.contains(*a)) {
             wrong.push((OUTSIDE.into(), format!("{a} lies in IPPool {name}: ask for it with seaway.io/ip-addrs")));
+            continue;
         }
+        if !snapshot.settings.outside_addresses {
+            continue;
+        }
+        // It is given once the API says that it is this node's, so that no two nodes have it.
+        let block = snapshot.blocks.values().find(|b| b.cidr.contains(*a));
+        let why = match block.map(|b| b.node.as_ref()) {
+            Some(Some(owner)) if owner == node => continue,
+            Some(Some(owner)) => format!("{a} is in use on Node {owner}"),
+            _ => format!("{a} is being taken for Node {node}: the pod is attached as soon as it is"),
+        };
+        wrong.push((OUTSIDE.into(), why));
     }
     out.outside = notes.outside.to_vec();
     if !out.outside.is_empty() {
