@@ -101,3 +101,19 @@ fn one_script_of_faults_over_all() {
     assert_eq!(m.exec(&exec).unwrap().stdout, b"in");
     assert_eq!(pod.get_sysctl("net/ipv4/ip_forward").unwrap().as_deref(), Some("0"));
 }
+
+#[test]
+fn one_here_by_the_name_is_left_alone() {
+    let mut m = FakeMachine::new();
+    m.plug(&name("eth0"), 1500, &[("192.168.0.1".parse().unwrap(), 24)]);
+    m.add_netns("/pod");
+    let (mut host, mut pod) = (m.host().unwrap(), m.open("/pod").unwrap());
+    let lower = host.link(&name("eth0")).unwrap().unwrap();
+    host.run(&[pair(&pod)]).unwrap();
+    let kind = NewLinkKind::Macvlan { lower: lower.index, params: MacvlanParams::default() };
+    let there = NewLink { netns: Some(pod.fd()), up: true, ..NewLink::new(name("v0"), kind) };
+    host.run(&[RtRequest::LinkAdd(there)]).unwrap();
+    assert_eq!(host.link(&name("eth0")).unwrap(), Some(lower));
+    assert_eq!(host.addresses().unwrap().len(), 1);
+    assert!(pod.link(&name("v0")).unwrap().unwrap().up && pod.link(&name("eth0")).unwrap().is_some());
+}

@@ -163,7 +163,7 @@ impl Namespace {
             let index = self.push_link(peer.clone(), *peer_mac, mtu, false, LinkKind::Veth);
             peer_index = Some(index);
             if let Some(ns) = peer_netns {
-                self.send(peer, *ns);
+                self.send_new(index, *ns);
             }
         }
         let index = self.push_link(l.name.clone(), mac, mtu, false, kind);
@@ -180,6 +180,13 @@ impl Namespace {
             for other in self.links.iter_mut().chain(self.sent.iter_mut().map(|(_, l)| l)).filter(|x| x.index == p) {
                 other.peer_index = Some(index);
             }
+        }
+        if let Some(ns) = l.netns {
+            if let Some(link) = self.links.iter_mut().find(|x| x.index == index) {
+                link.up = l.up;
+            }
+            self.send_new(index, ns);
+            return Ok(());
         }
         if port {
             self.joined(&l.name);
@@ -199,17 +206,24 @@ impl Namespace {
             }
             _ => {}
         }
-        if let (LinkKind::Vrf { .. }, None) = (&self.links.last().map_or(LinkKind::Dummy, |l| l.kind.clone()), l.netns)
-        {
+        if matches!(l.kind, NewLinkKind::Vrf { .. }) {
             self.add_vrf_rules();
         }
         if l.up {
             self.set_up(&l.name, true);
         }
-        if let Some(ns) = l.netns {
-            self.send(&l.name, ns);
-        }
         Ok(())
+    }
+
+    /// Gives a link that was just made to another namespace: by index, since one here may have its name.
+    fn send_new(&mut self, index: u32, ns: kernel_api::rt::NetnsFd) {
+        if let Some(at) = self.links.iter().position(|l| l.index == index) {
+            let link = self.links.remove(at);
+            if let Some(lower) = link.lower {
+                self.away.push((lower, link.kind.clone()));
+            }
+            self.sent.push((ns, link));
+        }
     }
 
     /// Gives a link to another namespace; its rows here are gone.
