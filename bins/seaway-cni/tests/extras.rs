@@ -99,6 +99,11 @@ fn limits_come_and_go_with_the_pod() {
     node.call("ADD", "a", &c).unwrap();
     assert!(!node.sh("ip link show type ifb").is_empty());
     node.del("a");
+    // The link itself goes a moment after DEL has answered.
+    let start = std::time::Instant::now();
+    while !qdiscs().is_empty() && start.elapsed() < std::time::Duration::from_secs(5) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     assert_eq!((qdiscs(), node.sh("ip link show type ifb")), (String::new(), String::new()));
     for wrong in [json!({"bandwidth": {"ingressBurst": 8000}}), json!({"portMappings": [map(0, 80, "tcp")]})] {
         node.pod(&format!("w{}", wrong.to_string().len()));
@@ -127,4 +132,33 @@ fn what_is_left_of_lost_pods_goes_with_gc() {
     node.call("GC", "", &gc).unwrap();
     assert!(!table(&node).contains("comment"));
     assert_eq!(node.sh("ip -br link show type ifb"), "");
+}
+
+#[test]
+fn five_seconds_show_the_limits_of_a_pod_that_is_guarded() {
+    let node = Node::new();
+    let c = conf(&node, json!({"bandwidth": {"ingressRate": 20_000_000, "egressRate": 10_000_000}}));
+    let result = {
+        node.pod("a");
+        node.call("ADD", "a", &c).unwrap()
+    };
+    let address = result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
+    for (way, rate) in [("", 20e6), ("-R", 10e6)] {
+        let start =
+            || std::process::Command::new("iperf3").args(["-s", "-1"]).stdout(std::process::Stdio::null()).spawn();
+        let mut server = wires::ns(&node, "a").run(start).unwrap().expect("iperf3 is missing: apt-get install iperf3");
+        let mut got = Value::Null;
+        for _ in 0..50 {
+            got = serde_json::from_str(&node.sh(&format!("iperf3 -J -t 5 {way} -c {address} || true"))).unwrap();
+            if got["error"].is_null() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let _ = server.kill();
+        let _ = server.wait();
+        let bits = got["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_else(|| panic!("{got}"));
+        println!("{way}: {:.2} of {:.2} Mbit/s", bits / 1e6, rate / 1e6);
+        assert!((0.9 * rate..1.1 * rate).contains(&bits), "{way}: {bits:.0} bit/s, not {rate:.0}");
+    }
 }
