@@ -30,7 +30,10 @@ fn a_refusal_is_an_event_at_its_object() {
             (&"Warning".into(), &"NotHonoured".into(), &"seaway-agent".into())
         );
         let message = e["message"].as_str().unwrap();
-        assert!(message.contains("data.backnd") && message.contains("correct it to backend"), "{message}");
+        assert!(
+            message.contains("data.backnd") && message.contains("correct it to") && message.contains("backend"),
+            "{message}"
+        );
     }
     let hosts: std::collections::BTreeSet<_> = ours.iter().map(|e| e["source"]["host"].to_string()).collect();
     assert_eq!(hosts.len(), 2, "each node speaks for itself");
