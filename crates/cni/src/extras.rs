@@ -91,7 +91,10 @@ pub(crate) fn unmake_unknown<M: Machine>(machine: &mut M, key: &Key) -> Result<(
 }
 
 /// Takes away the port mappings and the `ifb`s of a network that no record tells of.
-pub(crate) fn sweep<M: Machine>(machine: &mut M, dir: &Path, network: &str) -> Result<(), Error> {
+///
+/// # Errors
+/// When the kernel refuses, or the journal cannot be read.
+pub fn sweep<M: Machine>(machine: &mut M, dir: &Path, network: &str) -> Result<(), Error> {
     // The machine before the records: an ADD writes its record before it makes anything.
     let mut rt = ops::host(machine)?;
     let ifb = |l: &Link| {

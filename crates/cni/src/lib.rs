@@ -42,7 +42,7 @@ pub use args::{Call, Command, Env, parse_args};
 pub use config::NetConf;
 pub use conflist::{ConflistSpec, conflist, write_atomically};
 pub use error::{Code, Error};
-pub use extras::{of_spec, remap, reshape, unmapped};
+pub use extras::{of_spec, remap, reshape, sweep, unmapped};
 pub use fields::{Fields, bad};
 pub use gc::{gone, namespace_gone};
 pub use ipam_plugin::{IPAM_TYPE, SeawayIpam};

@@ -36,6 +36,15 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).with_context(|| format!("remove {}", args.ipam_dir.display())),
     }
+    // What the plugin made beside interfaces; other networks' ports are theirs.
+    cni::sweep(&mut kernel::Linux, &args.ipam_dir, conflist::NETWORK).context("remove host ports and limits")?;
+    let mut nft = Nftables::open().context("open nf_tables")?;
+    if cni::ports::observe(&mut nft).context("look at the host ports")?.owners().is_empty() {
+        match nft.commit(&[NftRequest::TableDel(cni::ports::table())]) {
+            Err(e) if !e.absent() => return Err(e).context("remove the table of host ports"),
+            _ => {}
+        }
+    }
     if let Some(node) = &args.node {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let annotations = [

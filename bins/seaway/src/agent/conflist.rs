@@ -8,6 +8,8 @@ use super::datapath::Pass;
 
 /// Its file's name: runtimes take the first by name.
 pub const FILE: &str = "10-seaway.conflist";
+/// The network's name in it.
+pub const NETWORK: &str = "seaway";
 /// The folder beside the records with what each pod is to have.
 pub const PODS: &str = "pods";
 
@@ -52,7 +54,7 @@ impl Writer {
             None => 0,
         };
         let text = cni::conflist(&cni::ConflistSpec {
-            name: "seaway".to_owned(),
+            name: NETWORK.to_owned(),
             ranges,
             pools: pools.then(|| file.display().to_string()),
             mtu: uplink.mtu.saturating_sub(overhead),
