@@ -316,6 +316,23 @@ pub fn differences(
     ifname: &IfName,
     sandbox: &str,
 ) -> Result<(Vec<String>, Option<Link>), Error> {
+    let (mut out, link) = compared(rt, prev, ifname, sandbox)?;
+    if link.as_ref().is_some_and(|l| l.kind != LinkKind::Veth) {
+        out.push(format!("{ifname} in the container is no veth"));
+    }
+    Ok((out, link))
+}
+
+/// As [`differences`], of an interface of any kind.
+///
+/// # Errors
+/// As there.
+pub fn compared(
+    rt: &mut impl Rtnetlink,
+    prev: &CniResult,
+    ifname: &IfName,
+    sandbox: &str,
+) -> Result<(Vec<String>, Option<Link>), Error> {
     let mut out = Vec::new();
     let Some((index, want)) = prev.in_container(ifname.as_str()) else {
         return Err(bad(format!("prevResult.interfaces has no {ifname} in a container")));
@@ -327,9 +344,6 @@ pub fn differences(
         out.push(format!("there is no {ifname} in the container"));
         return Ok((out, None));
     };
-    if link.kind != LinkKind::Veth {
-        out.push(format!("{ifname} in the container is no veth"));
-    }
     let mac = link.mac.map(|m| m.to_string()).unwrap_or_default();
     if !want.mac.is_empty() && !want.mac.eq_ignore_ascii_case(&mac) {
         out.push(format!("{ifname} in the container has the hardware address {mac} instead of {}", want.mac));

@@ -37,6 +37,14 @@ pub(crate) fn dns<M: Machine>(cx: &Context<'_, M>, result: &mut CniResult) -> Re
 /// Takes away what ADD made, whatever of it is there: the interface, the addresses, the masquerading. Each is tried,
 /// also when another fails.
 pub(crate) fn detach<M: Machine>(cx: &mut Context<'_, M>) -> Result<(), Error> {
+    let owner = owner(cx)?;
+    let plain = detach_plain(cx);
+    let masq = nft(cx.machine).and_then(|mut n| masq::release(&mut n, &owner));
+    plain.and(masq)
+}
+
+/// As [`detach`], of plugins that do not masquerade.
+pub(crate) fn detach_plain<M: Machine>(cx: &mut Context<'_, M>) -> Result<(), Error> {
     let ipam = cx.ipam_type()?;
     let mut failed = Vec::new();
     // A DHCP server is told by way of the interface; every other address must not be given again while it is there.
@@ -48,8 +56,6 @@ pub(crate) fn detach<M: Machine>(cx: &mut Context<'_, M>) -> Result<(), Error> {
     if let Some(kind) = ipam.as_deref().filter(|_| !by_wire) {
         failed.extend(cx.ipam_del(kind).err());
     }
-    let owner = owner(cx)?;
-    failed.extend(nft(cx.machine).and_then(|mut n| masq::release(&mut n, &owner)).err());
     failed.into_iter().next().map_or(Ok(()), Err)
 }
 
@@ -82,6 +88,14 @@ pub(crate) fn sweep<M: Machine>(cx: &mut Context<'_, M>) -> Result<(), Error> {
     let network = cx.network().to_owned();
     failed.extend(nft(cx.machine).and_then(|mut n| masq::sweep(&mut n, &network, &valid)).err());
     failed.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// GC of plugins that do not masquerade.
+pub(crate) fn sweep_plain<M: Machine>(cx: &mut Context<'_, M>) -> Result<(), Error> {
+    match cx.ipam_type()? {
+        Some(kind) => cx.ipam_verb(&kind, Command::Gc),
+        None => Ok(()),
+    }
 }
 
 /// STATUS: of the IPAM plugin.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::dhcp::client::{Client, Output, Params};
 use crate::dhcp::packet::{self, Message};
 use crate::dhcp::rpc::Peer;
-use crate::{bandwidth, bridge, dhcp, firewall, host_local, portmap, ptp, static_ips, tuning};
+use crate::{bandwidth, bridge, device, dhcp, firewall, host_local, portmap, ptp, static_ips, tuning};
 
 /// `CNI_ARGS` in the first line, a configuration in the rest, for every plugin with a decoder of its own.
 pub fn config(data: &[u8]) {
@@ -26,6 +26,11 @@ pub fn config(data: &[u8]) {
     if let Ok(c) = bridge::Conf::read(&f, &call) {
         assert!(!(c.hairpin && c.promisc));
         assert!(c.vlan.is_none() || c.trunk.is_none_or(|t| t.is_empty()));
+    }
+    for kind in device::Kind::ALL {
+        if let Ok(device::Conf { device: device::Device::Vlan(id), master, .. }) = device::Conf::read(kind, &f, &call) {
+            assert!(id <= 4094 && master.is_some());
+        }
     }
     let _ = ptp::Conf::read(&f);
     let _ = static_ips::Conf::read(&f, &call);

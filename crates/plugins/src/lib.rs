@@ -7,6 +7,7 @@
 mod attach;
 mod bandwidth;
 mod bridge;
+mod device;
 pub mod dhcp;
 mod envargs;
 mod firewall;
@@ -28,15 +29,20 @@ pub const NAMES: &[&str] = &[
     "bandwidth",
     "bridge",
     "dhcp",
+    "dummy",
     "firewall",
     "host-local",
+    "ipvlan",
     "loopback",
+    "macvlan",
     "portmap",
     "ptp",
     "sbr",
     cni::IPAM_TYPE,
     "static",
+    "tap",
     "tuning",
+    "vlan",
 ];
 
 /// The plugin of that name.
@@ -46,15 +52,20 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
         "bandwidth" => Box::new(bandwidth::Bandwidth),
         "bridge" => Box::new(bridge::Bridge),
         "dhcp" => Box::new(dhcp::Dhcp),
+        "dummy" => Box::new(device::Plug(device::Kind::Dummy)),
         "firewall" => Box::new(firewall::Firewall),
         "host-local" => Box::new(host_local::HostLocal),
+        "ipvlan" => Box::new(device::Plug(device::Kind::Ipvlan)),
         "loopback" => Box::new(loopback::Loopback),
+        "macvlan" => Box::new(device::Plug(device::Kind::Macvlan)),
         "portmap" => Box::new(portmap::Portmap),
         "ptp" => Box::new(ptp::Ptp),
         "sbr" => Box::new(sbr::Sbr),
         cni::IPAM_TYPE => Box::new(cni::SeawayIpam),
         "static" => Box::new(static_ips::Static),
+        "tap" => Box::new(device::Plug(device::Kind::Tap)),
         "tuning" => Box::new(tuning::Tuning),
+        "vlan" => Box::new(device::Plug(device::Kind::Vlan)),
         _ => return None,
     })
 }
