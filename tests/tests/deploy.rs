@@ -26,7 +26,7 @@ fn the_config_map_is_understood() {
     assert!(settings.present && settings.cluster_cidrs.len() == 1);
 }
 
-/// Every kind that an agent watches may be listed and watched, and nothing else may; what it writes are Nodes, by patch, and Events.
+/// Every kind that an agent watches may be listed and watched, and nothing else may; what it writes are Nodes, Pods and pools, by patch, blocks and Events.
 #[test]
 fn an_agent_has_the_rights_it_needs_and_no_other() {
     let all = documents();
@@ -45,6 +45,10 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
     }
     let mut wants = BTreeSet::from([(String::new(), "nodes".to_owned(), "patch".to_owned())]);
     wants.insert((String::new(), "pods".to_owned(), "patch".to_owned()));
+    // Blocks are claimed, lent and given up; pools get the finalizer and their status.
+    for (plural, verbs) in [("ipblocks", &["create", "delete", "patch"][..]), ("ippools", &["patch"])] {
+        wants.extend(verbs.iter().map(|v| ("seaway.io".to_owned(), plural.to_owned(), (*v).to_owned())));
+    }
     wants.extend(["create", "delete", "get", "patch"].map(|v| (String::new(), "events".to_owned(), v.to_owned())));
     for kind in resolve::Kind::AGENT {
         let r = resolve::api::Resource::from(kind);
