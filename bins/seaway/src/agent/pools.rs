@@ -96,6 +96,11 @@ impl Pools {
 
     /// Looks, decides, tells the plugin, then the API. Gives how long nothing need be looked at, if nothing changes.
     async fn turn(&mut self) -> anyhow::Result<Duration> {
+        // Nothing to keep: an ADD costs the agent nothing here.
+        let idle = |s: &ClusterSnapshot| s.settings.ipam == Ipam::NodeCidr && s.pools.is_empty() && s.blocks.is_empty();
+        if !matches!(self.file, File::Says(_)) && self.reader.read(|s, sync| !sync.all() || idle(s)) {
+            return Ok(RESYNC);
+        }
         let path = self.dir.join(ipam::POOLS);
         if matches!(self.file, File::Unknown) {
             self.file = match ipam::Pools::read(&path) {

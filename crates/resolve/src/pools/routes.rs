@@ -51,7 +51,7 @@ pub(crate) fn ranges(snapshot: &ClusterSnapshot, busy: &[(Cidr, &NodeName)], pro
         }
         taken.insert((cidr.addr(), cidr.len()), name);
         let pool = snapshot.pools.get(&block.pool);
-        if pool.is_none() {
+        if pool.is_none_or(|p| !p.cidr.contains_cidr(&cidr)) {
             out.all.insert(cidr);
         }
         let nat = pool.and_then(|p| p.nat_outgoing).unwrap_or(snapshot.settings.masquerade);
