@@ -83,7 +83,8 @@ impl<M: Machine> Context<'_, M> {
     }
 
     /// Whether there is a plugin of that name.
-    pub(crate) fn has_plugin(&self, kind: &str) -> bool {
+    #[must_use]
+    pub fn has_plugin(&self, kind: &str) -> bool {
         self.find(kind).is_ok()
     }
 

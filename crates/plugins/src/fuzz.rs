@@ -10,7 +10,9 @@ use serde_json::{Map, Value};
 use crate::dhcp::client::{Client, Output, Params};
 use crate::dhcp::packet::{self, Message};
 use crate::dhcp::rpc::Peer;
-use crate::{bandwidth, bridge, device, dhcp, firewall, host_local, portmap, ptp, static_ips, tuning};
+use crate::{
+    bandwidth, bridge, device, dhcp, firewall, flannel, host_device, host_local, portmap, ptp, static_ips, tuning, vrf,
+};
 
 /// `CNI_ARGS` in the first line, a configuration in the rest, for every plugin with a decoder of its own.
 pub fn config(data: &[u8]) {
@@ -21,6 +23,7 @@ pub fn config(data: &[u8]) {
     if conf.get("ipam").is_some_and(|i| i.to_string().to_ascii_lowercase().contains("rangefromfile")) {
         return;
     }
+    let _ = flannel::Env::read(text);
     let call = Call { command: Command::Add, key: None, netns: None, pod: None, ips: Vec::new(), args: args.into() };
     let f = Fields::new(&conf, "");
     if let Ok(c) = bridge::Conf::read(&f, &call) {
@@ -32,7 +35,12 @@ pub fn config(data: &[u8]) {
             assert!(id <= 4094 && master.is_some());
         }
     }
-    let _ = ptp::Conf::read(&f);
+    let _ = (ptp::Conf::read(&f), vrf::Conf::read(&f), host_device::Which::read(&f));
+    if let Ok(env) = flannel::Env::read(args)
+        && let Ok(d) = flannel::delegate(&f, "net", "1.0.0", &env)
+    {
+        assert!(d.get("ipam").is_some_and(|i| i["ranges"].as_array().is_some_and(|r| r.len() == env.subnets.len())));
+    }
     let _ = static_ips::Conf::read(&f, &call);
     if let Ok(c) = dhcp::conf::Conf::read(&f, args) {
         assert!(c.options.iter().all(|(c, v)| !matches!(c, 0 | 255) && v.len() <= 255));

@@ -11,7 +11,9 @@ mod device;
 pub mod dhcp;
 mod envargs;
 mod firewall;
+mod flannel;
 pub mod fuzz;
+mod host_device;
 mod host_local;
 mod loopback;
 mod portmap;
@@ -19,6 +21,7 @@ mod ptp;
 mod sbr;
 mod static_ips;
 mod tuning;
+mod vrf;
 
 use cni::{Code, Error, Plugin};
 use kernel_api::machine::{Machine, Netns};
@@ -31,6 +34,8 @@ pub const NAMES: &[&str] = &[
     "dhcp",
     "dummy",
     "firewall",
+    "flannel",
+    "host-device",
     "host-local",
     "ipvlan",
     "loopback",
@@ -43,6 +48,7 @@ pub const NAMES: &[&str] = &[
     "tap",
     "tuning",
     "vlan",
+    "vrf",
 ];
 
 /// The plugin of that name.
@@ -54,6 +60,8 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
         "dhcp" => Box::new(dhcp::Dhcp),
         "dummy" => Box::new(device::Plug(device::Kind::Dummy)),
         "firewall" => Box::new(firewall::Firewall),
+        "flannel" => Box::new(flannel::Flannel),
+        "host-device" => Box::new(host_device::HostDevice),
         "host-local" => Box::new(host_local::HostLocal),
         "ipvlan" => Box::new(device::Plug(device::Kind::Ipvlan)),
         "loopback" => Box::new(loopback::Loopback),
@@ -66,6 +74,7 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
         "tap" => Box::new(device::Plug(device::Kind::Tap)),
         "tuning" => Box::new(tuning::Tuning),
         "vlan" => Box::new(device::Plug(device::Kind::Vlan)),
+        "vrf" => Box::new(vrf::Vrf),
         _ => return None,
     })
 }

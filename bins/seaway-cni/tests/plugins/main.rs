@@ -10,6 +10,8 @@ mod bandwidth;
 mod bridge;
 mod dhcp;
 mod firewall;
+mod flannel;
+mod host_device;
 mod host_local;
 mod loopback;
 mod macvlan;
