@@ -84,7 +84,7 @@ impl World {
 }
 
 #[test]
-fn mode_ptp_by_the_reference_plugin_with_our_addresses() {
+fn mode_ptp_with_addresses_of_the_journal() {
     let w = World::new();
     let conf = w.node.conf_with("mode", json!("ptp"));
     for c in ["a", "b"] {

@@ -49,6 +49,32 @@ impl<M: Machine> Context<'_, M> {
     pub fn delegate_as(
         &mut self,
         kind: &str,
+        conf: Map<String, Value>,
+        command: Command,
+        ifname: Option<&types::IfName>,
+    ) -> Result<Option<CniResult>, Error> {
+        self.run_at(self.find(kind)?, kind, conf, command, ifname)
+    }
+
+    /// As [`Context::delegate_as`], by the plugin that is built in whatever `CNI_PATH` has, where there is one.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn delegate_own(
+        &mut self,
+        kind: &str,
+        conf: Map<String, Value>,
+        command: Command,
+        ifname: Option<&types::IfName>,
+    ) -> Result<Option<CniResult>, Error> {
+        let place = if (self.registry)(kind).is_some() { Where::Here } else { self.find(kind)? };
+        self.run_at(place, kind, conf, command, ifname)
+    }
+
+    fn run_at(
+        &mut self,
+        place: Where,
+        kind: &str,
         mut conf: Map<String, Value>,
         command: Command,
         ifname: Option<&types::IfName>,
@@ -63,7 +89,7 @@ impl<M: Machine> Context<'_, M> {
         if let (Some(name), Some(key)) = (ifname, call.key.as_mut()) {
             key.ifname = name.clone();
         }
-        match self.find(kind)? {
+        match place {
             Where::Here => {
                 let Some(plugin) = (self.registry)(kind) else { return Err(missing(kind, self.env.path_text())) };
                 let mut cx = Context {

@@ -48,7 +48,7 @@ pub use gc::{gone, namespace_gone};
 pub use ipam_plugin::{IPAM_TYPE, SeawayIpam};
 pub use kernel_api::machine::{Machine, Netns};
 pub use observe::{View, differences};
-pub use ops::{Seaway, remove, remove_if_gone, remove_orphan, rewire, undone};
+pub use ops::{Seaway, remove, remove_if_gone, remove_orphan, rewire, set_mtu, undone};
 pub use reply::{merged, result};
 pub use result::{CniResult, Dns, Interface, Ip, IpNet, RouteConf, route};
 pub use skel::{Context, Outcome, Plugin, Registry, serve};

@@ -10,7 +10,7 @@ use intent::{Mode, Network, PodSpec, Wiring};
 use ipam::{Delegate, Record};
 use kernel_api::machine::Machine;
 use kernel_api::rt::{Route, RouteTo, RtRequest};
-use kernel_api::{Rtnetlink, machine::Netns};
+use kernel_api::{Rtnetlink, Sysctl, machine::Netns};
 use serde_json::{Map, Value, json};
 use types::{Cidr, Family, IfName, Mac};
 
@@ -124,18 +124,50 @@ fn further(n: &Network, plugin: &BTreeMap<String, Value>) -> Map<String, Value> 
 /// the caller's, by [`undo`].
 pub(crate) fn attach<M: Machine>(cx: &mut Context<'_, M>, record: &mut Record) -> Result<(), Error> {
     let mut prev: Option<CniResult> = None;
+    let first = &record.key.ifname;
     for d in &mut record.delegates {
         let mut conf = d.conf.clone();
         if let Some(p) = &prev {
             conf.insert("prevResult".into(), p.write(version(&conf, cx)));
         }
-        let result = cx.delegate_as(&d.kind, conf, Command::Add, Some(&d.ifname)).map_err(|e| named(d, e))?;
+        let result = delegated(cx, d, conf, Command::Add, first).map_err(|e| named(d, e))?;
         prev = result.or(prev);
+        if d.ifname == *first && &*d.kind == Mode::Bridge.as_str() {
+            beside_other_modes(cx, &d.conf)?;
+        }
         if d.last {
             d.result = prev.take().map(|r| r.write(crate::Version::NEWEST));
         }
     }
     Ok(())
+}
+
+/// Pods on the bridge take the node's whole range for on-link, and pods of another mode have addresses of it too: the node
+/// answers for those (`proxy_arp`; it does so only for what is routed elsewhere). IPv6 has no such answer for all.
+fn beside_other_modes<M: Machine>(cx: &mut Context<'_, M>, conf: &Map<String, Value>) -> Result<(), Error> {
+    let bridge = conf.get("bridge").and_then(Value::as_str).unwrap_or("cni0");
+    let mut sysctl = cx.machine.sysctl().map_err(|e| Error::new(Code::Kernel, format!("open sysctls: {e}")))?;
+    let path = format!("net/ipv4/conf/{bridge}/proxy_arp");
+    if sysctl.get(&path)?.as_deref() != Some("1") {
+        sysctl.set(&path, "1")?;
+    }
+    // A kernel without them shows no bridged frames to anybody: Services answer pods of other bridges and nodes alone.
+    crate::iface::bridge_netfilter(&mut sysctl).map(drop)
+}
+
+/// A wiring mode is our own plugin's work, whatever else is installed under its name; a further network's plugin is
+/// whatever the administrator put into `CNI_PATH`.
+fn delegated<M: Machine>(
+    cx: &mut Context<'_, M>,
+    d: &Delegate,
+    conf: Map<String, Value>,
+    command: Command,
+    first: &IfName,
+) -> Result<Option<CniResult>, Error> {
+    if d.ifname == *first {
+        return cx.delegate_own(&d.kind, conf, command, Some(&d.ifname));
+    }
+    cx.delegate_as(&d.kind, conf, command, Some(&d.ifname))
 }
 
 /// Undoes what the record's delegates made, without a runtime's call: for DEL, whose configuration may be another by now,
@@ -187,7 +219,7 @@ fn detach<M: Machine>(cx: &mut Context<'_, M>, record: &Record) -> Result<(), Er
         if prev.is_none() && !cx.has_plugin(&d.kind) {
             continue;
         }
-        if let Err(e) = cx.delegate_as(&d.kind, conf, Command::Del, Some(&d.ifname)) {
+        if let Err(e) = delegated(cx, d, conf, Command::Del, &record.key.ifname) {
             failed = failed.or(Some(named(d, e)));
         }
     }
@@ -204,7 +236,7 @@ pub(crate) fn check<M: Machine>(cx: &mut Context<'_, M>, record: &Record) -> Res
     for (i, d) in record.delegates.iter().enumerate() {
         let last = record.delegates.iter().skip(i).find(|d| d.last);
         let conf = with_prev(d, last.and_then(|l| l.result.as_ref()), cx);
-        cx.delegate_as(&d.kind, conf, Command::Check, Some(&d.ifname)).map_err(|e| named(d, e))?;
+        delegated(cx, d, conf, Command::Check, &record.key.ifname).map_err(|e| named(d, e))?;
     }
     Ok(())
 }

@@ -375,6 +375,29 @@ fn heal<M: Machine>(machine: &mut M, dir: &Path, r: &Record, netns: &M::Netns) -
 /// Code 3 when the pod's namespace is gone; otherwise what failed.
 pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), Error> {
     let _lock = lock(machine, dir, &key.link())?;
+    let (record, netns) = living(machine, dir, key)?;
+    heal(machine, dir, &record, &netns)?;
+    extras::make(machine, &record, &netns)
+}
+
+/// Gives a living pod's interface another MTU, in bytes: for the agent, when the uplink or the backend changed.
+///
+/// # Errors
+/// Code 3 when the pod or its namespace is gone; otherwise what failed.
+pub fn set_mtu(machine: &mut impl Machine, dir: &Path, key: &Key, mtu: u32) -> Result<(), Error> {
+    let _lock = lock(machine, dir, &key.link())?;
+    let (mut record, netns) = living(machine, dir, key)?;
+    record.mtu = mtu;
+    if let Some(mut journal) = Journal::open_existing(dir)? {
+        journal.amend(&record)?;
+    }
+    let set = |name: &types::IfName| RtRequest::LinkSet(SetLink { mtu: Some(mtu), ..SetLink::new(name.clone()) });
+    inside(&netns, &record.netns)?.run(&[set(&record.key.ifname)]).map_err(|e| in_pod(e, &record))?;
+    Ok(host(machine)?.run(&[set(record.link.name())])?)
+}
+
+/// The record and namespace of a pod that lives; its lock is held.
+fn living<M: Machine>(machine: &mut M, dir: &Path, key: &Key) -> Result<(Record, M::Netns), Error> {
     // Looked up under the lock: a DEL may just have removed it.
     let record = ipam::read(dir)?.into_iter().find(|r| r.key == *key);
     let Some(record) = record else {
@@ -385,8 +408,7 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
         let msg = format!("the network namespace of {key} is gone; {} is another one now", record.netns);
         return Err(Error::new(Code::UnknownContainer, msg));
     }
-    heal(machine, dir, &record, &netns)?;
-    extras::make(machine, &record, &netns)
+    Ok((record, netns))
 }
 
 /// Who waits until the kernel is done with a host end that is to go: tens of milliseconds, whatever the machine.

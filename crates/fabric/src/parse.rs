@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kernel_api::rt::{Address, FdbEntry, Link, LinkKind, Neighbour, ObservedRoute, ROUTE_PROTOCOL};
+use kernel_api::rt::{Address, FdbEntry, Link, LinkKind, Neighbour, ObservedRoute, ROUTE_PROTOCOL, Route, RouteTo};
 use types::{Family, IfName, OwnedName};
 
 use crate::image::{ForeignRoute, Image, VxlanDevice, knob, route_link};
@@ -51,7 +51,7 @@ pub fn parse(o: Observation) -> Image {
         }
     }
     for r in o.routes {
-        if r.protocol == ROUTE_PROTOCOL {
+        if r.protocol == ROUTE_PROTOCOL && !is_plugins(&r.route) {
             image.routes.insert(r.route);
         } else {
             let link = route_link(&r.route).cloned();
@@ -63,6 +63,13 @@ pub fn parse(o: Observation) -> Image {
     image.fdb = o.fdb.into_iter().filter(|e| on_device(&image, &e.link).is_some()).collect::<BTreeSet<_>>();
     image.sysctls = sysctls(&o.sysctls);
     image
+}
+
+/// Whether a route of our protocol number is a CNI plugin's (`ptp`): a host route through a link that is not ours. It goes
+/// with that link, and the node must not take it away from a pod that lives.
+fn is_plugins(r: &Route) -> bool {
+    let RouteTo::Link(link) = &r.to else { return false };
+    r.dst.len() == r.dst.family().bits() && OwnedName::recognise(link).is_err()
 }
 
 fn is_link_local(a: &Address) -> bool {

@@ -13,6 +13,16 @@ pub const NETWORK: &str = "seaway";
 /// The folder beside the records with what each pod is to have.
 pub const PODS: &str = "pods";
 
+/// The MTU of pods' interfaces, in bytes: the uplink's less what the backend adds to a packet. Nothing without an uplink.
+pub fn pod_mtu(pass: &Pass) -> Option<u32> {
+    let overhead = match &pass.intent.vxlan {
+        Some(v) if v.local.is_ipv4() => 50,
+        Some(_) => 70,
+        None => 0,
+    };
+    pass.facts.caps.uplink.as_ref().map(|u| u.mtu.saturating_sub(overhead))
+}
+
 /// Writes the configuration when what it says changes.
 #[derive(Debug)]
 pub struct Writer {
@@ -43,21 +53,16 @@ impl Writer {
                 "Node/{node} spec.podCIDRs is empty: run `seaway controller` with a clusterCIDR, or the cluster's own allocator"
             ));
         }
-        let Some(uplink) = &pass.facts.caps.uplink else {
+        let Some(mtu) = pod_mtu(pass) else {
             return Err(format!(
                 "no interface leads to other nodes: give Node/{node} an InternalIP of this machine, or use --iface"
             ));
-        };
-        let overhead = match &pass.intent.vxlan {
-            Some(v) if v.local.is_ipv4() => 50,
-            Some(_) => 70,
-            None => 0,
         };
         let text = cni::conflist(&cni::ConflistSpec {
             name: NETWORK.to_owned(),
             ranges,
             pools: pools.then(|| file.display().to_string()),
-            mtu: uplink.mtu.saturating_sub(overhead),
+            mtu,
             data_dir: self.ipam_dir.display().to_string(),
             wiring: pass.intent.wiring.clone(),
             pods: Some(self.ipam_dir.join(PODS).display().to_string()),

@@ -9,6 +9,7 @@ use kernel::Linux;
 use kernel_api::{Machine, Nft};
 use types::OwnedName;
 
+use super::conflist::pod_mtu;
 use super::datapath::Pass;
 
 /// A link must be missing, and a namespace gone, for so long before it is acted on: an ADD or DEL may be at it.
@@ -30,6 +31,7 @@ impl Mend {
     /// Looks at every record of a pass. Says false when there is something that must be looked at again soon.
     pub fn run(&mut self, ipam_dir: &Path, pass: &Pass, now: Duration) -> bool {
         let mut done = true;
+        let mtu = pod_mtu(pass).filter(|_| pass.ok());
         let mut links = BTreeMap::new();
         let mut dead = BTreeMap::new();
         for r in &pass.records {
@@ -60,6 +62,14 @@ impl Mend {
                     links.insert(r.key.clone(), since);
                 }
                 done = false;
+            } else if let Some(mtu) = mtu.filter(|m| r.is_routed() && *m != r.mtu) {
+                match cni::set_mtu(&mut Linux, ipam_dir, &r.key, mtu) {
+                    Ok(()) => tracing::info!("{}: MTU {} became {mtu}", r.key, r.mtu),
+                    Err(e) => {
+                        tracing::error!("{}: MTU {} cannot become {mtu}: {}", r.key, r.mtu, e.msg);
+                        done = false;
+                    }
+                }
             }
         }
         // Host ends that a DEL took down and that are still there: who waits for the kernel in its place was killed. One

@@ -1,0 +1,112 @@
+//! How pods are wired: by the cluster's settings, a namespace, a pod; and their MTU, on real labs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Lab, eventually, ok};
+
+const PODS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: { name: bridged, annotations: { seaway.io/mode: bridge } }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: plain }
+spec: { nodeName: node1, containers: [{ name: c, image: none }] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: far }
+spec: { nodeName: node2, containers: [{ name: c, image: none }] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: ptp, annotations: { seaway.io/mode: ptp } }
+spec: { nodeName: node1, containers: [{ name: c, image: none }] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: one, namespace: bridged }
+spec: { nodeName: node1, containers: [{ name: c, image: none }] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: two, namespace: bridged }
+spec: { nodeName: node1, containers: [{ name: c, image: none }] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: own, namespace: bridged, annotations: { seaway.io/mode: routed } }
+spec: { nodeName: node1, containers: [{ name: c, image: none }] }
+"#;
+
+fn manifests(text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("pods.yaml"), text).unwrap();
+    dir
+}
+
+#[test]
+fn each_pod_is_wired_as_it_its_namespace_or_the_cluster_says() {
+    let dir = manifests(PODS);
+    let lab = Lab::up(&[dir.path().to_str().unwrap(), "--nodes", "2", "--backend", "host-gw", "--ip", "dual"]);
+    let pods = lab.pods();
+    let of = |name: &str| pods.iter().find(|p| p.name == name).unwrap();
+    let records = lab.records("node1");
+    let mode = |name: &str| {
+        let r = records.iter().find(|r| r.pod.as_ref().is_some_and(|p| *p.name == *name)).unwrap();
+        r.delegates.first().map_or("routed", |d| &*d.kind).to_owned()
+    };
+    let modes = ["plain", "ptp", "one", "two", "own"].map(mode);
+    assert_eq!(modes, ["routed", "ptp", "bridge", "bridge", "routed"]);
+    for from in &pods {
+        for to in &pods {
+            for ip in &to.ips {
+                // Pods on a bridge and pods of other modes on one node do not reach each other by IPv6: see docs/pods.md.
+                let bridged = |p: &common::Pod| ["one", "two"].contains(&&*p.name);
+                if ip.is_ipv6() && from.node == to.node && bridged(from) != bridged(to) {
+                    continue;
+                }
+                let full = format!("{}/{}", from.namespace, from.name);
+                ok(&mut lab.cmd(&["exec", &full, "--", "ping", "-c", "1", "-w", "5", &ip.to_string()]));
+            }
+        }
+    }
+    // Deleted, they leave nothing.
+    lab.run(&["delete", "-f", dir.path().to_str().unwrap()]);
+    eventually("every record is gone", Duration::from_secs(20), || lab.records("node1").is_empty().then_some(()));
+    let links = ok(&mut lab.on_node("node1", &["ip", "-br", "link"]));
+    assert!(!links.contains("veth") && !links.contains("sea0"), "{links}");
+    assert_eq!(of("one").ips.len(), 2);
+}
+
+#[test]
+fn the_mtu_of_pods_follows_the_uplink_and_the_backend() {
+    let dir = manifests(PODS);
+    let lab = Lab::up(&[dir.path().to_str().unwrap(), "--nodes", "2", "--backend", "host-gw", "--ip", "dual"]);
+    let mtus = |want: u32| {
+        let want = format!("mtu {want} ");
+        let pod = ok(&mut lab.cmd(&["exec", "default/plain", "--", "ip", "link", "show", "eth0"]));
+        let link = lab
+            .records("node1")
+            .iter()
+            .find(|r| r.pod.as_ref().is_some_and(|p| &*p.name == "plain"))
+            .unwrap()
+            .link
+            .to_string();
+        let host = ok(&mut lab.on_node("node1", &["ip", "link", "show", &link]));
+        (pod.contains(&want) && host.contains(&want)).then_some(())
+    };
+    eventually("1500 at first", Duration::from_secs(1), || mtus(1500));
+    lab.patch("/api/v1/namespaces/kube-system/configmaps/seaway", "{\"data\":{\"backend\":\"vxlan\"}}");
+    eventually("1450 with vxlan", Duration::from_secs(5), || mtus(1450));
+    let uplink = ok(&mut lab
+        .on_node("node1", &["sh", "-c", "ip -br addr | awk '/172\\.31\\./ {print $1}' | cut -d@ -f1 | head -1"]));
+    ok(&mut lab.on_node("node1", &["ip", "link", "set", uplink.trim(), "mtu", "1400"]));
+    eventually("1350 with a smaller uplink", Duration::from_secs(5), || mtus(1350));
+    let conflist = std::fs::read_to_string(lab.dir().join("node1/cni/10-seaway.conflist")).unwrap();
+    assert!(conflist.contains("\"mtu\": 1350"), "{conflist}");
+}
