@@ -30,7 +30,7 @@ help: ## print this
 # program:Debian package. Missing ones are installed, nothing else is touched.
 NEEDS_BUILD := cc:gcc as:binutils
 NEEDS_LAB := ip:iproute2 nft:nftables ping:iputils-ping nsenter:util-linux
-NEEDS_TEST := $(NEEDS_LAB) curl:curl ping:iputils-ping unshare:util-linux conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client \
+NEEDS_TEST := $(NEEDS_LAB) curl:curl conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client \
 	/usr/lib/cni/bridge:containernetworking-plugins dnsmasq:dnsmasq-base udhcpd:udhcpd iptables:iptables $(NEEDS_VM) $(NEEDS_INTEROP)
 # The machine of tests/vm, and tools that its tests run inside. Its kernel is fetched by the tests, not installed.
 NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:ipvsadm tcpdump:tcpdump conntrack:conntrack \
