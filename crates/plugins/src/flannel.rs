@@ -130,6 +130,9 @@ fn env(f: &Fields<'_>) -> Result<Env, Error> {
     Env::read(&text).map_err(|e| bad(format!("subnetFile {}: {e}", path.display())))
 }
 
+/// A file and what it holds.
+type KeptConf = (PathBuf, Map<String, Value>);
+
 /// Where delegates' configurations are kept from ADD to DEL.
 struct Kept {
     dir: PathBuf,
@@ -162,7 +165,7 @@ impl Kept {
     }
 
     /// The file of an attachment and what it holds; one that is no JSON holds nothing.
-    fn find(&self, key: &ipam::Key, network: &str) -> Result<Option<(PathBuf, Map<String, Value>)>, Error> {
+    fn find(&self, key: &ipam::Key, network: &str) -> Result<Option<KeptConf>, Error> {
         // The reference keeps one file for all interfaces of a container.
         for path in [self.path(key), self.dir.join(&*key.container)] {
             let text = match bounded(&path) {
@@ -178,7 +181,7 @@ impl Kept {
     }
 
     /// Files of a network whose attachments are not among `valid`.
-    fn stale(&self, network: &str, valid: &[ipam::Key]) -> Result<Vec<(PathBuf, Map<String, Value>)>, Error> {
+    fn stale(&self, network: &str, valid: &[ipam::Key]) -> Result<Vec<KeptConf>, Error> {
         let entries = match fs::read_dir(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             r => r.map_err(says(&self.dir))?,
