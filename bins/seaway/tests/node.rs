@@ -260,8 +260,22 @@ fn one_agent_a_node_and_cleanup_leaves_nothing() {
     for p in Proc::find(&lab, &["lab", "node"]).iter().chain(&agent) {
         p.kill();
     }
-    let out = second(&["--cleanup"]);
+    // One that also tells flannel's plugin which subnet the node has.
+    let subnet = dir.join("flannel/subnet.env").display().to_string();
+    let flannel = ["--flannel-subnet-file", &subnet];
+    let mut third = lab.on_node("node1", &[SEAWAY]).args(args).args(flannel).spawn().unwrap();
+    let told =
+        eventually("the node's subnet is told", Duration::from_secs(20), || std::fs::read_to_string(&subnet).ok());
+    let _ = third.kill();
+    let _ = third.wait();
+    for line in
+        ["FLANNEL_NETWORK=10.", "FLANNEL_SUBNET=10.", "FLANNEL_IPV6_SUBNET=fd", "FLANNEL_MTU=1", "FLANNEL_IPMASQ=true"]
+    {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    let out = second(&[&["--cleanup"][..], &flannel].concat());
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(!std::path::Path::new(&subnet).exists());
     for (cmd, trace) in [
         (&["ip", "link"][..], "sea"),
         (&["ip", "route", "show", "table", "all"][..], "proto 83"),

@@ -175,6 +175,15 @@ pub const SETTINGS: &[Setting] = &[
     ),
     process(
         &["agent"],
+        "flannel-subnet-file",
+        Some("SEAWAY_FLANNEL_SUBNET_FILE"),
+        "file",
+        "",
+        "Where the node's subnet is written as well, in flannel's own form (`/run/flannel/subnet.env`), so that a \
+         `type: flannel` configuration that is there already goes on working. Not with address pools.",
+    ),
+    process(
+        &["agent"],
         "listen",
         Some("SEAWAY_LISTEN"),
         "address:port",

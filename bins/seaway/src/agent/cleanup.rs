@@ -18,6 +18,11 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if remove(&file)? {
         println!("removed {}", file.display());
     }
+    if let Some(file) = &args.flannel_subnet_file
+        && remove(file)?
+    {
+        println!("removed {}", file.display());
+    }
     let host = Joined { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
     let mut fabric = FabricKernel::new(host, &Caps::default());
     let have = fabric.observe()?;

@@ -10,6 +10,7 @@ mod conflist;
 mod datapath;
 mod events;
 mod facts;
+mod flannel;
 mod http;
 mod lock;
 mod mend;
@@ -58,6 +59,10 @@ pub struct AgentArgs {
     /// Where runtimes look for CNI configuration; 10-seaway.conflist is written there once the node is ready
     #[arg(long, value_name = "DIR", env = "SEAWAY_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     cni_conf_dir: PathBuf,
+    /// Write the node's subnet there as well, as flannel does (/run/flannel/subnet.env), for a `type: flannel`
+    /// configuration that is there already
+    #[arg(long, value_name = "FILE", env = "SEAWAY_FLANNEL_SUBNET_FILE")]
+    flannel_subnet_file: Option<PathBuf>,
     /// Serve /healthz, /readyz, /status and /metrics here
     #[arg(long, value_name = "ADDRESS:PORT", env = "SEAWAY_LISTEN", default_value = "127.0.0.1:9642")]
     listen: SocketAddr,
@@ -113,6 +118,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let turn = turn::Turn {
         setup,
         conflist: conflist::Writer::new(args.cni_conf_dir.clone(), args.ipam_dir.clone()),
+        flannel_subnet_file: args.flannel_subnet_file.clone(),
         resync: Duration::from_secs(args.resync),
         shared: Arc::clone(&shared),
         reader: source.reader(),

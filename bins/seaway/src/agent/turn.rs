@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::PipeReader;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +23,7 @@ use types::Proto;
 use super::conflist;
 use super::datapath::{Datapath, Pass, Setup, refused_input};
 use super::events;
+use super::flannel;
 use super::http::Shared;
 use super::mend::Mend;
 use super::network_status::{Statuses, statuses};
@@ -40,6 +42,8 @@ pub struct Turn {
     pub setup: Setup,
     /// Writes the CNI configuration.
     pub conflist: conflist::Writer,
+    /// Where flannel's plugin looks for the node's subnet, if it is to.
+    pub flannel_subnet_file: Option<PathBuf>,
     /// How often to look at everything anew.
     pub resync: Duration,
     /// Health, metrics, status.
@@ -193,6 +197,8 @@ impl Turn {
             });
             let pools = self.reader.read(|s, _| s.settings.ipam == Ipam::Pools);
             let written = self.conflist.update(&pass, pools);
+            let told = self.flannel_subnet_file.as_deref().map(|f| flannel::update(f, &pass, pools));
+            let written = written.and(told.unwrap_or(Ok(())));
             self.shared.health(|h| h.conflist(written));
         }
         pass.ok() && told.is_ok() && mended && !pass.lingers
