@@ -318,6 +318,37 @@ fn a_bridge_takes_its_addresses_from_a_server_on_it_and_gives_them_back() {
 }
 
 #[test]
+fn a_macvlan_and_a_moved_device_take_their_addresses_from_a_server_on_the_wire() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("dhcp.sock").to_str().unwrap().to_owned();
+    let w = World::at(&socket, Whose::Ours, Whose::Ours, &[], &["-hostprefix=", "-socketpath", &socket]);
+    w.t.node
+        .sh("for n in low nic; do ip link add ${n}0 type veth peer name ${n}1 && ip link set ${n}1 master br0; done
+         ip link set low0 up; ip link set low1 up; ip link set nic0 up; ip link set nic1 up");
+    let before = w.t.outside();
+    for (id, more) in
+        [("m1", json!({"type": "macvlan", "master": "low0"})), ("h1", json!({"type": "host-device", "device": "nic0"}))]
+    {
+        w.t.node.pod(id);
+        let mut c = json!({"cniVersion": "1.0.0", "name": "net", "type": "", "ipam": {"type": "dhcp", "daemonSocketPath": socket}});
+        c.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let inside = w.t.inside(id);
+        let said = w.t.add(id, &c);
+        let address = said["ips"][0]["address"].as_str().unwrap().to_owned();
+        assert!(address.starts_with("10.1.2."), "{said}");
+        assert_eq!(said["ips"][0]["interface"], 0);
+        let alone = address.split('/').next().unwrap();
+        assert!(w.leases().contains(alone), "{}", w.leases());
+        w.t.node.sh_pod(id, "ping -c1 -W2 10.1.2.1");
+        w.t.del(id, &c);
+        w.eventually("the lease is given back", || !w.leases().contains(alone));
+        assert_eq!(w.t.inside(id), inside);
+    }
+    w.t.node.sh("ip link set nic0 up");
+    assert_eq!(w.t.outside(), before);
+}
+
+#[test]
 fn the_pages_configuration_works() {
     let w = World::new(Whose::Ours, Whose::Ours, ROUTES, &[]);
     let mut c = with(&page("dhcp"), "type", "dhcp".into());
