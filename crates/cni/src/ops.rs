@@ -396,9 +396,8 @@ pub fn set_mtu(machine: &mut impl Machine, dir: &Path, key: &Key, mtu: u32) -> R
     Ok(host(machine)?.run(&[set(record.link.name())])?)
 }
 
-/// The record and namespace of a pod that lives; its lock is held.
+/// The record and namespace of a pod that lives; its lock is held, and still a DEL may have removed it before that.
 fn living<M: Machine>(machine: &mut M, dir: &Path, key: &Key) -> Result<(Record, M::Netns), Error> {
-    // Looked up under the lock: a DEL may just have removed it.
     let record = ipam::read(dir)?.into_iter().find(|r| r.key == *key);
     let Some(record) = record else {
         return Err(Error::new(Code::UnknownContainer, format!("there is no attachment {key} in {}", dir.display())));
