@@ -26,13 +26,13 @@ fn host_gw_rows_and_packets() {
             format!("10.244.0.2 dev {pod} scope link"),
             "10.244.1.0/24 via 192.168.7.11 dev eth0".into(),
             "10.244.2.0/24 via 192.168.7.12 dev eth0".into(),
-            "blackhole 10.244.0.0/24".into(),
+            "blackhole 10.244.0.0/24 metric 32768".into(),
         ]
     );
     assert_eq!(
         ours(&nodes[0], "-6"),
         [
-            "blackhole fd00:10:244::/64 dev lo metric 1024 pref medium".into(),
+            "blackhole fd00:10:244::/64 dev lo metric 32768 pref medium".into(),
             "fd00:10:244:1::/64 via fd00:7::b dev eth0 metric 1024 pref medium".into(),
             "fd00:10:244:2::/64 via fd00:7::c dev eth0 metric 1024 pref medium".into(),
             format!("fd00:10:244::2 dev {pod} metric 1024 pref medium"),
@@ -54,13 +54,13 @@ fn vxlan_rows_and_packets() {
             format!("10.244.0.2 dev {pod} scope link"),
             "10.244.1.0/24 via 10.244.1.0 dev seaway.1 onlink".into(),
             "10.244.2.0/24 via 10.244.2.0 dev seaway.1 onlink".into(),
-            "blackhole 10.244.0.0/24".into(),
+            "blackhole 10.244.0.0/24 metric 32768".into(),
         ]
     );
     assert_eq!(
         ours(&nodes[0], "-6"),
         [
-            "blackhole fd00:10:244::/64 dev lo metric 1024 pref medium".into(),
+            "blackhole fd00:10:244::/64 dev lo metric 32768 pref medium".into(),
             "fd00:10:244:1::/64 via fd00:10:244:1:: dev seaway.1 metric 1024 onlink pref medium".into(),
             "fd00:10:244:2::/64 via fd00:10:244:2:: dev seaway.1 metric 1024 onlink pref medium".into(),
             format!("fd00:10:244::2 dev {pod} metric 1024 pref medium"),
