@@ -254,7 +254,8 @@ fn killed_processes_change_no_path_and_a_new_runner_adopts() {
     let path = format!("/api/v1/namespaces/shop/pods/{pod}");
     rt.block_on(api.delete(&path, &serde_json::json!({"gracePeriodSeconds": 0}))).unwrap();
     l.ok(&["heal"]);
-    wait("the orphan to go", || (!ns::list().contains(&format!("{}-pod-shop-{pod}", l.name))).then_some(()));
+    // Its replacement has the same name, and may be there at once.
+    wait("the orphan to go", || (!l.containers().contains(&victim)).then_some(()));
     wait("the lab to be whole", || l.run(&["status"]).status.success().then_some(()));
     let now = l.containers();
     for c in before.iter().filter(|c| c.0 != victim.0) {
