@@ -366,10 +366,10 @@ fn remove_tree(dir: &Path) {
 /// Waits until something is so.
 ///
 /// # Panics
-/// After 30 s.
+/// After 90 s: two containerds and a cold disk are slow at times.
 #[track_caller]
 pub fn wait(what: &str, so: impl FnMut() -> bool) {
-    wait_for(what, 30, so);
+    wait_for(what, 90, so);
 }
 
 /// Waits until something is so.
