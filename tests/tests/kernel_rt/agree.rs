@@ -339,6 +339,9 @@ pub fn agree(mut real: Rt, table: Vec<Case>, vlans: bool) {
         }
         let all = |k: &mut dyn Rtnetlink| {
             let mut out = rows(k);
+            // Every namespace has one of these once some test has loaded the module of its kind.
+            const FALLBACK: [&str; 7] = ["tunl0 ", "sit0 ", "gre0 ", "gretap0 ", "erspan0 ", "ip6tnl0 ", "ip6gre0 "];
+            out.retain(|row| !FALLBACK.iter().any(|f| row.starts_with(f)));
             if vlans {
                 out.extend(k.port_vlans().unwrap().iter().map(|v| format!("vlan {v}")));
             }
