@@ -132,6 +132,14 @@ impl TestLab {
         assert_eq!(self.traces(), Vec::<String>::new());
     }
 
+    /// The shop's pods, once there are `n` and each is ready.
+    fn ready_pods(&self, n: usize) -> Option<Vec<Value>> {
+        let mut list = self.json(&["get", "pods", "-n", "shop"]);
+        let Value::Array(pods) = list["items"].take() else { return None };
+        let ready = |p: &Value| lab::up::condition(p, "Ready").is_some_and(|c| c["status"] == "True");
+        (pods.len() == n && pods.iter().all(ready)).then_some(pods)
+    }
+
     /// The processes of pods' containers, by pod and container.
     fn containers(&self) -> Vec<(String, i32)> {
         let lab = lab::Lab::load(&self.name).unwrap();
@@ -223,14 +231,7 @@ fn the_shop_comes_up_every_path_works_and_nothing_is_left() {
     std::fs::write(file.path(), manifest).unwrap();
     l.ok(&["delete", "-f", file.path().to_str().unwrap()]);
     wait("the namespace to go", || (!ns::list().contains(&netns)).then_some(()));
-    wait("a new pod", || {
-        let p = l.json(&["get", "pods", "-n", "shop"]);
-        let ready = p["items"]
-            .as_array()?
-            .iter()
-            .filter(|p| lab::up::condition(p, "Ready").is_some_and(|c| c["status"] == "True"));
-        (ready.count() == 13).then_some(())
-    });
+    wait("a new pod", || l.ready_pods(13));
     l.down();
 }
 
@@ -261,8 +262,9 @@ fn killed_processes_change_no_path_and_a_new_runner_adopts() {
     for c in before.iter().filter(|c| c.0 != victim.0) {
         assert!(now.contains(c), "{c:?} was restarted: {now:?}");
     }
-    let pods = l.json(&["get", "pods", "-n", "shop"]);
-    for p in pods["items"].as_array().unwrap() {
+    // The lab is whole between the end of the orphan and the making of its replacement, too.
+    let pods = wait("every pod to be ready", || l.ready_pods(13));
+    for p in &pods {
         assert!(p["status"]["containerStatuses"].as_array().unwrap().iter().all(|c| c["restartCount"] == 0), "{p}");
     }
     assert_eq!(l.json(&["test"])["ok"], true);
