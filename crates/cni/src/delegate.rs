@@ -3,12 +3,13 @@
 //! A plugin that is built in runs right here, without a process, unless `CNI_PATH` has another program of that name:
 //! what the administrator put there is what runs.
 
-use std::io::{Read, Write};
+use std::ffi::OsString;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Stdio};
+use std::time::Duration;
 
-use kernel_api::machine::Machine;
+use kernel_api::machine::{Exec, Machine};
 use serde_json::{Map, Value};
 
 use crate::args::Command;
@@ -19,7 +20,9 @@ use crate::skel::{Context, has_command, verb};
 use crate::{Call, Code, Error};
 
 /// Bytes of an answer that are read at most.
-const MAX_ANSWER: u64 = 4 << 20;
+const MAX_ANSWER: usize = 4 << 20;
+/// How long a plugin may take; a kubelet gives up on the whole pod after as long.
+const TIME: Duration = Duration::from_secs(120);
 
 /// Where a delegate runs.
 enum Where {
@@ -28,8 +31,8 @@ enum Where {
 }
 
 impl<M: Machine> Context<'_, M> {
-    /// Runs the plugin `kind` with `conf`, a full configuration (`cniVersion` and `name` are ours where it has none), for the call's
-    /// own container and interface. `command` need not be the call's: an ADD that fails undoes with DEL.
+    /// Runs the plugin `kind` with `conf`, a full configuration (`cniVersion` and `name` are ours where it has none), for
+    /// the call's own container and interface. `command` need not be the call's: an ADD that fails undoes with DEL.
     ///
     /// # Errors
     /// The delegate's own, or code 7 when there is none of that name.
@@ -104,7 +107,7 @@ impl<M: Machine> Context<'_, M> {
                 };
                 verb(plugin.as_ref(), &mut cx)
             }
-            Where::Program(path) => run(&path, self.env, &call, conf),
+            Where::Program(path) => run(self.machine, &path, self.env, &call, conf),
         }
     }
 
@@ -140,36 +143,38 @@ fn missing(kind: &str, path: &str) -> Error {
 }
 
 /// Another program, by the protocol.
-fn run(path: &Path, env: &crate::Env, call: &Call, conf: Map<String, Value>) -> Result<Option<CniResult>, Error> {
-    let io = |what: &str, e: std::io::Error| Error::new(Code::Io, format!("{what} plugin {}: {e}", path.display()));
-    let mut process = Process::new(path);
-    process.env("CNI_COMMAND", call.command.as_str()).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let given = [("CNI_CONTAINERID", &env.container_id), ("CNI_ARGS", &env.args), ("CNI_PATH", &env.path)];
-    for (name, value) in given.into_iter().chain([("CNI_NETNS", &env.netns), ("CNI_IFNAME", &env.ifname)]) {
-        match value {
-            Some(v) => process.env(name, v),
-            None => process.env_remove(name),
+fn run<M: Machine>(
+    machine: &mut M,
+    path: &Path,
+    env: &crate::Env,
+    call: &Call,
+    conf: Map<String, Value>,
+) -> Result<Option<CniResult>, Error> {
+    let program = Exec {
+        program: path.to_owned(),
+        env: environment(env, call),
+        stdin: Value::Object(conf).to_string().into_bytes(),
+        limit: MAX_ANSWER,
+        timeout: TIME,
+    };
+    let out = machine.exec(&program).map_err(|e| {
+        let what = match e.kind() {
+            io::ErrorKind::TimedOut => format!("did not end within {} s", TIME.as_secs()),
+            io::ErrorKind::FileTooLarge => format!("said more than {MAX_ANSWER} bytes"),
+            _ => format!("could not be run: {e}"),
         };
-    }
-    if let Some(key) = &call.key {
-        process.env("CNI_IFNAME", key.ifname.as_str());
-    }
-    let mut child = process.spawn().map_err(|e| io("start", e))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A plugin that does not read its configuration says so by its exit.
-        let _ = stdin.write_all(Value::Object(conf).to_string().as_bytes());
-    }
-    let mut answer = Vec::new();
-    if let Some(out) = child.stdout.take() {
-        out.take(MAX_ANSWER).read_to_end(&mut answer).map_err(|e| io("read the answer of", e))?;
-    }
-    let status = child.wait().map_err(|e| io("wait for", e))?;
-    let object = || config::object(&answer);
-    if !status.success() {
+        Error::new(Code::Io, format!("plugin {} {what}", path.display()))
+    })?;
+    let object = || config::object(&out.stdout);
+    if out.code != Some(0) {
+        let ended = out.code.map_or_else(|| "by a signal".into(), |c| format!("with exit code {c}"));
         // The error's own object, as it came: its code and message are what the runtime shall see.
         return Err(match object() {
             Ok(m) => foreign(path, &m),
-            Err(_) => Error::new(Code::Delegate, format!("plugin {} failed ({status}) without a word", path.display())),
+            Err(_) => {
+                Error::new(Code::Delegate, format!("plugin {} failed ({ended}) without an error", path.display()))
+                    .with(String::from_utf8_lossy(&out.stderr).trim().to_owned())
+            }
         });
     }
     if call.command != Command::Add {
@@ -180,6 +185,24 @@ fn run(path: &Path, env: &crate::Env, call: &Call, conf: Map<String, Value>) -> 
     })?;
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     CniResult::read(&m, &format!("the result of {name}")).map(Some)
+}
+
+/// What a delegate finds in its environment: ours (its own programs are searched in `PATH`), with the call's `CNI_*`.
+fn environment(env: &crate::Env, call: &Call) -> Vec<(String, String)> {
+    let text = |v: &Option<OsString>| v.as_ref().and_then(|v| v.to_str()).map(str::to_owned);
+    let ifname = call.key.as_ref().map(|k| k.ifname.to_string()).or_else(|| text(&env.ifname));
+    let given = [
+        ("CNI_COMMAND", Some(call.command.as_str().to_owned())),
+        ("CNI_CONTAINERID", text(&env.container_id)),
+        ("CNI_NETNS", text(&env.netns)),
+        ("CNI_IFNAME", ifname),
+        ("CNI_ARGS", text(&env.args)),
+        ("CNI_PATH", text(&env.path)),
+    ];
+    let inherited = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let mut out: Vec<_> = inherited.filter(|(k, _)| !k.starts_with("CNI_")).collect();
+    out.extend(given.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))));
+    out
 }
 
 fn foreign(path: &Path, m: &Map<String, Value>) -> Error {

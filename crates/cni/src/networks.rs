@@ -29,7 +29,7 @@ pub(crate) fn delegates(
 ) -> Result<Vec<Delegate>, Error> {
     let mut out = Vec::new();
     if let Some(n) = &spec.default_network {
-        run(n, ifname, &mut out);
+        listed(n, ifname, &mut out);
     } else if wiring.mode != Mode::Routed {
         out.push(Delegate {
             network: conf.name.clone(),
@@ -45,13 +45,13 @@ pub(crate) fn delegates(
             let says = format!("network {}: interface {} is taken by another network of the pod", n.name, n.ifname);
             return Err(Error::new(Code::InvalidConfig, says));
         }
-        run(n, &n.ifname, &mut out);
+        listed(n, &n.ifname, &mut out);
     }
     Ok(out)
 }
 
-/// The plugins of a network's list, for an interface.
-fn run(n: &Network, ifname: &IfName, out: &mut Vec<Delegate>) {
+/// Adds the plugins of a network's list, for an interface.
+fn listed(n: &Network, ifname: &IfName, out: &mut Vec<Delegate>) {
     let count = n.plugins.len();
     out.extend(n.plugins.iter().enumerate().map(|(i, plugin)| Delegate {
         network: n.name.clone(),

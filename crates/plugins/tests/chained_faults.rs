@@ -2,31 +2,24 @@
 //! failed leaves nothing, one that was killed nothing after its DEL, and a second try succeeds.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use cni::{Env, Outcome};
+mod common;
+
 use kernel_api::machine::{Machine, Netns};
 use kernel_api::nft::{Element, TableName};
 use kernel_api::rt::{Address, NewLink, NewLinkKind, Route, RouteTo, RtRequest, SetLink};
 use kernel_api::tc::QdiscKind;
-use kernel_api::{Nft, Rtnetlink, errno};
+use kernel_api::{Nft, Rtnetlink};
 use kernel_fake::fault::Fault;
 use kernel_fake::machine::FakeMachine;
 use serde_json::{Value, json};
 
+use common::{FAULTS, with};
+
 /// The namespace's path, to the fake. It is one that can be opened, since `sbr` locks it.
 const POD: &str = "/proc/self/ns/net";
 
-fn call(machine: &FakeMachine, command: &str, conf: &Value) -> Outcome {
-    let text = |t: &str| Some(t.into());
-    let env = Env {
-        command: text(command),
-        container_id: text("c1"),
-        netns: text(POD),
-        ifname: text("eth0"),
-        args: None,
-        path: text("/nothing"),
-    };
-    let plugin = plugins::by_name::<FakeMachine>(conf["type"].as_str().unwrap()).unwrap();
-    cni::serve(plugin.as_ref(), plugins::by_name, &mut machine.clone(), &env, &mut conf.to_string().as_bytes(), 0)
+fn call(machine: &FakeMachine, command: &str, conf: &Value) -> cni::Outcome {
+    common::call(machine, POD, command, conf)
 }
 
 /// A container on a veth, as a plugin before would leave it.
@@ -53,9 +46,7 @@ fn confs(dir: &std::path::Path) -> Vec<Value> {
     let prev = json!({"cniVersion": "1.0.0", "interfaces": [{"name": "v3"}, {"name": "eth0", "sandbox": POD}],
         "ips": [{"interface": 1, "address": "10.88.0.3/24", "gateway": "10.88.0.1"}]});
     let of = |kind: &str, more: Value| {
-        let mut c = json!({"cniVersion": "1.0.0", "name": "net", "type": kind, "prevResult": prev});
-        c.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        c
+        with(json!({"cniVersion": "1.0.0", "name": "net", "type": kind, "prevResult": prev}), &more)
     };
     let mappings = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
         {"hostPort": 53, "containerPort": 53, "protocol": "udp"}]);
@@ -115,7 +106,7 @@ fn an_add_that_failed_leaves_nothing_and_one_that_was_killed_leaves_nothing_afte
         };
         assert!(n > 0);
         for at in 0..n {
-            for fault in [Fault::Refused(errno::EINVAL), Fault::Unanswered(errno::ENOBUFS), Fault::Crash] {
+            for fault in FAULTS {
                 let store = dir.path().join(format!("{at}{fault:?}"));
                 let conf = &confs(&store)[which];
                 let what = format!("{}: {fault:?} at {at} of {n}", conf["type"]);

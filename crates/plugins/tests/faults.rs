@@ -2,31 +2,22 @@
 //! an ADD that was killed leaves after its DEL, and that a second try succeeds.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::path::Path;
 
-use cni::{Env, Outcome};
-use kernel_api::errno;
 use kernel_api::nft::{Table, TableName};
 use kernel_api::rt::{Address, Link, ObservedRoute};
 use kernel_fake::fault::Fault;
 use kernel_fake::machine::FakeMachine;
 use serde_json::{Value, json};
 
+use common::{FAULTS, with};
+
 const POD: &str = "/fake/pod";
 
-fn call(machine: &FakeMachine, command: &str, conf: &Value) -> Outcome {
-    let text = |t: &str| Some(t.into());
-    let env = Env {
-        command: text(command),
-        container_id: text("c1"),
-        netns: text(POD),
-        ifname: text("eth0"),
-        args: None,
-        path: text("/nothing"),
-    };
-    let kind = conf["type"].as_str().unwrap();
-    let plugin = plugins::by_name::<FakeMachine>(kind).unwrap();
-    cni::serve(plugin.as_ref(), plugins::by_name, &mut machine.clone(), &env, &mut conf.to_string().as_bytes(), 0)
+fn call(machine: &FakeMachine, command: &str, conf: &Value) -> cni::Outcome {
+    common::call(machine, POD, command, conf)
 }
 
 /// Both namespaces' links, addresses and routes, less a bridge that stays and the kernel's indexes; the table; the store.
@@ -57,16 +48,12 @@ fn confs(store: &Path) -> Vec<Value> {
     let ipam = json!({"type": "host-local", "dataDir": store, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
         "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]]});
     let base = |kind: &str| json!({"cniVersion": "1.1.0", "name": "net", "type": kind, "ipam": ipam, "ipMasq": true, "mtu": 1400});
-    let with = |mut c: Value, more: Value| {
-        c.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        c
-    };
-    let bridge = with(base("bridge"), json!({"bridge": "br7", "isDefaultGateway": true, "hairpinMode": true}));
+    let bridge = with(base("bridge"), &json!({"bridge": "br7", "isDefaultGateway": true, "hairpinMode": true}));
     vec![
         base("ptp"),
-        with(bridge.clone(), json!({"ipam": {}, "portIsolation": true})),
-        with(bridge.clone(), json!({"vlan": 9, "preserveDefaultVlan": false})),
-        with(bridge, json!({"macspoofchk": true})),
+        with(bridge.clone(), &json!({"ipam": {}, "portIsolation": true})),
+        with(bridge.clone(), &json!({"vlan": 9, "preserveDefaultVlan": false})),
+        with(bridge, &json!({"macspoofchk": true})),
     ]
 }
 
@@ -92,7 +79,7 @@ fn an_add_that_failed_leaves_nothing_and_one_that_was_killed_leaves_nothing_afte
         let dir = tempfile::tempdir().unwrap();
         let n = effects(&confs(&dir.path().join("count"))[which]);
         for at in 0..n {
-            for fault in [Fault::Refused(errno::EINVAL), Fault::Unanswered(errno::ENOBUFS), Fault::Crash] {
+            for fault in FAULTS {
                 let store = dir.path().join(format!("{at}{fault:?}"));
                 let conf = &confs(&store)[which];
                 let what = format!("{}: {fault:?} at {at} of {n}", conf["type"]);

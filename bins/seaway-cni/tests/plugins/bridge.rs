@@ -3,7 +3,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::twin::{BOTH, Twin, Whose, page, refused_by_both, result, with};
+use crate::twin::{BOTH, Twin, Whose, refused_by_both, result, the_page_works, with};
 
 fn conf(t: &Twin, more: &Value) -> Value {
     let mut c = json!({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br7",
@@ -366,11 +366,6 @@ fn a_hundred_at_once_and_deletes_between() {
 #[test]
 fn the_pages_configuration_works() {
     let t = Twin::new(Whose::Ours);
-    let mut c = page("bridge");
-    c["ipam"]["dataDir"] = t.dir("store").into();
-    t.node.pod("c1");
-    let said = t.add("c1", &c);
-    t.call("CHECK", "c1", &with(&c, "prevResult", said)).unwrap();
-    t.del("c1", &c);
+    the_page_works(&t, "bridge");
     refused_by_both(|t| with(&conf(t, &json!({})), "name", "../x".into()), "name");
 }

@@ -2,38 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::common::Node;
 use crate::twin::{BOTH, Twin, Whose, page, result};
-use crate::wires::{Echo, bridged, tcp};
+use crate::wires::{Echo, beyond, bridged, tcp};
 
 fn conf(prev: &Value, fields: Value) -> Value {
     let mut c = json!({"cniVersion": "1.0.0", "name": "net", "type": "firewall", "prevResult": prev});
     c.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     c
-}
-
-/// A container on a bridge of its own: 10.89.0.0/24 and fd89::/64.
-fn beyond(node: &Node, name: &str, n: u8) -> Value {
-    let path = node.pod(name);
-    let path = path.to_str().unwrap();
-    node.sh(&format!(
-        "ip link add cni9 address 02:00:00:00:00:09 type bridge; ip link set cni9 up
-         ip address add 10.89.0.1/24 dev cni9; ip address add fd89::1/64 dev cni9 nodad
-         ip link add w{n} type veth peer name x{n}; ip link set w{n} master cni9 up; ip link set x{n} netns {path}"
-    ));
-    node.sh_pod(
-        name,
-        &format!(
-            "ip link set lo up; ip link set x{n} name eth0; ip link set eth0 up
-             ip address add 10.89.0.{n}/24 dev eth0; ip address add fd89::{n}/64 dev eth0 nodad
-             ip route add default via 10.89.0.1; ip -6 route add default via fd89::1
-             for a in 10.89.0.1 fd89::1; do until ping -c 1 -W 0.2 -q $a > /dev/null; do :; done; done"
-        ),
-    );
-    json!({"cniVersion": "1.0.0",
-        "interfaces": [{"name": "cni9"}, {"name": format!("w{n}")}, {"name": "eth0", "sandbox": path}],
-        "ips": [{"interface": 2, "address": format!("10.89.0.{n}/24"), "gateway": "10.89.0.1"},
-                {"interface": 2, "address": format!("fd89::{n}/64"), "gateway": "fd89::1"}], "dns": {}})
 }
 
 fn reach(t: &Twin) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::twin::{BOTH, Twin, Whose, page, refused_by_both, result, with};
+use crate::twin::{BOTH, Twin, Whose, refused_by_both, result, the_page_works, with};
 
 /// A node with an interface to give away.
 fn world(whose: Whose) -> Twin {
@@ -129,11 +129,6 @@ fn a_wrong_configuration_is_refused_by_both() {
 fn the_pages_configuration_works() {
     let t = world(Whose::Ours);
     t.node.sh("ip link set nic0 name eth7");
-    let mut c = page("host-device");
-    c["ipam"]["dataDir"] = t.dir("store").into();
-    t.node.pod("c1");
-    let said = t.add("c1", &c);
-    t.call("CHECK", "c1", &with(&c, "prevResult", said)).unwrap();
-    t.del("c1", &c);
+    the_page_works(&t, "host-device");
     t.node.sh("ip link show eth7");
 }

@@ -2,16 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::twin::{BOTH, Twin, Whose, page, refused_by_both, result, with};
+use crate::twin::{BOTH, Twin, Whose, dual_stack, page, refused_by_both, result, the_page_works, with};
 
 fn conf(t: &Twin, more: &Value) -> Value {
-    let mut c = json!({"cniVersion": "1.0.0", "name": "net", "type": "macvlan", "master": "up0",
-        "ipam": {"type": "host-local", "dataDir": t.dir("store"), "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "10.77.0.0/16", "gw": "10.1.2.9"}]}});
-    for (k, v) in more.as_object().unwrap() {
-        c[k] = v.clone();
-    }
-    c
+    let mut c = json!({"master": "up0"});
+    c.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    dual_stack(t, "macvlan", "10.1.2.9", &c)
 }
 
 #[test]
@@ -160,12 +156,7 @@ fn a_wrong_configuration_is_refused_by_both() {
 #[test]
 fn the_pages_configuration_works() {
     let t = Twin::new(Whose::Ours);
-    let mut c = page("macvlan");
-    c["ipam"]["dataDir"] = t.dir("store").into();
     t.node.sh("ip link set up0 name eth1; ip link set eth1 up");
-    t.node.pod("c1");
-    let said = t.add("c1", &c);
-    t.call("CHECK", "c1", &with(&c, "prevResult", said)).unwrap();
-    t.call("STATUS", "", &with(&c, "cniVersion", "1.1.0".into())).unwrap();
-    t.del("c1", &c);
+    the_page_works(&t, "macvlan");
+    t.call("STATUS", "", &with(&page("macvlan"), "cniVersion", "1.1.0".into())).unwrap();
 }

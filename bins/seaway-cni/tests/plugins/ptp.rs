@@ -1,15 +1,9 @@
 use serde_json::{Value, json};
 
-use crate::twin::{BOTH, Twin, Whose, page, refused_by_both, result, with};
+use crate::twin::{BOTH, Twin, Whose, dual_stack, refused_by_both, result, the_page_works, with};
 
 fn conf(t: &Twin, more: &Value) -> Value {
-    let mut c = json!({"cniVersion": "1.0.0", "name": "net", "type": "ptp",
-        "ipam": {"type": "host-local", "dataDir": t.dir("store"), "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "10.77.0.0/16", "gw": "10.1.2.1"}]}});
-    for (k, v) in more.as_object().unwrap() {
-        c[k] = v.clone();
-    }
-    c
+    dual_stack(t, "ptp", "10.1.2.1", more)
 }
 
 #[test]
@@ -104,10 +98,5 @@ fn a_wrong_configuration_is_refused_by_both() {
 #[test]
 fn the_pages_configuration_works() {
     let t = Twin::new(Whose::Ours);
-    let mut c = page("ptp");
-    c["ipam"]["dataDir"] = t.dir("store").into();
-    t.node.pod("c1");
-    let said = t.add("c1", &c);
-    t.call("CHECK", "c1", &with(&c, "prevResult", said)).unwrap();
-    t.del("c1", &c);
+    the_page_works(&t, "ptp");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::twin::{Twin, Whose, page, with};
+use crate::twin::{Twin, Whose, the_page_works, with};
 
 fn conf(t: &Twin, more: &Value) -> Value {
     let mut c = json!({"cniVersion": "1.0.0", "name": "net", "type": "tap",
@@ -79,10 +79,5 @@ fn a_wrong_configuration_is_refused_and_leaves_nothing() {
 #[test]
 fn the_pages_configuration_works() {
     let t = Twin::new(Whose::Ours);
-    let mut c = page("tap");
-    c["ipam"]["dataDir"] = t.dir("store").into();
-    t.node.pod("c1");
-    let said = t.add("c1", &c);
-    t.call("CHECK", "c1", &with(&c, "prevResult", said)).unwrap();
-    t.del("c1", &c);
+    the_page_works(&t, "tap");
 }

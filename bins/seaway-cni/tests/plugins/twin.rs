@@ -253,6 +253,27 @@ pub fn page(name: &str) -> Value {
     serde_json::from_str(block).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// The page's configuration attaches a container, is found right and detaches it.
+pub fn the_page_works(t: &Twin, name: &str) {
+    let mut c = page(name);
+    c["ipam"]["dataDir"] = t.dir("store").into();
+    t.node.pod("c1");
+    let said = t.add("c1", &c);
+    t.call("CHECK", "c1", &with(&c, "prevResult", said)).unwrap();
+    t.del("c1", &c);
+}
+
+/// A configuration of `kind` with addresses of both families by host-local, routes of both and one through `gateway`, and
+/// the fields of `more`.
+pub fn dual_stack(t: &Twin, kind: &str, gateway: &str, more: &Value) -> Value {
+    let mut c = json!({"cniVersion": "1.0.0", "name": "net", "type": kind,
+        "ipam": {"type": "host-local", "dataDir": t.dir("store"),
+            "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "10.77.0.0/16", "gw": gateway}]}});
+    c.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    c
+}
+
 fn flag(l: &Value, name: &str) -> bool {
     l["flags"].as_array().is_some_and(|f| f.iter().any(|f| f == name))
 }

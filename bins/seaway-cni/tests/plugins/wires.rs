@@ -18,30 +18,42 @@ const PATIENCE: Duration = Duration::from_millis(400);
 
 /// A container by hand, as the bridge plugin would: on cni0, 10.88.0.0/24 and fd88::/64, port `vN`. Gives the result.
 pub fn bridged(node: &Node, name: &str, n: u8) -> Value {
+    on_bridge(node, name, n, ("cni0", 88))
+}
+
+/// The same on another bridge: cni9, 10.89.0.0/24 and fd89::/64.
+pub fn beyond(node: &Node, name: &str, n: u8) -> Value {
+    on_bridge(node, name, n, ("cni9", 89))
+}
+
+/// The bridge of that name is made when it is not there; `net` is in both its subnets.
+fn on_bridge(node: &Node, name: &str, n: u8, (bridge, net): (&str, u8)) -> Value {
     let path = node.pod(name);
     let path = path.to_str().unwrap();
-    if !node.sh("ip -o link").contains(" cni0:") {
-        node.sh("ip link add cni0 address 02:00:00:00:00:01 type bridge; ip link set cni0 up
-             ip address add 10.88.0.1/24 dev cni0; ip address add fd88::1/64 dev cni0 nodad");
+    if !node.sh("ip -o link").contains(&format!(" {bridge}:")) {
+        node.sh(&format!(
+            "ip link add {bridge} address 02:00:00:00:00:{net:02} type bridge; ip link set {bridge} up
+             ip address add 10.{net}.0.1/24 dev {bridge}; ip address add fd{net}::1/64 dev {bridge} nodad"
+        ));
     }
     node.sh(&format!(
-        "ip link add v{n} type veth peer name e{n}; ip link set v{n} master cni0 up
+        "ip link add v{n} type veth peer name e{n}; ip link set v{n} master {bridge} up
          bridge link set dev v{n} hairpin on; ip link set e{n} netns {path}"
     ));
     node.sh_pod(
         name,
         &format!(
             "ip link set lo up; ip link set e{n} name eth0; ip link set eth0 up
-             ip address add 10.88.0.{n}/24 dev eth0; ip address add fd88::{n}/64 dev eth0 nodad
-             ip route add default via 10.88.0.1; ip -6 route add default via fd88::1
-             for a in 10.88.0.1 fd88::1; do n=0; until ping -c 1 -W 0.2 -q $a > /dev/null; do
+             ip address add 10.{net}.0.{n}/24 dev eth0; ip address add fd{net}::{n}/64 dev eth0 nodad
+             ip route add default via 10.{net}.0.1; ip -6 route add default via fd{net}::1
+             for a in 10.{net}.0.1 fd{net}::1; do n=0; until ping -c 1 -W 0.2 -q $a > /dev/null; do
              n=$((n+1)); [ $n -lt 30 ]; done; done"
         ),
     );
     json!({"cniVersion": "1.0.0",
-        "interfaces": [{"name": "cni0"}, {"name": format!("v{n}")}, {"name": "eth0", "sandbox": path}],
-        "ips": [{"interface": 2, "address": format!("10.88.0.{n}/24"), "gateway": "10.88.0.1"},
-                {"interface": 2, "address": format!("fd88::{n}/64"), "gateway": "fd88::1"}],
+        "interfaces": [{"name": bridge}, {"name": format!("v{n}")}, {"name": "eth0", "sandbox": path}],
+        "ips": [{"interface": 2, "address": format!("10.{net}.0.{n}/24"), "gateway": format!("10.{net}.0.1")},
+                {"interface": 2, "address": format!("fd{net}::{n}/64"), "gateway": format!("fd{net}::1")}],
         "dns": {}})
 }
 
