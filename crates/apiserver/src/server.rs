@@ -190,11 +190,12 @@ impl Server {
         tasks.spawn(reap(self.api.clone()));
         tasks.spawn(forget_events(self.api.clone(), self.event_ttl));
         if let Some((_, l)) = self.unix {
-            tasks.spawn(accept_unix(l, self.api.clone(), self.stop.subscribe(), limit.clone()));
+            tasks.spawn(accept(Listener::Unix(l), self.api.clone(), self.stop.subscribe(), limit.clone()));
         }
         if let Some(acceptor) = self.acceptor {
             for l in self.tls {
-                tasks.spawn(accept_tls(l, acceptor.clone(), self.api.clone(), self.stop.subscribe(), limit.clone()));
+                let l = Listener::Tls(l, acceptor.clone());
+                tasks.spawn(accept(l, self.api.clone(), self.stop.subscribe(), limit.clone()));
             }
         }
         for a in &self.addrs {
@@ -226,63 +227,64 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()> + Send) ->
     Server::start(config).await?.run(shutdown).await
 }
 
-async fn accept_unix(
-    l: tokio::net::UnixListener,
-    api: Arc<Api>,
-    mut stop: watch::Receiver<bool>,
-    limit: Arc<Semaphore>,
-) {
+/// Where connections come from.
+enum Listener {
+    Unix(tokio::net::UnixListener),
+    Tls(tokio::net::TcpListener, TlsAcceptor),
+}
+
+/// A connection that nothing was said on yet.
+enum Accepted {
+    Unix(tokio::net::UnixStream),
+    Tls(tokio::net::TcpStream, SocketAddr, TlsAcceptor),
+}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Accepted> {
+        Ok(match self {
+            Self::Unix(l) => Accepted::Unix(l.accept().await?.0),
+            Self::Tls(l, acceptor) => {
+                let (stream, peer) = l.accept().await?;
+                Accepted::Tls(stream, peer, acceptor.clone())
+            }
+        })
+    }
+}
+
+impl Accepted {
+    async fn serve(self, api: Arc<Api>, stop: watch::Receiver<bool>) {
+        match self {
+            Self::Unix(s) => connection(s, api, stop).await,
+            Self::Tls(s, peer, acceptor) => {
+                let _ = s.set_nodelay(true);
+                match tokio::time::timeout(HANDSHAKE, acceptor.accept(s)).await {
+                    Ok(Ok(tls)) => connection(tls, api, stop).await,
+                    Ok(Err(e)) => tracing::debug!(%peer, error = %e, "TLS handshake refused"),
+                    Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+                }
+            }
+        }
+    }
+}
+
+async fn accept(l: Listener, api: Arc<Api>, mut stop: watch::Receiver<bool>, limit: Arc<Semaphore>) {
     let mut conns = JoinSet::new();
     loop {
         while conns.try_join_next().is_some() {}
         let Ok(permit) = limit.clone().acquire_owned().await else { break };
-        let stream = tokio::select! {
+        let accepted = tokio::select! {
             r = l.accept() => r,
             _ = stop.changed() => break,
         };
-        match stream {
-            Ok((s, _)) => {
-                let (api, stop) = (api.clone(), stop.clone());
+        match accepted {
+            Ok(a) => {
+                let served = a.serve(api.clone(), stop.clone());
                 conns.spawn(async move {
-                    connection(s, api, stop).await;
+                    served.await;
                     drop(permit);
                 });
             }
             // Out of files, most likely: wait for some to close.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-    while conns.join_next().await.is_some() {}
-}
-
-async fn accept_tls(
-    l: tokio::net::TcpListener,
-    acceptor: TlsAcceptor,
-    api: Arc<Api>,
-    mut stop: watch::Receiver<bool>,
-    limit: Arc<Semaphore>,
-) {
-    let mut conns = JoinSet::new();
-    loop {
-        while conns.try_join_next().is_some() {}
-        let Ok(permit) = limit.clone().acquire_owned().await else { break };
-        let stream = tokio::select! {
-            r = l.accept() => r,
-            _ = stop.changed() => break,
-        };
-        match stream {
-            Ok((s, peer)) => {
-                let (api, stop, acceptor) = (api.clone(), stop.clone(), acceptor.clone());
-                conns.spawn(async move {
-                    let _ = s.set_nodelay(true);
-                    match tokio::time::timeout(HANDSHAKE, acceptor.accept(s)).await {
-                        Ok(Ok(tls)) => connection(tls, api, stop).await,
-                        Ok(Err(e)) => tracing::debug!(%peer, error = %e, "TLS handshake refused"),
-                        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
-                    }
-                    drop(permit);
-                });
-            }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
