@@ -68,7 +68,7 @@ fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTree
                 serving: pod.ready,
                 terminating: pod.terminating,
                 node: pod.node.as_ref().map(|n| n.as_str().into()),
-                pod: Some(pod_name.name.clone()),
+                pod: Some((*pod_name.name).into()),
                 zone_hints: Box::default(),
                 node_hints: Box::default(),
             };
@@ -90,7 +90,7 @@ fn ports(svc: &Service, pod: &Pod) -> Box<[SlicePort]> {
                     pod.ports.iter().find(|c| c.name == *name && c.port.proto == p.port.proto)?.port.port
                 }
             };
-            Some(SlicePort { name: p.name.clone(), port: PortKey { proto: p.port.proto, port: number } })
+            Some(SlicePort { name: (*p.name).into(), port: PortKey { proto: p.port.proto, port: number } })
         })
         .collect();
     out.sort();

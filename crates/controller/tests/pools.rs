@@ -208,7 +208,7 @@ impl World {
                     if let WriteOp::Delete { uid, .. } = &w.op {
                         m.acks.is_gone(&w.name.name, uid, self.now);
                     }
-                    if let (WriteOp::Patch(_), Some(b)) = (&w.op, m.seen.blocks.get(&w.name.name)) {
+                    if let (WriteOp::Patch(_), Some(b)) = (&w.op, m.seen.blocks.get(&*w.name.name)) {
                         m.acks.is_gone(&w.name.name, &b.uid, self.now);
                     }
                 }

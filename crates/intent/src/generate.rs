@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -276,7 +277,7 @@ fn build(
     intent
 }
 
-fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<ServiceKey, ServicePort> {
+fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<ServiceKey, Arc<ServicePort>> {
     let mut out = BTreeMap::new();
     let mut node_ports = BTreeSet::new();
     for (n, raw) in (1u8..).zip(services) {
@@ -327,7 +328,7 @@ fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<Serv
                 affinity: if p.sticky { Affinity::ClientIp { timeout: 10800 } } else { Affinity::None },
                 source_ranges: source_ranges(fams, raw.ranges),
             };
-            out.insert(key, port);
+            out.insert(key, Arc::new(port));
         }
     }
     out

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use crate::{PodSpec, Wiring};
 use serde::{Deserialize, Serialize};
@@ -38,8 +39,9 @@ pub struct NodeIntent {
     pub wiring: Wiring,
     /// How each pod of this node is to be attached.
     pub pods: BTreeMap<ObjectName, PodSpec>,
-    /// Service ports of the cluster.
-    pub services: BTreeMap<ServiceKey, ServicePort>,
+    /// Service ports of the cluster, each shared: who follows changes keeps what was, and an intent is cloned without
+    /// copying them. No two promise the same address, protocol and port, or the same node port: `resolve` sees to it.
+    pub services: BTreeMap<ServiceKey, Arc<ServicePort>>,
     /// Policies that select pods of this node.
     pub policies: BTreeMap<ObjectName, Policy>,
 }
@@ -234,7 +236,7 @@ pub struct ServiceKey {
     /// The Service.
     pub service: ObjectName,
     /// The port's name; empty when the Service has one unnamed port.
-    pub port: Box<str>,
+    pub port: Arc<str>,
     /// Transport protocol; part of the key since two ports may differ only in it.
     pub proto: Proto,
 }

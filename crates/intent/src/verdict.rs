@@ -254,7 +254,7 @@ mod tests {
         i.cluster_cidrs.insert("10.244.0.0/16".parse().unwrap());
         for (name, svc) in services {
             let service = ObjectName::new("default", name);
-            i.services.insert(ServiceKey { service, port: "".into(), proto: Proto::Tcp }, svc);
+            i.services.insert(ServiceKey { service, port: "".into(), proto: Proto::Tcp }, svc.into());
         }
         i
     }

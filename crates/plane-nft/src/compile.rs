@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use intent::{Affinity, Endpoint, NodeIntent, ServiceKey, ServicePort, TrafficPolicy};
 use kernel_api::nft::Verdict;
@@ -56,7 +57,7 @@ fn refuse_unsupported(intent: &NodeIntent, refused: &mut Vec<Refused>) {
     for (key, a) in &intent.attachments {
         for p in &a.host_ports {
             let same =
-                |(k, s): &(&ServiceKey, &ServicePort)| k.proto == p.host.proto && s.node_port == Some(p.host.port);
+                |(k, s): &(&ServiceKey, &Arc<ServicePort>)| k.proto == p.host.proto && s.node_port == Some(p.host.port);
             let Some((svc, _)) = intent.services.iter().find(same) else { continue };
             refused.push(Refused {
                 object: a.pod.as_ref().map_or_else(|| format!("Sandbox/{key}"), |p| format!("Pod/{p}")),

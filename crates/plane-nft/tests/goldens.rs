@@ -62,7 +62,7 @@ fn service(ips: &[&str], port: u16, endpoints: &[(&str, u16)]) -> ServicePort {
 }
 
 fn add(i: &mut NodeIntent, name: &str, proto: Proto, svc: ServicePort) {
-    i.services.insert(ServiceKey { service: ObjectName::new("default", name), port: "".into(), proto }, svc);
+    i.services.insert(ServiceKey { service: ObjectName::new("default", name), port: "".into(), proto }, svc.into());
 }
 
 fn compile(i: &NodeIntent) -> Image {
@@ -105,7 +105,7 @@ fn the_plan_of_a_change() {
     let mut after = shop();
     for (key, svc) in &mut after.services {
         if &*key.service.name == "dns" {
-            svc.endpoints.remove(&Endpoint { addr: addr("10.244.1.6"), port: 53 });
+            std::sync::Arc::make_mut(svc).endpoints.remove(&Endpoint { addr: addr("10.244.1.6"), port: 53 });
         }
     }
     let plan = |want: &NodeIntent, have: Image| Plan { batches: NftPlane.plan(&compile(want), &have) }.to_string();

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use intent::generate::{intent_and_packets, node_intent};
 use intent::{Endpoint, NodeIntent, Origin, Packet, ServiceKey, TrafficPolicy, Verdict, translate};
@@ -160,7 +161,7 @@ proptest! {
         let keys: Vec<&ServiceKey> = i.services.keys().collect();
         let key = (*which.get(&keys)).clone();
         let mut j = i.clone();
-        let svc = j.services.get_mut(&key).unwrap();
+        let svc = Arc::make_mut(j.services.get_mut(&key).unwrap());
         for n in 0..add {
             let f = svc.families.iter().next().unwrap();
             svc.endpoints.insert(Endpoint { addr: intent::generate::pod_addr(f, 2, 50), port: 7000 + n });
@@ -389,7 +390,7 @@ fn stranger(f: Family) -> (NodeIntent, Vec<Packet>) {
         source_ranges: BTreeSet::new(),
     };
     let service = types::ObjectName::new("default", "own");
-    i.services.insert(ServiceKey { service, port: "".into(), proto: Proto::Tcp }, svc);
+    i.services.insert(ServiceKey { service, port: "".into(), proto: Proto::Tcp }, svc.into());
     let l4 = intent::L4::Ports { proto: Proto::Tcp, src: 1, dst: 80 };
     let dst = intent::generate::external_ip(f, 1);
     let packets = [own.addr, intent::generate::world(f, 8)].map(|src| Packet { origin: Origin::Outside, src, dst, l4 });
@@ -416,7 +417,7 @@ fn refusals_name_object_field_and_way_out() {
         source_ranges: BTreeSet::new(),
     };
     let service = types::ObjectName::new("default", "web");
-    i.services = [(ServiceKey { service, port: "http".into(), proto: Proto::Tcp }, svc)].into_iter().collect();
+    i.services = [(ServiceKey { service, port: "http".into(), proto: Proto::Tcp }, svc.into())].into_iter().collect();
     let policy = intent::Policy { selects: BTreeSet::new(), ingress: None, egress: None };
     i.policies.insert(types::ObjectName::new("default", "deny"), policy);
     let refused: Vec<String> = NftPlane.compile(&i, &Caps::default()).refused.iter().map(ToString::to_string).collect();

@@ -102,23 +102,23 @@ fn put(s: &mut ClusterSnapshot, p: Parsed) {
             s.slices.insert(name, o);
         }
         Some(Object::Namespace(o)) => {
-            s.namespaces.insert(name.name, o);
+            s.namespaces.insert((*name.name).into(), o);
         }
         Some(Object::Settings(o)) => s.settings = o,
         Some(Object::Workload(o)) => {
             s.workloads.insert(key.clone(), o);
         }
         Some(Object::IPPool(o)) => {
-            s.pools.insert(name.name, o);
+            s.pools.insert((*name.name).into(), o);
         }
         Some(Object::IPBlock(o)) => {
-            s.blocks.insert(name.name, o);
+            s.blocks.insert((*name.name).into(), o);
         }
         Some(Object::NetworkAttachmentDefinition(o)) => {
             s.networks.insert(name, o);
         }
         Some(Object::IPReservation(o)) => {
-            s.reservations.insert(name.name, o);
+            s.reservations.insert((*name.name).into(), o);
         }
     }
     if problems.is_empty() {
@@ -145,7 +145,7 @@ fn remove(s: &mut ClusterSnapshot, key: &Key) {
             s.slices.remove(&key.name);
         }
         Kind::Namespace => {
-            s.namespaces.remove(&key.name.name);
+            s.namespaces.remove(&*key.name.name);
         }
         Kind::ConfigMap => {
             if Settings::is_ours(&key.name) {
@@ -156,16 +156,16 @@ fn remove(s: &mut ClusterSnapshot, key: &Key) {
             s.workloads.remove(key);
         }
         Kind::IPPool => {
-            s.pools.remove(&key.name.name);
+            s.pools.remove(&*key.name.name);
         }
         Kind::IPBlock => {
-            s.blocks.remove(&key.name.name);
+            s.blocks.remove(&*key.name.name);
         }
         Kind::NetworkAttachmentDefinition => {
             s.networks.remove(&key.name);
         }
         Kind::IPReservation => {
-            s.reservations.remove(&key.name.name);
+            s.reservations.remove(&*key.name.name);
         }
     }
     s.problems.remove(key);

@@ -66,7 +66,7 @@ pub(crate) fn fill(
             }
             continue;
         }
-        let namespace = snapshot.namespaces.get(&name.namespace).map(|n| &n.asks);
+        let namespace = snapshot.namespaces.get(&*name.namespace).map(|n| &n.asks);
         let notes = Notes { name, own: &pod.asks, namespace };
         let spec = match spec(&notes, pod, &known).and_then(|s| addresses(snapshot, intent, name, pod, s)) {
             Ok(s) => s,

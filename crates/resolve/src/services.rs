@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use intent::{Endpoint, NodeIntent, ServiceKey, ServicePort, TrafficPolicy};
 use types::{Family, FamilySet, NodeName, ObjectName, PortKey};
@@ -71,7 +72,7 @@ pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems
             let (endpoints, local_endpoints) = endpoints(mine, port, svc, snapshot, &intent.node, families);
             out.insert(
                 key,
-                ServicePort {
+                Arc::new(ServicePort {
                     cluster_ips: vips.clone(),
                     external_ips,
                     port: port.port.port,
@@ -87,7 +88,7 @@ pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems
                     } else {
                         BTreeSet::new()
                     },
-                },
+                }),
             );
         }
     }
@@ -247,7 +248,7 @@ fn endpoints(
         .iter()
         .filter(|s| s.family.is_some_and(|f| families.has(f)))
         .flat_map(|s| {
-            let target = s.ports.iter().find(|p| p.name == port.name && p.port.proto == port.port.proto);
+            let target = s.ports.iter().find(|p| *p.name == *port.name && p.port.proto == port.port.proto);
             target.into_iter().flat_map(move |p| {
                 s.endpoints
                     .iter()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use intent::{Affinity, Backend, TrafficPolicy};
 use serde::{Deserialize, Serialize};
@@ -408,7 +409,7 @@ impl Default for Service {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SvcPort {
     /// `name`; empty when unnamed.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// `port` and `protocol`.
     pub port: PortKey,
     /// `targetPort`.
@@ -430,7 +431,7 @@ pub enum TargetPort {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Label `kubernetes.io/service-name`: a Service of the same namespace.
-    pub service: Box<str>,
+    pub service: Arc<str>,
     /// Label `endpointslice.kubernetes.io/managed-by`; empty when not set.
     pub managed_by: Box<str>,
     /// The controlling owner reference's uid; empty when there is none.

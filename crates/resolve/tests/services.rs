@@ -16,7 +16,7 @@ fn with(extra: impl IntoIterator<Item = Value>) -> Vec<Value> {
 fn http(objects: &[Value]) -> ServicePort {
     let r = on_node1(objects);
     assert_eq!(r.intent.services.len(), 1, "{:?}", r.intent.services);
-    r.intent.services.into_values().next().unwrap()
+    (*r.intent.services.into_values().next().unwrap()).clone()
 }
 
 fn texts(set: &std::collections::BTreeSet<intent::Endpoint>) -> Vec<String> {

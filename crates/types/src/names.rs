@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -176,10 +177,10 @@ impl FromStr for NodeName {
 /// A namespaced API object: `namespace/name`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectName {
-    /// Namespace; empty for cluster-scoped objects.
-    pub namespace: Box<str>,
+    /// Namespace; empty for cluster-scoped objects. Shared, so that a clone costs no copy.
+    pub namespace: Arc<str>,
     /// Name.
-    pub name: Box<str>,
+    pub name: Arc<str>,
 }
 
 impl ObjectName {

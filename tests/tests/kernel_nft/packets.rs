@@ -25,8 +25,8 @@ fn cluster_ip_node_port_hairpin_and_who_sees_which_address() {
     let mut web = service(DUAL, 1, 80);
     to_pods(&mut web, &[PODS[0]], 8080);
     web.node_port = Some(30080);
-    i.services.insert(key("web", Proto::Tcp), web.clone());
-    i.services.insert(key("web", Proto::Udp), web);
+    i.services.insert(key("web", Proto::Tcp), web.clone().into());
+    i.services.insert(key("web", Proto::Udp), web.into());
     w.converge(&i);
     type Ask = fn(&kernel::Netns, Option<IpAddr>, std::net::SocketAddr) -> std::io::Result<(String, IpAddr)>;
     for f in Family::BOTH {
@@ -105,7 +105,7 @@ fn several_ports_and_protocols_at_one_address_each_go_their_way() {
     let mut add = |name: &str, proto, port, pod: usize, target| {
         let mut s = service(DUAL, 7, port);
         to_pods(&mut s, &[PODS[pod]], target);
-        i.services.insert(key(name, proto), s);
+        i.services.insert(key(name, proto), s.into());
     };
     add("dns-a", Proto::Tcp, 53, 0, 1001);
     add("dns-b", Proto::Udp, 53, 1, 1002);
@@ -128,7 +128,7 @@ fn endpoints_are_chosen_evenly() {
     let mut i = cluster(DUAL);
     let mut web = service(DUAL, 1, 80);
     to_pods(&mut web, &PODS, 8080);
-    i.services.insert(key("web", Proto::Udp), web);
+    i.services.insert(key("web", Proto::Udp), web.into());
     w.converge(&i);
     for f in Family::BOTH {
         let mut met: BTreeMap<String, u32> = BTreeMap::new();
@@ -152,7 +152,7 @@ fn external_addresses_local_policy_and_source_ranges() {
     web.node_port = Some(30080);
     web.external_policy = TrafficPolicy::Local;
     web.local_endpoints.retain(|e| e.addr == ip(Family::of(e.addr), 0));
-    i.services.insert(key("web", Proto::Tcp), web.clone());
+    i.services.insert(key("web", Proto::Tcp), web.clone().into());
     w.converge(&i);
     for f in Family::BOTH {
         for to in [at(external_ip(f, 1), 80), at(node_addr(f, 0), 30080)] {
@@ -169,7 +169,7 @@ fn external_addresses_local_policy_and_source_ranges() {
         }
     }
     // No endpoint here: dropped, so that a load balancer's probe goes elsewhere, not refused.
-    let svc = i.services.get_mut(&key("web", Proto::Tcp)).unwrap();
+    let svc = std::sync::Arc::make_mut(i.services.get_mut(&key("web", Proto::Tcp)).unwrap());
     svc.local_endpoints.clear();
     w.converge(&i);
     for f in Family::BOTH {
@@ -178,7 +178,7 @@ fn external_addresses_local_policy_and_source_ranges() {
     }
     // Only some sources, at the external address.
     web.source_ranges = ["203.0.113.0/31", "2001:db8:ffff::/126"].map(|c| c.parse().unwrap()).into();
-    i.services.insert(key("web", Proto::Tcp), web);
+    i.services.insert(key("web", Proto::Tcp), web.into());
     w.converge(&i);
     for f in Family::BOTH {
         let to = at(external_ip(f, 1), 80);
@@ -197,7 +197,7 @@ fn an_endpoint_outside_the_cluster_is_reached_with_the_nodes_address() {
     let mut i = cluster(DUAL);
     let mut db = service(DUAL, 3, 5432);
     db.endpoints = Family::BOTH.map(|f| Endpoint { addr: world(f, 1), port: 9000 }).into();
-    i.services.insert(key("db", Proto::Tcp), db);
+    i.services.insert(key("db", Proto::Tcp), db.into());
     w.converge(&i);
     for f in Family::BOTH {
         let got = tcp(&w.pods[0], None, at(cluster_ip(f, 3), 5432)).unwrap();
@@ -214,7 +214,7 @@ fn an_endpoint_on_the_node_itself_is_reached_from_everywhere() {
     let mut api = service(DUAL, 1, 443);
     api.endpoints = Family::BOTH.map(|f| Endpoint { addr: node_addr(f, 0), port: 6443 }).into();
     api.node_port = Some(30443);
-    i.services.insert(key("kubernetes", Proto::Tcp), api);
+    i.services.insert(key("kubernetes", Proto::Tcp), api.into());
     w.converge(&i);
     for f in Family::BOTH {
         for to in [at(cluster_ip(f, 1), 443), at(node_addr(f, 0), 30443)] {
@@ -237,7 +237,7 @@ fn marks_of_others_survive_translation() {
     let mut web = service(DUAL, 1, 80);
     to_pods(&mut web, &PODS[1..], 8080);
     web.node_port = Some(30080);
-    i.services.insert(key("web", Proto::Tcp), web);
+    i.services.insert(key("web", Proto::Tcp), web.into());
     w.converge(&i);
     nft(&w.node, MARKING);
     for f in Family::BOTH {

@@ -24,8 +24,8 @@ fn no_endpoints_and_unused_ports_are_refused_at_once_from_everywhere() {
     let mut i = cluster(DUAL);
     let mut empty = service(DUAL, 1, 80);
     empty.node_port = Some(30080);
-    i.services.insert(key("empty", Proto::Tcp), empty.clone());
-    i.services.insert(key("empty", Proto::Udp), empty);
+    i.services.insert(key("empty", Proto::Tcp), empty.clone().into());
+    i.services.insert(key("empty", Proto::Udp), empty.into());
     w.converge(&i);
     for f in Family::BOTH {
         for (place, ns, src) in
@@ -50,7 +50,7 @@ fn a_cluster_address_does_not_answer_ping() {
     let mut i = cluster(DUAL);
     let mut web = service(DUAL, 1, 80);
     to_pods(&mut web, &[PODS[0]], 8080);
-    i.services.insert(key("web", Proto::Tcp), web);
+    i.services.insert(key("web", Proto::Tcp), web.into());
     w.converge(&i);
     for f in Family::BOTH {
         for ns in [&w.pods[1], &w.node] {

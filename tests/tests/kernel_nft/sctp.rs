@@ -79,7 +79,7 @@ fn an_init_chunk_reaches_the_endpoint() {
     let mut svc = service(DUAL, 5, 3868);
     svc.node_port = Some(30868);
     to_pods(&mut svc, &[PODS[0]], 9999);
-    i.services.insert(key("diameter", Proto::Sctp), svc);
+    i.services.insert(key("diameter", Proto::Sctp), svc.into());
     w.converge(&i);
     for f in Family::BOTH {
         let pod1 = intent::generate::pod_addr(f, 0, PODS[1]);

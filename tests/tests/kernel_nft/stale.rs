@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use intent::generate::{cluster_ip, node_addr, world};
@@ -24,7 +25,7 @@ fn a_udp_flow_moves_when_its_endpoint_goes() {
         let mut svc = service(DUAL, 10, 53);
         svc.node_port = Some(30053);
         to_pods(&mut svc, &[PODS[0]], 5353);
-        i.services.insert(dns.clone(), svc);
+        i.services.insert(dns.clone(), svc.into());
         let before = w.converge(&i);
         // One socket each, so one flow each, through the whole story.
         let flows = [
@@ -35,7 +36,7 @@ fn a_udp_flow_moves_when_its_endpoint_goes() {
         for s in &flows {
             assert_eq!(udp_ask(s).unwrap().0, "a");
         }
-        to_pods(i.services.get_mut(&dns).unwrap(), &[PODS[1]], 5353);
+        to_pods(Arc::make_mut(i.services.get_mut(&dns).unwrap()), &[PODS[1]], 5353);
         let after = NftPlane.compile(&i, &Caps::default()).image;
         let text = Plan { batches: NftPlane.plan(&after, &before) }.to_string();
         assert!(text.contains("forget UDP connections to 10.96.0.10:53"), "{text}");
@@ -45,7 +46,7 @@ fn a_udp_flow_moves_when_its_endpoint_goes() {
         }
         // The Service ends: refused, not sent on to the old endpoint.
         let mut none = i.clone();
-        none.services.get_mut(&dns).unwrap().endpoints.clear();
+        Arc::make_mut(none.services.get_mut(&dns).unwrap()).endpoints.clear();
         w.converge(&none);
         for s in &flows {
             assert!(udp_ask(s).is_err());
@@ -78,7 +79,7 @@ fn a_udp_flow_from_before_the_service_is_translated_afterwards() {
         let mut i = cluster(DUAL);
         let mut svc = service(DUAL, 10, 53);
         to_pods(&mut svc, &[PODS[0]], 5353);
-        i.services.insert(key("dns", Proto::Udp), svc);
+        i.services.insert(key("dns", Proto::Udp), svc.into());
         w.converge(&i);
         assert_eq!(udp_ask(&s).unwrap().0, "a", "{f}");
         w.converge(&cluster(DUAL));
@@ -95,11 +96,11 @@ fn what_a_dead_agent_did_not_forget_the_next_pass_forgets() {
     let dns = key("dns", Proto::Udp);
     let mut svc = service(DUAL, 10, 53);
     to_pods(&mut svc, &[PODS[0]], 5353);
-    i.services.insert(dns.clone(), svc);
+    i.services.insert(dns.clone(), svc.into());
     let before = w.converge(&i);
     let s = udp_socket(&w.pods[2], None, at(cluster_ip(Family::V4, 10), 53)).unwrap();
     assert_eq!(udp_ask(&s).unwrap().0, "a");
-    to_pods(i.services.get_mut(&dns).unwrap(), &[PODS[1]], 5353);
+    to_pods(Arc::make_mut(i.services.get_mut(&dns).unwrap()), &[PODS[1]], 5353);
     let want = NftPlane.compile(&i, &Caps::default()).image;
     let plan = NftPlane.plan(&want, &before);
     plan::Kernel::commit(&mut w.kernel, &plan[0]).unwrap();
@@ -120,7 +121,7 @@ fn tcp_flows_to_living_endpoints_never_break() {
         let web = key("web", Proto::Tcp);
         let mut svc = service(DUAL, 1, 80);
         to_pods(&mut svc, &[PODS[0]], 8080);
-        i.services.insert(web.clone(), svc);
+        i.services.insert(web.clone(), svc.into());
         w.converge(&i);
         let mut client = w.pods[1].run(|| connect(None, at(cluster_ip(f, 1), 80))).unwrap().unwrap();
         let mut server = listener.accept().unwrap().0;
@@ -133,10 +134,10 @@ fn tcp_flows_to_living_endpoints_never_break() {
             client.read_exact(&mut b).unwrap_or_else(|e| panic!("{f} {what}: {e}"));
         };
         speak("at first");
-        to_pods(i.services.get_mut(&web).unwrap(), &PODS, 8080);
+        to_pods(Arc::make_mut(i.services.get_mut(&web).unwrap()), &PODS, 8080);
         w.converge(&i);
         speak("more endpoints");
-        to_pods(i.services.get_mut(&web).unwrap(), &PODS[1..], 8080);
+        to_pods(Arc::make_mut(i.services.get_mut(&web).unwrap()), &PODS[1..], 8080);
         w.converge(&i);
         speak("its endpoint is draining");
         let gone = cluster(DUAL);

@@ -176,7 +176,7 @@ pub fn add_service(i: &mut NodeIntent, n: u16, endpoints: u8) {
             s.endpoints.insert(Endpoint { addr: pod_addr(f, e, lo), port: 8080 });
         }
     }
-    i.services.insert(key(&format!("svc{n}"), if n.is_multiple_of(10) { Proto::Udp } else { Proto::Tcp }), s);
+    i.services.insert(key(&format!("svc{n}"), if n.is_multiple_of(10) { Proto::Udp } else { Proto::Tcp }), s.into());
 }
 
 /// A server that answers everybody with its name and the client's address, until it is dropped.

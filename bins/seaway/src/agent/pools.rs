@@ -214,7 +214,7 @@ impl Pools {
             match self.api.get(&w.resource, &w.name).await {
                 Ok(Some(v)) => return self.acks.is_so(parse_as(Kind::IPBlock, &v), now),
                 Ok(None) => {
-                    let uid = self.reader.read(|s, _| s.blocks.get(&w.name.name).map(|b| b.uid.clone()));
+                    let uid = self.reader.read(|s, _| s.blocks.get(&*w.name.name).map(|b| b.uid.clone()));
                     return self.acks.is_gone(&w.name.name, &uid.unwrap_or_default(), now);
                 }
                 Err(e) => tracing::warn!("{w}: what became of it is not known: {e}"),

@@ -37,7 +37,7 @@ impl Acks {
     /// The API said at `now` that the block is so.
     pub fn is_so(&mut self, answer: Parsed, now: Duration) {
         if let Some(Object::IPBlock(b)) = answer.object {
-            self.blocks.insert(answer.key.name.name, Ack { at: now, uid: b.uid.clone(), block: Some(b) });
+            self.blocks.insert((*answer.key.name.name).into(), Ack { at: now, uid: b.uid.clone(), block: Some(b) });
         }
     }
 

@@ -253,7 +253,7 @@ fn service_port(p: &At<'_>) -> Option<SvcPort> {
         _ => TargetPort::Number(target.port().unwrap_or(port.port)),
     };
     let node_port = p.get("nodePort").int(0, 65535).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
-    Some(SvcPort { name: p.get("name").boxed(), port, target, node_port })
+    Some(SvcPort { name: p.get("name").boxed().into(), port, target, node_port })
 }
 
 pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
@@ -287,7 +287,7 @@ pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
         Box::default()
     };
     Some(EndpointSlice {
-        service: labels.get("kubernetes.io/service-name").boxed(),
+        service: labels.get("kubernetes.io/service-name").boxed().into(),
         managed_by: labels.get("endpointslice.kubernetes.io/managed-by").boxed(),
         owner_uid: owner(&metadata).map(|o| o.uid).unwrap_or_default(),
         family,

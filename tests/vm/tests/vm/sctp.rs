@@ -59,7 +59,7 @@ fn a_service_carries_associations_by_cluster_ip_and_node_port() {
     let mut svc = service(DUAL, 5, 3868);
     svc.node_port = Some(30868);
     to_pods(&mut svc, &[PODS[0]], 9999);
-    i.services.insert(key("diameter", Proto::Sctp), svc);
+    i.services.insert(key("diameter", Proto::Sctp), svc.into());
     w.converge(&i);
     for f in Family::BOTH {
         let (pod0, pod1) = (pod_addr(f, 0, PODS[0]), pod_addr(f, 0, PODS[1]));
