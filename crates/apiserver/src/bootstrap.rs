@@ -96,10 +96,11 @@ pub(crate) async fn forget_events(api: Arc<Api>, ttl: Duration) {
 }
 
 /// Kinds that a server knows from its first start on; and whether they are ours to bring up to date.
-const DEFINITIONS: [(&str, bool); 4] = [
+const DEFINITIONS: [(&str, bool); 5] = [
     (include_str!("../../../deploy/crds/ippools.yaml"), true),
     (include_str!("../../../deploy/crds/ipblocks.yaml"), true),
     (include_str!("../../../deploy/crds/ipreservations.yaml"), true),
+    (include_str!("../../../deploy/crds/loadbalancerpools.yaml"), true),
     (include_str!("../../../deploy/crds/network-attachment-definitions.yaml"), false),
 ];
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use types::NodeName;
 
+use crate::load_balancer::{Lease, LoadBalancerPool};
 use crate::networks::Definition;
 use crate::pools::{IpBlock, IpPool, IpReservation};
 use crate::problem::Problem;
@@ -36,6 +37,10 @@ pub enum Object {
     IPReservation(IpReservation),
     /// A NetworkAttachmentDefinition.
     NetworkAttachmentDefinition(Definition),
+    /// A LoadBalancerPool.
+    LoadBalancerPool(LoadBalancerPool),
+    /// A Lease of an announcer.
+    Lease(Lease),
 }
 
 /// What came of reading one object's JSON.
@@ -120,6 +125,12 @@ fn put(s: &mut ClusterSnapshot, p: Parsed) {
         Some(Object::IPReservation(o)) => {
             s.reservations.insert((*name.name).into(), o);
         }
+        Some(Object::LoadBalancerPool(o)) => {
+            s.load_balancer_pools.insert(name.name, o);
+        }
+        Some(Object::Lease(o)) => {
+            s.leases.insert(name, o);
+        }
     }
     if problems.is_empty() {
         s.problems.remove(&key);
@@ -166,6 +177,12 @@ fn remove(s: &mut ClusterSnapshot, key: &Key) {
         }
         Kind::IPReservation => {
             s.reservations.remove(&*key.name.name);
+        }
+        Kind::LoadBalancerPool => {
+            s.load_balancer_pools.remove(&key.name.name);
+        }
+        Kind::Lease => {
+            s.leases.remove(&key.name);
         }
     }
     s.problems.remove(key);

@@ -6,6 +6,7 @@ pub mod annotations;
 pub mod api;
 mod bandwidth;
 mod events;
+pub mod load_balancer;
 pub mod networks;
 mod node;
 mod parse;

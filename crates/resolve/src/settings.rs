@@ -19,6 +19,9 @@ pub const DEFAULT_VNI: u32 = 1;
 /// UDP port when none is set: the Linux kernel's default and flannel's. IANA's is 4789.
 pub const DEFAULT_VXLAN_PORT: u16 = 8472;
 
+/// `l2RestartSeconds` when none is set.
+pub const DEFAULT_L2_RESTART: u32 = 8;
+
 /// The settings of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -41,6 +44,12 @@ pub struct Settings {
     pub ip_pools: Vec<Box<str>>,
     /// `addressesOutsideIPAM`: whether a pod may name an address of no pool.
     pub outside_addresses: bool,
+    /// `loadBalancerClass`: the `spec.loadBalancerClass` of Services that get addresses of LoadBalancerPools.
+    pub load_balancer_class: Box<str>,
+    /// `loadBalancerDefault`: whether Services without a class do as well.
+    pub load_balancer_default: bool,
+    /// `l2RestartSeconds`: how long a node that was asked to end keeps the addresses it announces.
+    pub l2_restart: u32,
     /// `mode` and `modeOptions`: how pods are wired that, and whose namespaces, do not say.
     pub wiring: Wiring,
 }
@@ -67,6 +76,9 @@ impl Default for Settings {
             ipam: Ipam::NodeCidr,
             ip_pools: Vec::new(),
             outside_addresses: false,
+            load_balancer_class: crate::load_balancer::CLASS.into(),
+            load_balancer_default: true,
+            l2_restart: DEFAULT_L2_RESTART,
             wiring: Wiring::default(),
         }
     }
@@ -134,8 +146,27 @@ impl Settings {
                     .err()
                     .map(|_| format!("{value:?}: write true or false")),
                 "clusterCIDR" => cluster_cidrs(value).map(|c| s.cluster_cidrs = c).err(),
+                "loadBalancerClass" => match value.split_once('/') {
+                    Some((a, b)) if !a.is_empty() && !b.is_empty() => {
+                        s.load_balancer_class = value.into();
+                        None
+                    }
+                    _ => Some(format!("{value:?}: write a prefix, a slash and a name, as in {}", crate::load_balancer::CLASS)),
+                },
+                "loadBalancerDefault" => value
+                    .parse()
+                    .map(|b| s.load_balancer_default = b)
+                    .err()
+                    .map(|_| format!("{value:?}: write true or false")),
+                "l2RestartSeconds" => match value.parse::<u32>() {
+                    Ok(n @ 0..=60) => {
+                        s.l2_restart = n;
+                        None
+                    }
+                    _ => Some(format!("{value:?}: write a number of seconds from 0 to 60; 0 hands over at once")),
+                },
                 _ => Some(
-                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, ipam, ipPools, masquerade, mode, modeOptions, vni or \
+                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, vni or \
                      vxlanPort"
                         .into(),
                 ),

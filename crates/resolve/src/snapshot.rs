@@ -11,6 +11,7 @@ use serde_json::Value;
 use types::{Cidr, Family, NodeName, ObjectName, PortKey, Proto};
 
 use crate::annotations::VxlanData;
+use crate::load_balancer::{Ask, Lease, LoadBalancerPool};
 use crate::networks::{self, Definition};
 use crate::pools::{GROUP, IpBlock, IpPool, IpReservation, Notes, VERSION};
 use crate::problem::Problem;
@@ -43,11 +44,15 @@ pub enum Kind {
     IPReservation,
     /// k8s.cni.cncf.io NetworkAttachmentDefinition.
     NetworkAttachmentDefinition,
+    /// seaway.io LoadBalancerPool.
+    LoadBalancerPool,
+    /// coordination.k8s.io Lease; only those of announcers count, and only announcers watch them.
+    Lease,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -60,9 +65,11 @@ impl Kind {
         Kind::IPBlock,
         Kind::IPReservation,
         Kind::NetworkAttachmentDefinition,
+        Kind::LoadBalancerPool,
+        Kind::Lease,
     ];
     /// Those that an agent needs.
-    pub const AGENT: [Kind; 10] = [
+    pub const AGENT: [Kind; 11] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -73,6 +80,7 @@ impl Kind {
         Kind::IPBlock,
         Kind::IPReservation,
         Kind::NetworkAttachmentDefinition,
+        Kind::LoadBalancerPool,
     ];
 
     /// `kind` in JSON.
@@ -91,6 +99,8 @@ impl Kind {
             Self::IPBlock => "IPBlock",
             Self::IPReservation => "IPReservation",
             Self::NetworkAttachmentDefinition => "NetworkAttachmentDefinition",
+            Self::LoadBalancerPool => "LoadBalancerPool",
+            Self::Lease => "Lease",
         }
     }
 
@@ -109,6 +119,8 @@ impl Kind {
             Self::IPPool => (GROUP, VERSION, "ippools", false),
             Self::IPBlock => (GROUP, VERSION, "ipblocks", false),
             Self::IPReservation => (GROUP, VERSION, "ipreservations", false),
+            Self::LoadBalancerPool => (GROUP, VERSION, "loadbalancerpools", false),
+            Self::Lease => ("coordination.k8s.io", "v1", "leases", true),
             Self::NetworkAttachmentDefinition => {
                 (networks::GROUP, networks::VERSION, "network-attachment-definitions", true)
             }
@@ -214,6 +226,10 @@ pub struct ClusterSnapshot {
     pub networks: BTreeMap<ObjectName, Definition>,
     /// IPReservations.
     pub reservations: BTreeMap<Box<str>, IpReservation>,
+    /// LoadBalancerPools.
+    pub load_balancer_pools: BTreeMap<Box<str>, LoadBalancerPool>,
+    /// Leases of announcers; empty but where one runs.
+    pub leases: BTreeMap<ObjectName, Lease>,
     /// What is wrong with single objects; an object that cannot be used at all is only here.
     pub problems: BTreeMap<Key, Vec<Problem>>,
 }
@@ -378,6 +394,8 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `spec.trafficDistribution` is PreferSameNode: node hints count.
     pub prefer_same_node: bool,
+    /// What it asks of load balancers.
+    pub balancer: Option<Box<Ask>>,
 }
 
 impl Default for Service {
@@ -401,6 +419,7 @@ impl Default for Service {
             affinity: Affinity::None,
             publish_not_ready: false,
             prefer_same_node: false,
+            balancer: None,
         }
     }
 }
@@ -520,6 +539,8 @@ impl ClusterSnapshot {
             Kind::IPBlock => self.blocks.keys().map(|n| plain(n)).collect(),
             Kind::NetworkAttachmentDefinition => self.networks.keys().map(|n| Key { kind, name: n.clone() }).collect(),
             Kind::IPReservation => self.reservations.keys().map(|n| plain(n)).collect(),
+            Kind::LoadBalancerPool => self.load_balancer_pools.keys().map(|n| plain(n)).collect(),
+            Kind::Lease => self.leases.keys().map(named).collect(),
         };
         keys.extend(self.problems.keys().filter(|k| k.kind == kind).cloned());
         keys

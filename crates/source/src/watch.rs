@@ -45,7 +45,8 @@ impl WatchConfig {
     /// What controllers need.
     #[must_use]
     pub fn controllers() -> Self {
-        Self { kinds: Kind::ALL.into(), pods_of: None }
+        // Leases change several times a second, and only announcers ask for them.
+        Self { kinds: Kind::ALL.into_iter().filter(|k| *k != Kind::Lease).collect(), pods_of: None }
     }
 }
 

@@ -124,6 +124,26 @@ pub const SETTINGS: &[Setting] = &[
         "{}",
         "More fields for that mode's plugin, e.g. `{\"master\": \"eth1\"}` for `macvlan`.",
     ),
+    cluster(
+        "loadBalancerClass",
+        "prefix/name",
+        "seaway.io/load-balancer",
+        "The `spec.loadBalancerClass` of Services that get addresses of [LoadBalancerPools](load-balancers.md).",
+    ),
+    cluster(
+        "loadBalancerDefault",
+        "`true` or `false`",
+        "true",
+        "Whether Services of type LoadBalancer without a class get addresses of LoadBalancerPools as well. While there \
+         is no pool, nothing is done about any Service.",
+    ),
+    cluster(
+        "l2RestartSeconds",
+        "number from 0 to 60",
+        "8",
+        "How long a node whose agent was asked to end (SIGTERM) keeps the load balancer addresses that it announces, so \
+         that a restart moves none. 0: they are handed over at once, which breaks connections to them.",
+    ),
     cluster("vni", "number from 1 to 16777215", "1", "The VXLAN network identifier."),
     cluster(
         "vxlanPort",

@@ -1,6 +1,7 @@
 //! Kubernetes JSON to slim values: the one place where the API's objects are read, watched or from files.
 
 mod at;
+mod load_balancer;
 mod objects;
 mod pools;
 
@@ -75,6 +76,8 @@ fn read(kind: Kind, key: &Key, root: &At<'_>) -> Option<Object> {
         Kind::IPBlock => pools::block(root).map(Object::IPBlock),
         Kind::NetworkAttachmentDefinition => objects::definition(root).map(Object::NetworkAttachmentDefinition),
         Kind::IPReservation => Some(Object::IPReservation(pools::reservation(root))),
+        Kind::LoadBalancerPool => load_balancer::pool(root).map(Object::LoadBalancerPool),
+        Kind::Lease => Some(Object::Lease(load_balancer::lease(root))),
         Kind::Deployment | Kind::DaemonSet => Some(Object::Workload(objects::workload(root))),
     }
 }

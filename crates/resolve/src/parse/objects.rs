@@ -235,6 +235,7 @@ pub(super) fn service(root: &At<'_>) -> Option<Service> {
         affinity,
         publish_not_ready: spec.get("publishNotReadyAddresses").bool().unwrap_or(false),
         prefer_same_node: prefer.str() == Some("PreferSameNode"),
+        balancer: super::load_balancer::ask(&metadata, &spec, &status, kind == ServiceType::LoadBalancer),
     })
 }
 
