@@ -199,7 +199,8 @@ fn frame(lens: &BTreeSet<(Family, u8)>) -> Vec<NftRequest> {
         Family::V4 => DataType::Ipv4Addr,
         Family::V6 => DataType::Ipv6Addr,
     };
-    let set = |name, key, data| Set { name, key, data, interval: false, constant: false, timeout: false };
+    let set =
+        |name, key, data| Set { name, key, data, interval: false, constant: false, timeout: false, dynamic: None };
     for f in [Family::V4, Family::V6] {
         let hash = SetData::Value(vec![DataType::Mark, DataType::Mark]);
         out.push(NftRequest::SetAdd(table(), set(source(f), vec![addr(f)], Some(hash))));

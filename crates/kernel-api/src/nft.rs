@@ -19,6 +19,12 @@ pub trait Nft {
     /// # Errors
     /// When a dump fails, after retrying those that a concurrent commit interrupted.
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError>;
+    /// The elements of one set, sorted by key: the way to those of a set with [`Set::dynamic`], which [`Nft::table`]
+    /// leaves out, since packets change them at any time and there may be many. None when the set is not there.
+    ///
+    /// # Errors
+    /// When the dump fails, after retrying when a concurrent change interrupted it.
+    fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError>;
     /// Runs all requests as one transaction: all or nothing.
     ///
     /// # Errors
@@ -72,7 +78,7 @@ pub struct Table {
     pub chains: Vec<Chain>,
     /// Sets and maps, without elements. Anonymous sets of others' making are in, with their generated names.
     pub sets: Vec<Set>,
-    /// Elements by set name.
+    /// Elements by set name; of a dynamic set none.
     pub elements: Vec<(String, Vec<Element>)>,
     /// Rules, in order within each chain.
     pub rules: Vec<Rule>,
@@ -171,6 +177,8 @@ pub struct Set {
     pub constant: bool,
     /// Elements may have a timeout (`NFT_SET_TIMEOUT`).
     pub timeout: bool,
+    /// Rules put elements in ([`Expr::Dynset`]), at most so many (`NFT_SET_EVAL` and `NFTA_SET_DESC_SIZE`).
+    pub dynamic: Option<u32>,
 }
 
 /// What elements of a map map to.
@@ -433,6 +441,19 @@ pub enum Expr {
         /// Flags.
         flags: u32,
     },
+    /// Put an element into a dynamic set, or take one out. Goes on, unless an element was to be put into a full set.
+    Dynset {
+        /// Set name.
+        set: String,
+        /// What to do.
+        op: DynsetOp,
+        /// Key.
+        key: Reg,
+        /// What the key maps to; set exactly for maps, also when deleting.
+        data: Option<Reg>,
+        /// Lifetime in milliseconds; that of the set when absent.
+        timeout: Option<u64>,
+    },
     /// Tell the sender.
     Reject(RejectWith),
     /// Count packets and bytes; the numbers are not part of the rule's identity.
@@ -441,6 +462,16 @@ pub enum Expr {
     Notrack,
     /// An expression we never write, by name. Makes the rule differ from any of ours.
     Other(String),
+}
+
+/// `NFT_DYNSET_OP_*`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DynsetOp {
+    /// Put the element in if it is not there; if it is, only its lifetime begins anew.
+    Update = 1,
+    /// Take it out if it is there (Linux 5.4).
+    Delete = 2,
 }
 
 /// Where a lookup's data goes.
@@ -552,6 +583,9 @@ impl<T: Nft + ?Sized> Nft for &mut T {
     }
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
         (**self).table(table)
+    }
+    fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError> {
+        (**self).elements(table, set)
     }
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {
         (**self).commit(requests)

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use kernel_api::conntrack::Flow;
 use kernel_api::machine::{Exec, Machine, Netns, Output};
-use kernel_api::nft::{NftRequest, Table, TableName};
+use kernel_api::nft::{Element, NftRequest, Table, TableName};
 use kernel_api::rt::{
     Address, FdbEntry, Link, LinkKind, Neighbour, NetnsFd, NewTun, ObservedRoute, ObservedRule, PortVlan, RtRequest,
 };
@@ -313,6 +313,10 @@ impl Nft for FakeMachine {
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
         let mut w = self.world();
         w.alive("list table").and_then(|()| w.nft.table(table))
+    }
+    fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError> {
+        let mut w = self.world();
+        w.alive("list set").and_then(|()| w.nft.elements(table, set))
     }
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {
         let mut w = self.world();

@@ -7,7 +7,7 @@ mod state;
 
 use std::collections::BTreeMap;
 
-use kernel_api::nft::{NftRequest, Table, TableName};
+use kernel_api::nft::{Element, NftRequest, Table, TableName};
 use kernel_api::{Nft, RequestError, errno};
 
 use crate::fault::{Faults, apply};
@@ -34,11 +34,13 @@ impl FakeNft {
     }
 
     /// Changes a table behind everybody's back, as a person with `nft` would; `None` deletes it. What it leaves is not
-    /// checked.
+    /// checked. What packets put into dynamic sets stays.
     pub fn tamper(&mut self, table: &TableName, change: impl FnOnce(Table) -> Option<Table>) {
         let Some(old) = self.tables.remove(table) else { return };
         if let Some(new) = change(old.dump()) {
-            self.tables.insert(table.clone(), State::load(new));
+            let mut new = State::load(new);
+            new.keep_dynamic(old);
+            self.tables.insert(table.clone(), new);
         }
         self.generation = self.generation.wrapping_add(1);
     }
@@ -118,6 +120,11 @@ impl Nft for FakeNft {
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
         self.alive("list table")?;
         Ok(self.tables.get(table).map(State::dump))
+    }
+
+    fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError> {
+        self.alive("list set")?;
+        Ok(self.tables.get(table).map(|t| t.elements(set)).unwrap_or_default())
     }
 
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {

@@ -58,6 +58,7 @@ fn probe() -> BTreeSet<&'static str> {
         interval: false,
         constant: false,
         timeout: false,
+        dynamic: None,
     };
     if !note("nf_tables", try_commit(&mut nft, vec![NftRequest::SetAdd(table.clone(), set)], &table).is_ok()) {
         return missing;

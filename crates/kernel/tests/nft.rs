@@ -26,7 +26,7 @@ fn base(name: &str, kind: ChainKind, point: HookPoint, priority: i32) -> Chain {
 }
 
 fn set(name: &str, key: &[DataType], data: Option<SetData>) -> Set {
-    Set { name: name.into(), key: key.to_vec(), data, interval: false, constant: false, timeout: false }
+    Set { name: name.into(), key: key.to_vec(), data, interval: false, constant: false, timeout: false, dynamic: None }
 }
 
 fn rule(chain: &str, comment: &str, exprs: Vec<Expr>) -> Rule {

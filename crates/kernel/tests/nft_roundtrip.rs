@@ -7,8 +7,8 @@ use common::fresh;
 use kernel::Nftables;
 use kernel_api::Nft as _;
 use kernel_api::nft::{
-    Chain, ChainKind, CmpOp, CtKey, DataType, Element, ElementData, Expr, Hook, HookPoint, LookupInto, MetaKey,
-    NftRequest, PayloadBase, Reg, RejectWith, Rule, Set, SetData, Table, TableName, Verdict,
+    Chain, ChainKind, CmpOp, CtKey, DataType, DynsetOp, Element, ElementData, Expr, Hook, HookPoint, LookupInto,
+    MetaKey, NftRequest, PayloadBase, Reg, RejectWith, Rule, Set, SetData, Table, TableName, Verdict,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -122,14 +122,16 @@ fn elements(s: &Set) -> BoxedStrategy<Vec<Element>> {
 fn set(i: usize) -> impl Strategy<Value = (Set, Vec<Element>)> {
     let fields = |n| vec(prop::sample::select(TYPES.to_vec()), 1..n);
     let data = prop_oneof![Just(None), Just(Some(SetData::Verdict)), fields(3).prop_map(|f| Some(SetData::Value(f))),];
-    (fields(4), data, any::<bool>(), any::<bool>(), any::<bool>())
-        .prop_map(move |(key, data, interval, constant, timeout)| Set {
+    (fields(4), data, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>())
+        .prop_map(move |(key, data, interval, constant, timeout, dynamic)| Set {
             name: format!("set-{i}"),
             key,
             data,
             interval,
             constant,
             timeout: timeout && !constant,
+            // The size bounds what the test itself puts in, too.
+            dynamic: (dynamic && !constant && !interval).then_some(1000),
         })
         .prop_flat_map(|s| (Just(s.clone()), elements(&s)))
 }
@@ -268,11 +270,28 @@ fn lookups(sets: &[Set]) -> Vec<Rule> {
         for (i, part) in vec![0u8; len.next_multiple_of(4)].chunks(16).enumerate() {
             exprs.push(Expr::Immediate { dreg: Reg((i * 4) as u8), data: part.to_vec() });
         }
+        let dynamic = s.dynamic.is_some() && s.data != Some(SetData::Verdict);
+        let fill = dynamic.then(|| dynset(s, exprs.clone()));
         let invert = into == LookupInto::Nothing;
         exprs.push(Expr::Lookup { set: s.name.clone(), sreg: Reg(0), into, invert });
         out.push(Rule { chain: "in".into(), handle: 0, exprs, comment: Some(s.name.clone()) });
+        out.extend(fill);
     }
     out
+}
+
+/// A rule that takes an element out and puts it in, after `exprs` have loaded the key.
+fn dynset(s: &Set, mut exprs: Vec<Expr>) -> Rule {
+    let data = s.data.is_some().then_some(Reg(0));
+    let timeout = s.timeout.then_some(10_800_000);
+    // Data is read from where the key is; 32 bytes of each at most.
+    for i in 0..4 {
+        exprs.push(Expr::Immediate { dreg: Reg(i * 4), data: vec![0; 16] });
+    }
+    for (op, timeout) in [(DynsetOp::Delete, None), (DynsetOp::Update, timeout)] {
+        exprs.push(Expr::Dynset { set: s.name.clone(), op, key: Reg(0), data, timeout });
+    }
+    Rule { chain: "in".into(), handle: 0, exprs, comment: None }
 }
 
 fn table() -> impl Strategy<Value = Table> {
@@ -333,6 +352,11 @@ fn a_committed_table_reads_back_equal() {
                     .map_err(|e| TestCaseError::fail(format!("{e}: {:?}", e.index.map(|i| &all[i]))))?;
                 let mut have = n.borrow_mut().table(&name).unwrap().unwrap();
                 have.rules.iter_mut().for_each(|r| r.handle = 0);
+                for s in have.sets.iter().filter(|s| s.dynamic.is_some()) {
+                    let of = have.elements.iter_mut().find(|(n, _)| *n == s.name).unwrap();
+                    prop_assert_eq!(of.1.len(), 0, "left out");
+                    of.1 = n.borrow_mut().elements(&name, &s.name).unwrap();
+                }
                 want.elements.iter_mut().for_each(|(_, e)| e.sort());
                 have.elements.iter_mut().for_each(|(_, e)| e.sort());
                 prop_assert_eq!(&have.chains, &want.chains);

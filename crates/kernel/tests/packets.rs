@@ -43,6 +43,7 @@ fn service(t: &TableName, v6: bool, vip: IpAddr, endpoints: &[SocketAddr]) -> Ve
         interval: false,
         constant: false,
         timeout: false,
+        dynamic: None,
     };
     let chain = format!("pick{tag}");
     let rule = |chain: &str, exprs| {

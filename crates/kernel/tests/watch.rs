@@ -175,6 +175,7 @@ fn our_own_commits_do_not_wake_us() {
             interval: false,
             constant: false,
             timeout: false,
+            dynamic: None,
         };
         let elements: Vec<Element> = (0..20_000u32)
             .map(|i| Element { key: i.to_be_bytes().to_vec(), key_end: None, data: None, comment: None })

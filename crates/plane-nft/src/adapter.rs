@@ -152,6 +152,7 @@ fn set(name: &str, shape: &Shape) -> nft::Set {
         interval: shape.interval,
         constant: shape.constant,
         timeout: shape.timeout,
+        dynamic: shape.dynamic,
     }
 }
 

@@ -58,6 +58,9 @@ pub struct Shape {
     pub timeout: bool,
     /// A constant set; ours never is.
     pub constant: bool,
+    /// Rules put elements in, at most so many: state that the datapath makes itself. The image of a node has none of
+    /// them, whatever there are.
+    pub dynamic: Option<u32>,
 }
 
 /// A key; of an interval set, a range.

@@ -77,7 +77,7 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
     let endpoint = || Some(SetData::Value(vec![addr, InetService]));
     let verdict = || Some(SetData::Verdict);
     let shape = |key: Vec<DataType>, data: Option<SetData>, interval: bool| {
-        Arc::new(Shape { key, data, interval, timeout: false, constant: false })
+        Arc::new(Shape { key, data, interval, timeout: false, constant: false, dynamic: None })
     };
     vec![
         ("services", shape(vip.clone(), verdict(), false)),

@@ -65,8 +65,14 @@ impl fmt::Display for Op {
             Self::ChainDel(name) => write!(f, "delete chain inet seaway {name}"),
             Self::RuleAdd(chain, _, text) => write!(f, "add rule inet seaway {chain} {}", text.0),
             Self::SetAdd(name, shape) => {
-                let flags = if shape.interval { " flags interval;" } else { "" };
-                write!(f, "add {} inet seaway {name} {{ type {};{flags} }}", render::kind(shape), render::types(shape))
+                write!(f, "add {} inet seaway {name} {{ type {};", render::kind(shape), render::types(shape))?;
+                if let Some(size) = shape.dynamic {
+                    write!(f, " size {size};")?;
+                }
+                match render::flags(shape) {
+                    none if none.is_empty() => f.write_str(" }"),
+                    flags => write!(f, " flags {flags}; }}"),
+                }
             }
             Self::SetDel(name) => write!(f, "delete set inet seaway {name}"),
             Self::ElementAdd(set, shape, key, data) => {

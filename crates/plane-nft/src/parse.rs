@@ -26,6 +26,7 @@ pub fn parse(table: Option<&Table>) -> Image {
             interval: s.interval,
             timeout: s.timeout,
             constant: s.constant,
+            dynamic: s.dynamic,
         };
         image.sets.insert(s.name.clone(), Set { shape: Arc::new(shape), elements: BTreeMap::new() });
     }

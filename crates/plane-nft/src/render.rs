@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use kernel_api::nft::{
-    ChainKind, CmpOp, CtKey, DataType, Expr, Hook, HookPoint, LookupInto, MetaKey, PayloadBase, RejectWith, SetData,
-    Verdict,
+    ChainKind, CmpOp, CtKey, DataType, DynsetOp, Expr, Hook, HookPoint, LookupInto, MetaKey, PayloadBase, Reg,
+    RejectWith, SetData, Verdict,
 };
 use types::Proto;
 
@@ -26,7 +26,13 @@ pub fn image(image: &Image) -> String {
     }
     for (name, set) in &image.sets {
         let _ = writeln!(out, "\t{} {name} {{\n\t\ttype {}", kind(&set.shape), types(&set.shape));
-        let _ = write!(out, "{}", if set.shape.interval { "\t\tflags interval\n" } else { "" });
+        if let Some(size) = set.shape.dynamic {
+            let _ = writeln!(out, "\t\tsize {size}");
+        }
+        let flags = flags(&set.shape);
+        if !flags.is_empty() {
+            let _ = writeln!(out, "\t\tflags {flags}");
+        }
         let elements: Vec<String> = set.elements.iter().map(|(k, d)| element(&set.shape, k, d)).collect();
         if !elements.is_empty() {
             let _ = writeln!(out, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "));
@@ -50,6 +56,12 @@ pub fn image(image: &Image) -> String {
 /// `set`, or `map`.
 pub(crate) fn kind(shape: &Shape) -> &'static str {
     if shape.data.is_some() { "map" } else { "set" }
+}
+
+/// `interval`, `dynamic,timeout`, or nothing.
+pub(crate) fn flags(shape: &Shape) -> String {
+    let all = [("interval", shape.interval), ("dynamic", shape.dynamic.is_some()), ("timeout", shape.timeout)];
+    all.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect::<Vec<_>>().join(",")
 }
 
 /// `ipv4_addr . inet_proto . inet_service : verdict`
@@ -210,14 +222,7 @@ pub(crate) fn rule(rule: &Rule, keys: &dyn Fn(&str) -> Option<Vec<DataType>>) ->
                 regs.insert(dreg.0, term);
             }
             Expr::Lookup { set, sreg, into, invert } => {
-                let types = keys(set).unwrap_or_default();
-                let mut at = sreg.0;
-                let mut fields = Vec::new();
-                for t in &types {
-                    fields.push(get(&regs, at).text);
-                    at += u8::try_from(t.padded() / 4).unwrap_or(0);
-                }
-                let key = if fields.is_empty() { get(&regs, sreg.0).text } else { fields.join(" . ") };
+                let key = fields(keys(set), *sreg, |r| get(&regs, r).text);
                 match into {
                     LookupInto::Nothing => out.push(format!("{key} {}@{set}", if *invert { "!= " } else { "" })),
                     LookupInto::Verdict => out.push(format!("{key} vmap @{set}")),
@@ -249,6 +254,13 @@ pub(crate) fn rule(rule: &Rule, keys: &dyn Fn(&str) -> Option<Vec<DataType>>) ->
                     .map(|t| format!(":{}", t.text));
                 out.push(format!("{what} {family} to{to}{}{}", port.unwrap_or_default(), nat_flags(*flags)));
             }
+            Expr::Dynset { set, op, key, data, timeout } => {
+                let key = fields(keys(set), *key, |r| get(&regs, r).text);
+                let data = data.map_or(String::new(), |r| format!(" : {}", get(&regs, r.0).text));
+                let timeout = timeout.map_or(String::new(), |ms| format!(" timeout {}", time(ms)));
+                let op = if *op == DynsetOp::Update { "update" } else { "delete" };
+                out.push(format!("{op} @{set} {{ {key}{timeout}{data} }}"));
+            }
             Expr::Masquerade { flags } => out.push(format!("masquerade{}", nat_flags(*flags))),
             Expr::Reject(RejectWith::TcpReset) => out.push("reject with tcp reset".into()),
             Expr::Reject(RejectWith::PortUnreachable) => out.push("reject".into()),
@@ -261,6 +273,31 @@ pub(crate) fn rule(rule: &Rule, keys: &dyn Fn(&str) -> Option<Vec<DataType>>) ->
         out.push(format!("comment {c:?}"));
     }
     out.join(" ")
+}
+
+/// What the registers from `first` on hold for a key of these types.
+fn fields(types: Option<Vec<DataType>>, first: Reg, text: impl Fn(u8) -> String) -> String {
+    let mut at = first.0;
+    let mut out = Vec::new();
+    for t in types.unwrap_or_default() {
+        out.push(text(at));
+        at += u8::try_from(t.padded() / 4).unwrap_or(0);
+    }
+    if out.is_empty() { text(first.0) } else { out.join(" . ") }
+}
+
+/// As nft writes it: `3h`, `1m30s`.
+fn time(ms: u64) -> String {
+    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    let mut rest = ms;
+    let mut out = String::new();
+    for (name, size) in units {
+        if rest >= size {
+            let _ = write!(out, "{}{name}", rest / size);
+            rest %= size;
+        }
+    }
+    out
 }
 
 fn nat_flags(flags: u32) -> &'static str {

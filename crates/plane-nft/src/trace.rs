@@ -305,7 +305,8 @@ fn rule_verdict(image: &Image, exprs: &[Expr], flow: &mut Flow, choices: &mut Ch
                 return Step::Translated;
             }
             Expr::Reject(_) => return Step::Reject,
-            Expr::Counter => {}
+            // What is remembered concerns later packets; and that the set is full, nobody can tell from here.
+            Expr::Counter | Expr::Dynset { .. } => {}
             Expr::Notrack => flow.untracked = true,
             // Unknown: what it matches cannot be told, so it is taken not to.
             Expr::Other(_) => return Step::Next,

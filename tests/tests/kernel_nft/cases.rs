@@ -3,8 +3,8 @@
 
 use kernel::{Netns, Nftables};
 use kernel_api::nft::{
-    Chain, ChainKind, CmpOp, CtKey, DataType, Element, ElementData, Expr, Hook, HookPoint, LookupInto, MetaKey,
-    NftRequest as R, PayloadBase, Reg, RejectWith, Rule, Set, SetData, Table, TableName, Verdict,
+    Chain, ChainKind, CmpOp, CtKey, DataType, DynsetOp, Element, ElementData, Expr, Hook, HookPoint, LookupInto,
+    MetaKey, NftRequest as R, PayloadBase, Reg, RejectWith, Rule, Set, SetData, Table, TableName, Verdict,
 };
 use kernel_api::{Nft, errno};
 use kernel_fake::nft::FakeNft;
@@ -31,7 +31,7 @@ fn goto(chain: &str) -> Expr {
 }
 
 fn set_of(name: &str, key: &[DataType], data: Option<SetData>, interval: bool) -> Set {
-    Set { name: name.into(), key: key.to_vec(), data, interval, constant: false, timeout: false }
+    Set { name: name.into(), key: key.to_vec(), data, interval, constant: false, timeout: false, dynamic: None }
 }
 
 fn set(name: &str, key: &[DataType], data: Option<SetData>, interval: bool) -> R {
@@ -64,6 +64,20 @@ fn daddr(reg: u8) -> Expr {
 
 fn lookup(set: &str, into: LookupInto, invert: bool) -> Expr {
     Expr::Lookup { set: set.into(), sreg: Reg(0), into, invert }
+}
+
+/// From an address in register 0 to that of register 1.
+fn dynset(set: &str, op: DynsetOp, data: bool, timeout: bool) -> Vec<Expr> {
+    let timeout = timeout.then_some(1000);
+    let pair = |r| Expr::Immediate { dreg: Reg(r), data: vec![10, 0, 0, 1] };
+    let e = Expr::Dynset { set: set.into(), op, key: Reg(0), data: data.then_some(Reg(1)), timeout };
+    vec![pair(0), pair(1), pair(2), e]
+}
+
+/// A map of addresses that rules fill.
+fn learned() -> R {
+    let data = Some(SetData::Value(vec![DataType::Ipv4Addr]));
+    R::SetAdd(t(), Set { timeout: true, dynamic: Some(100), ..set_of("learned", V4, data, false) })
 }
 
 fn dnat(v6: bool) -> Expr {
@@ -210,6 +224,19 @@ fn accepted() -> Vec<Case> {
                 ],
             )],
         ),
+        ok(
+            "a map that rules fill, with an element of ours",
+            vec![
+                learned(),
+                rule("a", dynset("learned", DynsetOp::Delete, true, false)),
+                rule("a", dynset("learned", DynsetOp::Update, true, true)),
+                add("learned", Element::new(vec![1; 4], Some(ElementData::Value(vec![2; 4])))),
+            ],
+        ),
+        ok(
+            "a set that rules fill though it was not made for it",
+            vec![rule("a", dynset("plain", DynsetOp::Update, false, false))],
+        ),
         ok("sixteen bytes of name", vec![chain(&"x".repeat(16))]),
         ok("the longest name", vec![chain(&"x".repeat(255)), set(&"y".repeat(255), V4, None, false)]),
         ok("a base chain asked for without its hook", vec![chain("pre")]),
@@ -265,6 +292,23 @@ fn refused() -> Vec<Case> {
             vec![rule("a", vec![daddr(0), lookup("plain", LookupInto::Reg(Reg(0)), false)])],
             0,
             EINVAL,
+        ),
+        no("no set to fill", vec![rule("a", dynset("nope", DynsetOp::Update, false, false))], 0, ENOENT),
+        no("a map to fill without data", vec![rule("a", dynset("values", DynsetOp::Update, false, false))], 0, EINVAL),
+        no("a set to fill with data", vec![rule("a", dynset("plain", DynsetOp::Update, true, false))], 0, EOPNOTSUPP),
+        no("verdicts to fill", vec![rule("a", dynset("verdicts", DynsetOp::Update, true, false))], 0, EOPNOTSUPP),
+        no("ranges to fill", vec![rule("a", dynset("cidrs", DynsetOp::Update, false, false))], 0, EOPNOTSUPP),
+        no(
+            "a lifetime where there is none",
+            vec![rule("a", dynset("plain", DynsetOp::Update, false, true))],
+            0,
+            EINVAL,
+        ),
+        no(
+            "a set of the same name that rules fill",
+            vec![learned(), set("learned", V4, Some(SetData::Value(vec![DataType::Ipv4Addr])), false)],
+            1,
+            EEXIST,
         ),
         no("no chain to delete", vec![R::ChainDel(t(), "nope".into())], 0, ENOENT),
         no("no chain to flush", vec![R::ChainFlush(t(), "nope".into())], 0, ENOENT),

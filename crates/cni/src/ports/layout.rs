@@ -104,7 +104,7 @@ impl SetName {
             Self::Near(..) => ([&[addr, addr], &port[..]].concat(), None),
         };
         let data = data.map(SetData::Value);
-        Set { name: self.to_string(), key, data, interval: false, constant: false, timeout: false }
+        Set { name: self.to_string(), key, data, interval: false, constant: false, timeout: false, dynamic: None }
     }
 }
 

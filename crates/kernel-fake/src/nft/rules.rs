@@ -2,9 +2,9 @@
 
 use kernel_api::errno;
 use kernel_api::nft::CtKey;
-use kernel_api::nft::{Chain, ChainKind, Expr, Hook, HookPoint, LookupInto, MetaKey, Reg, Rule, Verdict};
+use kernel_api::nft::{Chain, ChainKind, Expr, Hook, HookPoint, LookupInto, MetaKey, Reg, Rule, SetData, Verdict};
 
-use super::state::{State, check_lookup};
+use super::state::{State, check_lookup, padded};
 
 /// `EMLINK`: what the kernel says to chains that call each other too deep, or in a circle.
 const EMLINK: i32 = 31;
@@ -83,6 +83,23 @@ pub(super) fn check(t: &State, rule: &Rule) -> Result<(), i32> {
                 }
                 if let Some(r) = port {
                     regs.load(*r, 2)?;
+                }
+            }
+            Expr::Dynset { set, key, data, timeout, .. } => {
+                let s = t.sets.get(set).ok_or(errno::ENOENT)?;
+                // Sets of ranges take no elements from packets, nor does one without lifetimes take any with one.
+                if s.set.interval || timeout.is_some() && !s.set.timeout {
+                    return Err(errno::EOPNOTSUPP);
+                }
+                if s.set.constant {
+                    return Err(errno::EBUSY);
+                }
+                regs.load(*key, s.key_len())?;
+                match (data, &s.set.data) {
+                    (None, None) => {}
+                    (Some(r), Some(SetData::Value(v))) => regs.load(*r, padded(v))?,
+                    (Some(_), _) => return Err(errno::EOPNOTSUPP),
+                    (None, Some(_)) => return Err(errno::EINVAL),
                 }
             }
             Expr::Masquerade { .. } | Expr::Reject(_) | Expr::Counter | Expr::Notrack => {}

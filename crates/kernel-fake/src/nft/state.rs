@@ -41,19 +41,21 @@ pub(super) struct State {
 
 impl State {
     pub fn dump(&self) -> Table {
-        let element = |((key, key_end), (data, comment)): (&ElementKey, &Held)| Element {
-            key: key.clone(),
-            key_end: key_end.clone(),
-            data: data.clone(),
-            comment: comment.clone(),
-        };
         Table {
             flags: self.flags,
             chains: self.chains.clone(),
             sets: self.sets.values().map(|s| s.set.clone()).collect(),
-            elements: self.sets.iter().map(|(n, s)| (n.clone(), s.elements.iter().map(element).collect())).collect(),
+            elements: self
+                .sets
+                .iter()
+                .map(|(n, s)| (n.clone(), if s.set.dynamic.is_some() { Vec::new() } else { s.list() }))
+                .collect(),
             rules: self.rules.clone(),
         }
+    }
+
+    pub fn elements(&self, set: &str) -> Vec<Element> {
+        self.sets.get(set).map(SetState::list).unwrap_or_default()
     }
 
     pub fn load(t: Table) -> Self {
@@ -65,6 +67,15 @@ impl State {
             }
         }
         Self { flags: t.flags, chains: t.chains, sets, rules: t.rules }
+    }
+
+    /// Takes over what packets put into dynamic sets that are the same in both.
+    pub fn keep_dynamic(&mut self, mut old: Self) {
+        for (name, s) in self.sets.iter_mut().filter(|(_, s)| s.set.dynamic.is_some()) {
+            if let Some(was) = old.sets.remove(name).filter(|o| o.set == s.set) {
+                s.elements = was.elements;
+            }
+        }
     }
 
     pub fn chain(&self, name: &str) -> Option<&Chain> {
@@ -96,6 +107,16 @@ impl State {
 }
 
 impl SetState {
+    fn list(&self) -> Vec<Element> {
+        let element = |((key, key_end), (data, comment)): (&ElementKey, &Held)| Element {
+            key: key.clone(),
+            key_end: key_end.clone(),
+            data: data.clone(),
+            comment: comment.clone(),
+        };
+        self.elements.iter().map(element).collect()
+    }
+
     pub fn verdicts(&self) -> impl Iterator<Item = &Verdict> {
         self.elements.values().filter_map(|(d, _)| match d {
             Some(ElementData::Verdict(v)) => Some(v),

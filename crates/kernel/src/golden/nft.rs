@@ -50,6 +50,7 @@ fn nf_tables_requests() {
         interval,
         constant: false,
         timeout: false,
+        dynamic: None,
     };
     let e = |key: &[u8], end: Option<&[u8]>, data| Element {
         key: key.to_vec(),

@@ -62,6 +62,8 @@ pub(crate) const SET_DATA_LEN: u16 = 7;
 pub(crate) const SET_DESC: u16 = 9;
 pub(crate) const SET_ID: u16 = 10;
 pub(crate) const SET_USERDATA: u16 = 13;
+/// `NFTA_SET_DESC_SIZE`
+pub(crate) const DESC_SIZE: u16 = 1;
 /// `NFTA_SET_DESC_CONCAT`
 pub(crate) const DESC_CONCAT: u16 = 2;
 /// `NFTA_SET_FIELD_LEN`
@@ -75,6 +77,8 @@ pub(crate) const SET_F_CONSTANT: u32 = 0x2;
 pub(crate) const SET_F_INTERVAL: u32 = 0x4;
 pub(crate) const SET_F_MAP: u32 = 0x8;
 pub(crate) const SET_F_TIMEOUT: u32 = 0x10;
+/// `NFT_SET_EVAL`: rules put elements in.
+pub(crate) const SET_F_EVAL: u32 = 0x20;
 pub(crate) const SET_F_CONCAT: u32 = 0x80;
 /// `NFT_DATA_VERDICT`
 pub(crate) const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;

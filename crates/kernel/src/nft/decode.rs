@@ -81,6 +81,7 @@ pub(crate) fn set(m: &Message<'_>) -> Option<Set> {
         interval: flags & SET_F_INTERVAL != 0,
         constant: flags & SET_F_CONSTANT != 0,
         timeout: flags & SET_F_TIMEOUT != 0,
+        dynamic: (flags & SET_F_EVAL != 0).then(|| a.nested(SET_DESC).get(DESC_SIZE).and_then(be32).unwrap_or(0)),
     })
 }
 

@@ -222,6 +222,7 @@ fn set(b: &mut Builder, s: &Set, id: u32) -> Result<(), Refusal> {
         (s.interval, SET_F_INTERVAL),
         (s.data.is_some(), SET_F_MAP),
         (s.timeout, SET_F_TIMEOUT),
+        (s.dynamic.is_some(), SET_F_EVAL),
         (ranges, SET_F_CONCAT),
     ];
     b.attr_be32(SET_FLAGS, flags.iter().filter(|(on, _)| *on).map(|(_, f)| f).sum());
@@ -238,15 +239,20 @@ fn set(b: &mut Builder, s: &Set, id: u32) -> Result<(), Refusal> {
             b.attr_be32(SET_DATA_LEN, length(f) as u32);
         }
     }
-    if ranges {
+    if ranges || s.dynamic.is_some() {
         let desc = b.open(SET_DESC);
-        let concat = b.open(DESC_CONCAT);
-        for f in &s.key {
-            let n = b.open(LIST_ELEM);
-            b.attr_be32(FIELD_LEN, f.len() as u32);
-            b.close(n);
+        if let Some(size) = s.dynamic {
+            b.attr_be32(DESC_SIZE, size);
         }
-        b.close(concat);
+        if ranges {
+            let concat = b.open(DESC_CONCAT);
+            for f in &s.key {
+                let n = b.open(LIST_ELEM);
+                b.attr_be32(FIELD_LEN, f.len() as u32);
+                b.close(n);
+            }
+            b.close(concat);
+        }
         b.close(desc);
     }
     b.attr_be32(SET_ID, id);

@@ -1,6 +1,8 @@
 //! Expressions and data, to bytes and back. Each kind's writer and reader stand in one order, to be read side by side.
 
-use kernel_api::nft::{CmpOp, CtKey, ElementData, Expr, LookupInto, MetaKey, PayloadBase, Reg, RejectWith, Verdict};
+use kernel_api::nft::{
+    CmpOp, CtKey, DynsetOp, ElementData, Expr, LookupInto, MetaKey, PayloadBase, Reg, RejectWith, Verdict,
+};
 
 use super::consts::*;
 use crate::netlink::{Attrs, Builder, be32, cstr};
@@ -87,6 +89,7 @@ fn name(e: &Expr) -> &str {
         Expr::FibDaddrType { .. } => "fib",
         Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::Nat { .. } => "nat",
+        Expr::Dynset { .. } => "dynset",
         Expr::Masquerade { .. } => "masq",
         Expr::Reject(_) => "reject",
         Expr::Counter => "counter",
@@ -217,6 +220,17 @@ pub(crate) fn put(b: &mut Builder, e: &Expr) {
                 b.attr_be32(1, *flags);
             }
         }
+        Expr::Dynset { set, op, key, data, timeout } => {
+            b.attr_str(1, set);
+            b.attr_be32(3, *op as u32);
+            b.attr_be32(4, reg(*key));
+            if let Some(r) = data {
+                b.attr_be32(5, reg(*r));
+            }
+            if let Some(ms) = timeout {
+                b.attr(6, &ms.to_be_bytes());
+            }
+        }
         Expr::Reject(w) => match w {
             RejectWith::TcpReset => b.attr_be32(1, 1),
             RejectWith::PortUnreachable => {
@@ -332,6 +346,18 @@ fn parse_known(name: &str, a: Attrs<'_>) -> Option<Expr> {
                 flags: num(7).unwrap_or(0) & !NAT_IMPLIED,
             }
         }
+        // No flag, no expression, no id of a set of this transaction; 8 is padding.
+        "dynset" if only(&[1, 3, 4, 5, 6, 8, 9]) && num(9).unwrap_or(0) == 0 => Expr::Dynset {
+            set: a.get(1).and_then(cstr)?.to_owned(),
+            op: [DynsetOp::Update, DynsetOp::Delete].into_iter().find(|o| num(3) == Some(*o as u32))?,
+            key: r(4)?,
+            data: match a.get(5) {
+                Some(_) => Some(r(5)?),
+                None => None,
+            },
+            // The kernel says 0 for none.
+            timeout: a.get(6).and_then(|b| b.first_chunk()).map(|c| u64::from_be_bytes(*c)).filter(|ms| *ms > 0),
+        },
         "masq" if only(&[1]) => Expr::Masquerade { flags: num(1).unwrap_or(0) },
         "reject" => match (num(1)?, a.get(2).and_then(|b| b.first())) {
             (1, _) => Expr::Reject(RejectWith::TcpReset),

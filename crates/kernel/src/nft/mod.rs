@@ -133,7 +133,8 @@ impl Nftables {
         })?;
         let mut elements = Vec::with_capacity(sets.len());
         for s in &sets {
-            elements.push((s.name.clone(), self.read_elements(table, s)?));
+            let of = if s.dynamic.is_some() { Vec::new() } else { self.read_elements(table, s)? };
+            elements.push((s.name.clone(), of));
         }
         let rules: Vec<Rule> = self.dump(GETRULE, NEWRULE, &names, &mut |m| {
             decode::is_of(m, RULE_TABLE, table).then(|| decode::rule(m)).flatten()
@@ -258,6 +259,18 @@ impl Nft for Nftables {
         }
         Err(Refusal { errno: libc::EINTR, message: Some("commits by others overtook every reading".into()) }
             .of(name, None))
+    }
+
+    fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError> {
+        let name = format!("list set inet {table} {set}");
+        let names = [(SET_TABLE, table.as_str()), (SET_NAME, set)];
+        let found = self.get(GETSET, NEWSET, &names, &mut decode::set).map_err(|r| r.of(&name, None))?;
+        match found.map(|s| self.read_elements(table.as_str(), &s)) {
+            None => Ok(Vec::new()),
+            // Deleted meanwhile.
+            Some(Err(r)) if r.errno == libc::ENOENT => Ok(Vec::new()),
+            Some(r) => r.map_err(|r| r.of(&name, None)),
+        }
     }
 
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {

@@ -219,6 +219,7 @@ fn sets() -> Vec<Set> {
         interval: false,
         constant: false,
         timeout: false,
+        dynamic: None,
     };
     let hash = || Some(SetData::Value(vec![Mark, Mark]));
     vec![
