@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on has failed
 
 mod common;
+#[path = "pools/modes.rs"]
+mod modes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

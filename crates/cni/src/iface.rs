@@ -12,6 +12,8 @@ use types::{Cidr, Family, IfName, Mac};
 use crate::result::RouteConf;
 use crate::{CniResult, Code, Error, Interface, Machine, Netns, bad};
 
+/// `RT_SCOPE_LINK` (`rtm_scope`, include/uapi/linux/rtnetlink.h).
+pub(crate) const LINK: u8 = 253;
 /// Names that are tried for a host end.
 const NAMES: u64 = 10;
 
@@ -198,8 +200,11 @@ pub fn routes(ifname: &IfName, result: &CniResult, how: How) -> Result<Vec<Route
             let gw = i.gateway.ok_or_else(says)?;
             let src = Some(i.address.addr);
             out.push(Route { src, ..Route::new(Cidr::host(gw), RouteTo::Link(ifname.clone())) });
-            let via = RouteTo::via(gw, ifname.clone());
-            out.push(Route { src, ..Route::new(i.address.network(), via) });
+            // Nobody else is in a network of one.
+            if i.address.network() != Cidr::host(i.address.addr) {
+                let via = RouteTo::via(gw, ifname.clone());
+                out.push(Route { src, ..Route::new(i.address.network(), via) });
+            }
         }
     }
     for r in &result.routes {
@@ -214,7 +219,6 @@ fn gateway(result: &CniResult, family: Family) -> Option<IpAddr> {
 
 fn route(ifname: &IfName, r: &RouteConf, usual: Option<IpAddr>) -> Route {
     // A route whose scope is the link has no gateway, and the usual one is none either.
-    const LINK: u8 = 253;
     let gw = r.gw.or(usual.filter(|_| r.scope != Some(LINK)));
     let to = gw.map_or_else(|| RouteTo::Link(ifname.clone()), |gw| RouteTo::via(gw, ifname.clone()));
     let mut out = Route::new(r.dst, to);

@@ -12,7 +12,7 @@ use crate::args::parse_args;
 use crate::fields::{Fields, bad};
 use crate::result::{CniResult, Ip, IpNet, RouteConf};
 use crate::skel::{Context, Plugin};
-use crate::{Code, Error};
+use crate::{Code, Error, iface, plan};
 
 /// See the module.
 pub struct SeawayIpam;
@@ -20,8 +20,35 @@ pub struct SeawayIpam;
 /// `ipam.type`.
 pub const IPAM_TYPE: &str = "seaway-ipam";
 
+/// What leads out of an interface whose address is of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gateway {
+    /// The node, by the gateway of mode `routed`: the address is a host's.
+    Node,
+    /// Nothing but the interface: the node's own table leads what the pod sends (`ipvlan` in mode `l3`).
+    None,
+    /// The router of the network that the pool is a part of; the address has that network's length.
+    Wire,
+}
+
+impl Gateway {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::None => "none",
+            Self::Wire => "wire",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Node, Self::None, Self::Wire].into_iter().find(|g| g.as_str() == text)
+    }
+}
+
 struct Conf {
     ranges: Vec<Cidr>,
+    /// Of Seaway's own modes.
+    pools: Option<(PathBuf, Gateway)>,
     data_dir: PathBuf,
 }
 
@@ -32,7 +59,15 @@ impl Conf {
         if !data_dir.starts_with('/') {
             return Err(bad(format!("ipam.dataDir is {data_dir:?}: an absolute path is needed")));
         }
-        Ok(Self { ranges: f.parsed_list("ranges")?, data_dir: data_dir.into() })
+        let pools = match (f.text("pools")?, f.text("gateway")?) {
+            (None, None) => None,
+            (Some(file), Some(g)) if file.starts_with('/') => {
+                let says = || bad(format!("ipam.gateway is {g:?}: node, none or wire is needed"));
+                Some((file.into(), Gateway::parse(g).ok_or_else(says)?))
+            }
+            _ => return Err(bad("ipam.pools and ipam.gateway go together: the first is an absolute path")),
+        };
+        Ok(Self { ranges: f.parsed_list("ranges")?, pools, data_dir: data_dir.into() })
     }
 }
 
@@ -44,9 +79,15 @@ impl<M: Machine> Plugin<M> for SeawayIpam {
         let record = match known {
             // Seaway's own: it asked for them already, and holds the attachment's lock.
             Some(r) if !r.delegates.is_empty() => r,
+            _ if conf.pools.is_some() => {
+                return Err(bad("ipam.pools is for the wiring modes of Seaway's own plugin: give ipam.ranges"));
+            }
             _ => allocate(cx, &conf)?,
         };
-        Ok(result(&record, &conf.ranges))
+        match &conf.pools {
+            Some((file, gateway)) => of_pools(&record, &ipam::Pools::read(file)?.unwrap_or_default(), *gateway),
+            None => Ok(result(&record, &conf.ranges)),
+        }
     }
 
     fn del(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
@@ -112,4 +153,47 @@ fn result(record: &Record, ranges: &[Cidr]) -> CniResult {
         out.routes.push(RouteConf::new(Cidr::any(Family::of(addr)), None));
     }
     out
+}
+
+/// The record's addresses, of pools, and what leads out.
+fn of_pools(record: &Record, pools: &ipam::Pools, gateway: Gateway) -> Result<CniResult, Error> {
+    let mut out = CniResult::default();
+    for &addr in &record.addresses {
+        let family = Family::of(addr);
+        let (underlay, everywhere) = (pools.underlay(addr), Cidr::any(family));
+        let (len, gw) = match (gateway, underlay) {
+            (Gateway::Wire, Some(u)) => (u.subnet.len(), u.gateway),
+            (Gateway::Wire, None) => {
+                let says = format!(
+                    "{addr} is of no IPPool with spec.underlay (any more): nothing says of which network it is"
+                );
+                return Err(bad(says));
+            }
+            (Gateway::Node, None) => (family.bits(), Some(plan::gateway(addr))),
+            (Gateway::None, None) => (family.bits(), None),
+            (_, Some(u)) => {
+                return Err(bad(format!(
+                    "{addr} is of the network {} outside, to which the node does not lead",
+                    u.subnet
+                )));
+            }
+        };
+        out.ips.push(Ip { interface: None, address: IpNet { addr, len }, gateway: gw });
+        match (gateway, gw) {
+            (Gateway::Node, Some(gw)) => {
+                if addr.is_ipv4() {
+                    out.routes.push(on_link(Cidr::host(gw)));
+                }
+                out.routes.push(RouteConf::new(everywhere, Some(gw)));
+            }
+            (Gateway::None, _) => out.routes.push(on_link(everywhere)),
+            (_, Some(gw)) => out.routes.push(RouteConf::new(everywhere, Some(gw))),
+            (_, None) => {}
+        }
+    }
+    Ok(out)
+}
+
+fn on_link(dst: Cidr) -> RouteConf {
+    RouteConf { scope: Some(iface::LINK), ..RouteConf::new(dst, None) }
 }

@@ -25,6 +25,7 @@ mod gc;
 pub mod iface;
 mod ipam_call;
 mod ipam_plugin;
+mod led;
 pub mod masq;
 mod networks;
 mod observe;

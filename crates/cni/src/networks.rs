@@ -16,9 +16,10 @@ use types::{Cidr, Family, IfName, Mac};
 
 use crate::args::{Call, Command, Env};
 use crate::config::NetConf;
+use crate::ipam_plugin::Gateway;
 use crate::result::CniResult;
 use crate::skel::{Context, Registry};
-use crate::{Code, Error, IPAM_TYPE, gc};
+use crate::{Code, Error, IPAM_TYPE, gc, led};
 
 /// What is to be run for an attachment, in order; empty for mode `routed` and one network.
 pub(crate) fn delegates(
@@ -82,7 +83,19 @@ fn wired(conf: &NetConf, wiring: &Wiring, mac: Option<Mac>) -> Map<String, Value
     out.insert("type".into(), wiring.mode.as_str().into());
     // All that is needed, and what plugins of anybody's making speak.
     out.insert("cniVersion".into(), crate::Version::V1_0_0.as_str().into());
-    out.entry("ipam").or_insert_with(|| json!({"type": IPAM_TYPE, "ranges": conf.ranges, "dataDir": conf.data_dir}));
+    out.entry("ipam").or_insert_with(|| match &conf.pools {
+        None => json!({"type": IPAM_TYPE, "ranges": conf.ranges, "dataDir": conf.data_dir}),
+        Some(file) => {
+            let gateway = if wiring.on_wire() {
+                Gateway::Wire
+            } else if wiring.mode == Mode::Ipvlan {
+                Gateway::None
+            } else {
+                Gateway::Node
+            };
+            json!({"type": IPAM_TYPE, "pools": file, "gateway": gateway.as_str(), "dataDir": conf.data_dir})
+        }
+    });
     if let Some(mac) = mac {
         out.insert("runtimeConfig".into(), json!({"mac": mac.to_string()}));
     }
@@ -134,6 +147,7 @@ pub(crate) fn attach<M: Machine>(cx: &mut Context<'_, M>, record: &mut Record) -
         prev = result.or(prev);
         if d.ifname == *first && &*d.kind == Mode::Bridge.as_str() {
             beside_other_modes(cx, &d.conf)?;
+            led::lead(cx, &d.conf, &record.addresses).map_err(|e| named(d, e))?;
         }
         if d.last {
             d.result = prev.take().map(|r| r.write(crate::Version::NEWEST));
@@ -219,7 +233,11 @@ fn detach<M: Machine>(cx: &mut Context<'_, M>, record: &Record) -> Result<(), Er
         if prev.is_none() && !cx.has_plugin(&d.kind) {
             continue;
         }
-        if let Err(e) = delegated(cx, d, conf, Command::Del, &record.key.ifname) {
+        let mut done = delegated(cx, d, conf, Command::Del, &record.key.ifname).map(drop);
+        if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
+            done = done.and(led::forget(cx, &d.conf, &record.addresses));
+        }
+        if let Err(e) = done {
             failed = failed.or(Some(named(d, e)));
         }
     }
@@ -237,6 +255,9 @@ pub(crate) fn check<M: Machine>(cx: &mut Context<'_, M>, record: &Record) -> Res
         let last = record.delegates.iter().skip(i).find(|d| d.last);
         let conf = with_prev(d, last.and_then(|l| l.result.as_ref()), cx);
         delegated(cx, d, conf, Command::Check, &record.key.ifname).map_err(|e| named(d, e))?;
+        if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
+            led::check(cx, &d.conf, &record.addresses).map_err(|e| named(d, e))?;
+        }
     }
     Ok(())
 }

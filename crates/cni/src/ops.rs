@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use intent::{Mode, PodSpec};
+use intent::PodSpec;
 use ipam::{Ask, Journal, Key, KeyLock, PodRef, Record, Request};
 use kernel_api::rt::{ROUTE_PROTOCOL, RouteTo, RtRequest, SetLink};
 use kernel_api::{RequestError, Rtnetlink, errno};
@@ -127,14 +127,6 @@ fn add<M: Machine>(
     let other = spec.default_network.is_some();
     let own = !other && !wiring.options.contains_key("ipam");
     let ranges = if own { &conf.ranges[..] } else { &[][..] };
-    if own && conf.pools.is_some() && wiring.mode != Mode::Routed {
-        let msg = format!(
-            "mode {} needs a range with a gateway in it, and addresses of pools are single ones: use mode routed with address \
-             pools, or give the mode's options an ipam of their own",
-            wiring.mode.as_str()
-        );
-        return Err(Error::new(Code::InvalidConfig, msg));
-    }
     let requested = if other { &[][..] } else { requested };
     let request = Request {
         key,

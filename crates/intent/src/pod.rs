@@ -56,6 +56,26 @@ pub struct Wiring {
     pub options: BTreeMap<String, Value>,
 }
 
+impl Wiring {
+    /// Whether the interface is a station of its own on the network that its parent is on, so that its addresses must be
+    /// of that network: nobody is told that the node leads to them.
+    #[must_use]
+    pub fn on_wire(&self) -> bool {
+        match self.mode {
+            Mode::Routed | Mode::Bridge | Mode::Ptp => false,
+            Mode::Macvlan => true,
+            // In modes l3 and l3s the node's own table leads its packets, and others must know the way.
+            Mode::Ipvlan => !matches!(self.options.get("mode").and_then(Value::as_str), Some("l3" | "l3s")),
+        }
+    }
+
+    /// Whether its options say where its addresses come from.
+    #[must_use]
+    pub fn has_own_ipam(&self) -> bool {
+        self.options.contains_key("ipam")
+    }
+}
+
 /// Ways to wire an interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -39,7 +39,7 @@ pub use error::IpamError;
 pub use extras::{Limits, PortMapping, Rate};
 pub use journal::{Ask, Journal, Request, boot_id, parse, read, read_settled};
 pub use lock::KeyLock;
-pub use pools::{POOLS, PoolRanges, Pools};
+pub use pools::{POOLS, PoolRanges, Pools, Underlay};
 pub use record::{Delegate, Key, PodRef, Record};
 
 /// Where the journal is unless the configuration says otherwise. On a tmpfs on every distribution with systemd.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,20 @@ pub struct PoolRanges {
     /// What to wait for when all are used, for a person; empty: nothing is under way.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub wait: Box<str>,
+    /// The network outside that the range is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<Underlay>,
+}
+
+/// A network outside the cluster, for interfaces that are stations of it themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Underlay {
+    /// What its stations take for on-link.
+    pub subnet: Cidr,
+    /// Its router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
 }
 
 impl Default for Pools {
@@ -66,14 +81,28 @@ impl Pools {
         };
         let mut bytes = Vec::new();
         file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| IpamError::io("read", path, e))?;
+        Self::parse(&bytes).map(Some).map_err(bad)
+    }
+
+    /// Reads the file's bytes.
+    ///
+    /// # Errors
+    /// Why they are not what an agent of this version writes.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         if bytes.len() as u64 > MAX_BYTES {
-            return Err(bad(format!("it has more than {MAX_BYTES} bytes")));
+            return Err(format!("it has more than {MAX_BYTES} bytes"));
         }
-        let pools: Self = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        let pools: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if pools.version != FORMAT {
-            return Err(bad(format!("it is of format {}, this binary reads format {FORMAT}", pools.version)));
+            return Err(format!("it is of format {}, this binary reads format {FORMAT}", pools.version));
         }
-        Ok(Some(pools))
+        Ok(pools)
+    }
+
+    /// The network outside that an address is of, if it is of a pool that has one.
+    #[must_use]
+    pub fn underlay(&self, addr: IpAddr) -> Option<Underlay> {
+        self.pools.values().find(|p| p.cidr.contains(addr)).and_then(|p| p.underlay)
     }
 
     /// What an attachment that asks for the pools of these names, or for none, may be given.

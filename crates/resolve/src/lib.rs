@@ -26,6 +26,7 @@ use types::{Cidr, Mac, NodeName};
 pub use events::{Event, Object, Parsed, apply};
 pub use intent::Backend;
 pub use parse::{parse, parse_as};
+pub use pods::wiring_of;
 pub use problem::Problem;
 pub use services::unusable_endpoint;
 pub use settings::Settings;

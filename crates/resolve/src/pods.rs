@@ -81,6 +81,14 @@ pub(crate) fn fill(
     }
 }
 
+/// How a pod is wired. A pod whose annotations say it wrongly is wired in no way; it is as if it said nothing.
+#[must_use]
+pub fn wiring_of(snapshot: &ClusterSnapshot, name: &ObjectName, pod: &Pod) -> Wiring {
+    let namespace = snapshot.namespaces.get(&name.namespace).map(|n| &n.asks);
+    let said = wiring(&Notes { name, own: &pod.asks, namespace }).ok().flatten();
+    said.unwrap_or_else(|| snapshot.settings.wiring.clone())
+}
+
 /// The UID that a runtime says in `K8S_POD_UID`.
 fn uid(pod: &Pod) -> Box<str> {
     pod.asks.get(MIRROR).map_or_else(|| pod.uid.clone(), Into::into)
@@ -121,14 +129,29 @@ fn addresses(
             None => Ok(spec),
         };
     }
+    let usual = &snapshot.settings.wiring;
+    let wiring = spec.wiring.as_ref().unwrap_or(usual);
     let choice = match snapshot.settings.ipam {
-        Ipam::Pools => choose(snapshot, &intent.node, &name.namespace, asked),
+        Ipam::Pools => choose(snapshot, &intent.node, &name.namespace, asked, wiring),
         Ipam::NodeCidr => of_node_ranges(snapshot, intent, asked),
     };
     let choice = choice.map_err(|all| match all.into_iter().next() {
         Some((key, why)) => wrong(&key, why),
         None => wrong("seaway.io/ip-addrs", "cannot be honoured".into()),
     })?;
+    let none = choice.v4.is_empty() && choice.v6.is_empty() && choice.outside.is_empty();
+    // A pod without pools of its own is given those of the cluster's mode.
+    if snapshot.settings.ipam == Ipam::Pools && none && !wiring.has_own_ipam() && (wiring.on_wire() || usual.on_wire())
+    {
+        let needs = if wiring.on_wire() { "with" } else { "without" };
+        let why = format!(
+            "{}: no IPPool {needs} spec.underlay gives addresses to Namespace {} on Node {}: make one, or widen a selector",
+            wiring.mode.as_str(),
+            name.namespace,
+            intent.node
+        );
+        return Err(wrong(MODE, why));
+    }
     spec.pools = choice.v4.into_iter().chain(choice.v6).collect();
     spec.outside_ipam = !choice.outside.is_empty();
     spec.addresses = if spec.outside_ipam { choice.outside } else { choice.fixed };

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{cluster, node, on_node1, settings};
-use intent::Reach;
+use intent::{Mode, Reach, Wiring};
 use resolve::pools::{Choice, IpBlock, Notes, choose, default_choice, read_notes};
 use serde_json::{Value, json};
 use types::Cidr;
@@ -114,7 +114,7 @@ fn world() -> Vec<Value> {
 #[test]
 fn who_asks_for_nothing_gets_what_fits() {
     let s = cluster(&world());
-    let on = |node: &str, ns: Option<&str>| default_choice(&s, &node.parse().unwrap(), ns);
+    let on = |node: &str, ns: Option<&str>| default_choice(&s, &node.parse().unwrap(), ns, &Wiring::default());
     let of = |v4: &[&str]| Choice { v4: names(v4), v6: names(&["six"]), ..Choice::default() };
     assert_eq!(on("node1", None), of(&["a"]));
     assert_eq!(on("node2", Some("plain")), of(&["a", "b"]));
@@ -123,7 +123,7 @@ fn who_asks_for_nothing_gets_what_fits() {
     let mut config = world();
     config[0]["data"]["ipPools"] = "10.3.0.0/24, nope".into();
     let s = cluster(&config);
-    assert_eq!(default_choice(&s, &"node1".parse().unwrap(), Some("plain")), of(&["d"]));
+    assert_eq!(default_choice(&s, &"node1".parse().unwrap(), Some("plain"), &Wiring::default()), of(&["d"]));
 }
 
 fn asks(pairs: &[(&str, &str)]) -> Notes {
@@ -133,7 +133,8 @@ fn asks(pairs: &[(&str, &str)]) -> Notes {
 #[test]
 fn a_pod_beats_its_namespace() {
     let s = cluster(&world());
-    let of = |ns: &str, pairs: &[(&str, &str)]| choose(&s, &"node2".parse().unwrap(), ns, &asks(pairs));
+    let of =
+        |ns: &str, pairs: &[(&str, &str)]| choose(&s, &"node2".parse().unwrap(), ns, &asks(pairs), &Wiring::default());
     let got = of("picky", &[("seaway.io/ipv4pools", r#"["b", "10.0.0.0/24"]"#)]).unwrap();
     assert_eq!((got.v4, got.v6), (names(&["b", "a"]), names(&["six"])));
     assert_eq!(of("picky", &[]).unwrap().v4, names(&["d"]));
@@ -157,12 +158,46 @@ fn each_wrong_use_is_refused_with_the_reason() {
         ("plain", "seaway.io/ip-addrs-no-ipam", "10.9.0.1", "not allowed: set addressesOutsideIPAM"),
         ("plain", "seaway.io/ip-addrs", "x", "is no IP address"),
     ] {
-        let wrong = choose(&s, &"node1".parse().unwrap(), ns, &asks(&[(key, value)])).unwrap_err();
+        let wrong = choose(&s, &"node1".parse().unwrap(), ns, &asks(&[(key, value)]), &Wiring::default()).unwrap_err();
         assert!(wrong.len() == 1 && &*wrong[0].0 == key && wrong[0].1.contains(why), "{value}: {wrong:?}");
     }
     let both = asks(&[("seaway.io/ip-addrs", "10.0.0.9"), ("seaway.io/ipv4pools", "d")]);
-    let wrong = choose(&s, &"node1".parse().unwrap(), "plain", &both).unwrap_err();
+    let wrong = choose(&s, &"node1".parse().unwrap(), "plain", &both, &Wiring::default()).unwrap_err();
     assert!(wrong[0].1.contains("none of the pools that the pod asks for"), "{wrong:?}");
+}
+
+#[test]
+fn a_mode_on_the_wire_has_pools_of_that_wire_and_the_others_have_the_others() {
+    let mut all = world();
+    all[0]["data"]["addressesOutsideIPAM"] = "true".into();
+    let wire = json!({"underlay": {"subnet": "192.168.5.0/24", "gateway": "192.168.5.1"}});
+    all.push(pool("wire", "192.168.5.0/25", wire));
+    let s = cluster(&all);
+    let node1 = "node1".parse().unwrap();
+    let wiring = |mode: Mode, options: Value| Wiring { mode, options: serde_json::from_value(options).unwrap() };
+    let v4 = |w: &Wiring| default_choice(&s, &node1, Some("plain"), w).v4;
+    assert_eq!(v4(&wiring(Mode::Bridge, json!({}))), names(&["a"]));
+    assert_eq!(v4(&wiring(Mode::Ipvlan, json!({"mode": "l3s"}))), names(&["a"]));
+    assert_eq!(v4(&wiring(Mode::Ipvlan, json!({}))), names(&["wire"]));
+    let macvlan = wiring(Mode::Macvlan, json!({"master": "eth1"}));
+    assert_eq!(v4(&macvlan), names(&["wire"]));
+    for (key, value, wiring, why) in [
+        ("seaway.io/ipv4pools", "wire", &Wiring::default(), "is of the network 192.168.5.0/24 outside"),
+        ("seaway.io/ipv4pools", "a", &macvlan, "IPPool a is of none: set its spec.underlay"),
+        ("seaway.io/ip-addrs", "192.168.5.1", &macvlan, "is the router's of IPPool wire's network"),
+        ("seaway.io/ip-addrs", "192.168.5.0", &macvlan, "names the network itself"),
+        ("seaway.io/ip-addrs-no-ipam", "172.16.0.9", &macvlan, "nothing says of which network it is"),
+    ] {
+        let wrong = choose(&s, &node1, "plain", &asks(&[(key, value)]), wiring).unwrap_err();
+        assert!(wrong.len() == 1 && &*wrong[0].0 == key && wrong[0].1.contains(why), "{value}: {wrong:?}");
+    }
+    // Nodes lead to none of its blocks, and pods that send there take the node's address.
+    all.push(block("192.168.5.0/26", "wire", "node2", &[]));
+    all.push(block("10.0.0.0/26", "a", "node2", &[]));
+    let r = on_node1(&all);
+    let given: Vec<Cidr> = routes(&r, "node2").into_iter().map(|(c, _)| c).collect();
+    assert_eq!(given, cidrs(&["10.0.0.0/26"]));
+    assert!(!r.intent.cluster_cidrs.iter().any(|c| c.overlaps(&"192.168.5.0/24".parse().unwrap())));
 }
 
 #[test]
@@ -172,7 +207,10 @@ fn an_address_of_no_pool_where_it_is_allowed() {
     all.push(block("172.16.0.9/32", "", "node1", &[]));
     all.push(block("172.16.0.10/32", "", "node2", &[]));
     let s = cluster(&all);
-    let of = |a: &str| choose(&s, &"node1".parse().unwrap(), "plain", &asks(&[("seaway.io/ip-addrs-no-ipam", a)]));
+    let of = |a: &str| {
+        let asks = asks(&[("seaway.io/ip-addrs-no-ipam", a)]);
+        choose(&s, &"node1".parse().unwrap(), "plain", &asks, &Wiring::default())
+    };
     let got = of("172.16.0.9").unwrap();
     assert_eq!((got.v4.len(), got.v6.len(), got.outside), (0, 0, vec!["172.16.0.9".parse().unwrap()]));
     assert!(of("10.0.0.9").unwrap_err()[0].1.contains("lies in IPPool a: ask for it with seaway.io/ip-addrs"));

@@ -251,9 +251,11 @@ fn file(s: &ClusterSnapshot, node: &NodeName, step: &Step) -> ipam::Pools {
                 None => format!("the agent claims a block of IPPool {name}, or borrows an address: try again"),
             },
         };
-        out.pools.insert(name.into(), ipam::PoolRanges { cidr, ranges, wait: wait.into() });
+        let underlay = pool.and_then(|p| p.underlay);
+        let underlay = underlay.map(|u| ipam::Underlay { subnet: u.subnet, gateway: u.gateway });
+        out.pools.insert(name.into(), ipam::PoolRanges { cidr, ranges, wait: wait.into(), underlay });
     }
-    let choice = default_choice(s, node, None);
+    let choice = default_choice(s, node, None, &s.settings.wiring);
     out.default = choice.v4.into_iter().chain(choice.v6).collect();
     out
 }

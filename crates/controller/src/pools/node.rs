@@ -136,7 +136,8 @@ impl<'a> Pass<'a> {
             .chain(nodes.flat_map(resolve::Node::addresses).map(Cidr::host))
             .chain(snapshot.services.values().flat_map(|s| s.cluster_ips.iter().map(|ip| Cidr::host(*ip))))
             .collect();
-        let reserved = snapshot.reservations.values().flat_map(|r| r.cidrs.iter().copied()).collect();
+        let withheld = snapshot.pools.values().filter_map(|p| p.underlay).flat_map(|u| u.withheld());
+        let reserved = snapshot.reservations.values().flat_map(|r| r.cidrs.iter().copied()).chain(withheld).collect();
         keeper.avoid.retain(|_, until| *until > now);
         Self {
             keeper,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use resolve::ClusterSnapshot;
 use resolve::pools::{Choice, choose, default_choice};
 use resolve::settings::Ipam;
+use resolve::wiring_of;
 use types::{Family, NodeName, ObjectName};
 
 use super::Want;
@@ -31,7 +32,8 @@ pub fn wants(snapshot: &ClusterSnapshot, node: &NodeName, attached: &BTreeSet<Ob
             None => out.push(Want { pools: pools.to_vec(), waiting, spare, fixed }),
         }
     };
-    let usual = default_choice(snapshot, node, None);
+    let usual = &snapshot.settings.wiring;
+    let usual = if usual.has_own_ipam() { Choice::default() } else { default_choice(snapshot, node, None, usual) };
     for family in Family::BOTH {
         put(usual.pools(family), 0, spare(snapshot, usual.pools(family)), None);
     }
@@ -44,9 +46,13 @@ pub fn wants(snapshot: &ClusterSnapshot, node: &NodeName, attached: &BTreeSet<Ob
             && !attached.contains(name)
     });
     for (name, pod) in waiting {
+        let wiring = wiring_of(snapshot, name, pod);
+        if wiring.has_own_ipam() {
+            continue;
+        }
         let choice = match pod.notes.as_deref() {
-            Some(notes) => choose(snapshot, node, &name.namespace, notes).unwrap_or_default(),
-            None => default_choice(snapshot, node, Some(&name.namespace)),
+            Some(notes) => choose(snapshot, node, &name.namespace, notes, &wiring).unwrap_or_default(),
+            None => default_choice(snapshot, node, Some(&name.namespace), &wiring),
         };
         let Choice { fixed, .. } = &choice;
         for family in Family::BOTH {
@@ -63,8 +69,11 @@ pub(super) fn outside(snapshot: &ClusterSnapshot, node: &NodeName) -> BTreeSet<I
     if s.ipam != Ipam::Pools || !s.outside_addresses {
         return BTreeSet::new();
     }
-    let here = snapshot.pods.values().filter(|p| p.node.as_ref() == Some(node) && !p.host_network && !p.phase.ended());
-    let named = here.filter_map(|p| p.notes.as_deref()).filter(|n| n.wrong.is_empty()).flat_map(|n| &n.outside);
+    let here = snapshot.pods.iter().filter(|(name, p)| {
+        let has = p.node.as_ref() == Some(node) && !p.host_network && !p.phase.ended() && p.notes.is_some();
+        has && !wiring_of(snapshot, name, p).on_wire()
+    });
+    let named = here.filter_map(|(_, p)| p.notes.as_deref()).filter(|n| n.wrong.is_empty()).flat_map(|n| &n.outside);
     named.filter(|a| !snapshot.pools.values().any(|p| p.cidr.contains(**a))).copied().collect()
 }
 

@@ -128,11 +128,16 @@ pub fn addresses<M: Machine>(
 /// One gateway's address. IPv4 has one; IPv6 several, of different networks.
 fn address(rt: &mut impl Rtnetlink, conf: &Conf, on: &Link, want: IpNet) -> Result<(), Error> {
     let (net, mut out) = (want.network(), Vec::new());
+    // The gateway of single addresses is in no network, so it is in nobody's way, and nobody in its.
+    let apart = |a: std::net::IpAddr| a == cni::plan::GATEWAY_V4 || a == cni::plan::GATEWAY_V6;
     for a in rt.addresses()?.into_iter().filter(|a| a.link == on.name && Family::of(a.addr) == net.family()) {
         if a.addr == want.addr && a.prefix_len == want.len {
             return Ok(());
         }
         let have = Cidr::new(a.addr, a.prefix_len).unwrap_or(Cidr::host(a.addr));
+        if apart(want.addr) || apart(a.addr) {
+            continue;
+        }
         let clash = want.addr.is_ipv4() || have.contains(want.addr) || net.contains(a.addr);
         if clash && !conf.force_address {
             let says = format!(

@@ -3,7 +3,9 @@
 use types::Cidr;
 
 use super::at::At;
-use crate::pools::{BLOCK_SIZE, FINALIZER, IpBlock, IpPool, IpReservation, Lent, Request, default_block_size};
+use crate::pools::{
+    BLOCK_SIZE, FINALIZER, IpBlock, IpPool, IpReservation, Lent, Request, Underlay, default_block_size,
+};
 use crate::selector::{Expression, Operator, Selector};
 
 /// The largest number of addresses that a block may have, as a power of two: nodes go through a block one by one.
@@ -94,6 +96,7 @@ pub(super) fn pool(root: &At<'_>) -> Option<IpPool> {
         }
     }
     let (adopted, finalizers) = has_finalizer(&metadata);
+    let at = spec.get("underlay");
     Some(IpPool {
         uid: metadata.get("uid").boxed(),
         created: metadata.get("creationTimestamp").boxed(),
@@ -106,12 +109,29 @@ pub(super) fn pool(root: &At<'_>) -> Option<IpPool> {
         namespace_selector: selector(&spec.get("namespaceSelector")),
         automatic,
         strict_affinity: spec.get("strictAffinity").bool().unwrap_or(false),
+        underlay: if at.is_set() { Some(underlay(&at, cidr)?) } else { None },
         nat_outgoing: spec.get("natOutgoing").bool(),
         adopted,
         finalizers,
         terminating: metadata.get("deletionTimestamp").is_set(),
         status: root.get("status").value().clone(),
     })
+}
+
+fn underlay(at: &At<'_>, cidr: Cidr) -> Option<Underlay> {
+    let field = at.get("subnet");
+    let subnet: Cidr = needed(&field, field.parse(), "the network that the range is of, e.g. 192.168.5.0/24")?;
+    if !subnet.contains_cidr(&cidr) {
+        field.bad(format!("{subnet} does not contain the pool's range {cidr}"));
+        return None;
+    }
+    let field = at.get("gateway");
+    let gateway = if field.is_set() { Some(field.ip()?) } else { None };
+    if let Some(gw) = gateway.filter(|g| !subnet.contains(*g)) {
+        field.bad(format!("{gw} lies outside the network {subnet}: its stations could not reach it"));
+        return None;
+    }
+    Some(Underlay { subnet, gateway })
 }
 
 pub(super) fn block(root: &At<'_>) -> Option<IpBlock> {
@@ -210,6 +230,24 @@ mod tests {
                 json!({"metadata": {"annotations": {"seaway.io/block-size": "26"}}, "spec": {"cidr": "10.0.0.0/24", "blockSize": 28}}),
                 true,
                 "28 cannot be honoured: blocks of /26 were claimed",
+            ),
+            (
+                Kind::IPPool,
+                json!({"spec": {"cidr": "10.0.0.0/24", "underlay": {"subnet": "10.0.0.0/25"}}}),
+                false,
+                "does not contain the pool's range 10.0.0.0/24",
+            ),
+            (
+                Kind::IPPool,
+                json!({"spec": {"cidr": "10.0.0.0/24", "underlay": {"subnet": "10.0.0.0/23", "gateway": "10.0.2.1"}}}),
+                false,
+                "10.0.2.1 lies outside the network",
+            ),
+            (
+                Kind::IPPool,
+                json!({"spec": {"cidr": "10.0.0.0/24", "underlay": {}}}),
+                false,
+                "underlay.subnet: is missing",
             ),
             (
                 Kind::IPPool,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use intent::Wiring;
 use types::{Cidr, Family, NodeName};
 
 use super::{IpPool, Notes};
@@ -71,17 +72,18 @@ fn labels_of<'a>(snapshot: &'a ClusterSnapshot, node: &NodeName, none: &'a Label
     snapshot.nodes.get(node).map_or(none, |n| &n.labels)
 }
 
-/// Where pods of a namespace that ask for nothing get their addresses on this node. `None`: of no namespace, as a
-/// container that no pod stands for.
+/// Where pods of a namespace that ask for nothing, and are wired so, get their addresses on this node. `None`: of no
+/// namespace, as a container that no pod stands for.
 #[must_use]
-pub fn default_choice(snapshot: &ClusterSnapshot, node: &NodeName, namespace: Option<&str>) -> Choice {
+pub fn default_choice(snapshot: &ClusterSnapshot, node: &NodeName, namespace: Option<&str>, wiring: &Wiring) -> Choice {
     let none = Labels::default();
     let labels = labels_of(snapshot, node, &none);
     let (good, _) = sound(snapshot);
     let ns = namespace.and_then(|n| snapshot.namespaces.get(n));
     let mut out = Choice::default();
     for family in Family::BOTH {
-        let here = |p: &IpPool| p.cidr.family() == family && eligible(p, labels);
+        let here =
+            |p: &IpPool| p.cidr.family() == family && p.underlay.is_some() == wiring.on_wire() && eligible(p, labels);
         let named = ns.and_then(|n| n.notes.as_deref()).and_then(|n| n.pools(family));
         let configured: Vec<Box<str>> = snapshot.settings.ip_pools.clone();
         let list = out.pools_mut(family);
@@ -118,7 +120,7 @@ fn find<'a>(pools: &BTreeMap<&'a str, &'a IpPool>, asked: &str) -> Option<(&'a s
     pools.iter().find(|(_, p)| p.cidr == cidr).map(|(n, p)| (*n, *p))
 }
 
-/// Where a pod's addresses come from on this node.
+/// Where the addresses of a pod that is wired so come from on this node.
 ///
 /// # Errors
 /// Which annotation of the pod cannot be honoured, and why: the pod gets no address then.
@@ -127,11 +129,12 @@ pub fn choose(
     node: &NodeName,
     namespace: &str,
     notes: &Notes,
+    wiring: &Wiring,
 ) -> Result<Choice, Vec<(Box<str>, String)>> {
     let mut wrong: Vec<(Box<str>, String)> = notes.wrong.iter().map(|(k, w)| (k.clone(), w.to_string())).collect();
     let ns = snapshot.namespaces.get(namespace);
     let of_ns = ns.and_then(|n| n.notes.as_deref());
-    let mut out = default_choice(snapshot, node, Some(namespace));
+    let mut out = default_choice(snapshot, node, Some(namespace), wiring);
     let none = Labels::default();
     let labels = labels_of(snapshot, node, &none);
     let (good, bad) = sound(snapshot);
@@ -144,6 +147,24 @@ pub fn choose(
         };
         if pool.cidr.family() != family {
             return Err(format!("IPPool {name} is {}, and {family} is asked for", pool.cidr.family()));
+        }
+        match (&pool.underlay, wiring.on_wire()) {
+            (Some(u), false) => {
+                return Err(format!(
+                    "IPPool {name} is of the network {} outside (spec.underlay), and mode {} needs a pool that nodes lead \
+                     to: choose another pool, or mode macvlan or ipvlan",
+                    u.subnet,
+                    wiring.mode.as_str()
+                ));
+            }
+            (None, true) => {
+                return Err(format!(
+                    "a pod in mode {} is a station of its parent's network, and IPPool {name} is of none: set its \
+                     spec.underlay, or choose another mode",
+                    wiring.mode.as_str()
+                ));
+            }
+            _ => {}
         }
         if !pool.open() {
             let why = if pool.terminating { "being deleted" } else { "disabled" };
@@ -179,6 +200,15 @@ pub fn choose(
             continue;
         }
         if !snapshot.settings.outside_addresses {
+            continue;
+        }
+        if wiring.on_wire() {
+            let why = format!(
+                "{a} is of no pool, so nothing says of which network it is, as mode {} needs: make an IPPool with \
+                 spec.underlay, or use an ipam of the mode's options",
+                wiring.mode.as_str()
+            );
+            wrong.push((OUTSIDE.into(), why));
             continue;
         }
         // It is given once the API says that it is this node's, so that no two nodes have it.
@@ -229,6 +259,10 @@ fn fixed(
         };
         if notes.pools(family).is_some() && !out.pools(family).iter().any(|n| **n == **name) {
             bad(format!("{a} lies in IPPool {name}, which is none of the pools that the pod asks for"));
+            continue;
+        }
+        if good.get(name).and_then(|p| p.underlay).is_some_and(|u| u.withheld().any(|c| c.contains(*a))) {
+            bad(format!("{a} is the router's of IPPool {name}'s network, or names the network itself"));
             continue;
         }
         if let Some((r, _)) = snapshot.reservations.iter().find(|(_, r)| r.cidrs.iter().any(|c| c.contains(*a))) {

@@ -57,6 +57,8 @@ pub struct IpPool {
     pub automatic: bool,
     /// `spec.strictAffinity`: nothing is borrowed.
     pub strict_affinity: bool,
+    /// `spec.underlay`: the network outside the cluster that the range is of.
+    pub underlay: Option<Underlay>,
     /// `spec.natOutgoing`; unset: as `masquerade` of the cluster's settings.
     pub nat_outgoing: Option<bool>,
     /// Has [`FINALIZER`].
@@ -67,6 +69,27 @@ pub struct IpPool {
     pub terminating: bool,
     /// `status` as it is, so that it is written only when it changes.
     pub status: Value,
+}
+
+/// The network that a pool's range is a part of, for pods that are stations of it themselves (modes `macvlan`, `ipvlan`):
+/// nodes make no routes to such addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Underlay {
+    /// `subnet`: what its stations take for on-link.
+    pub subnet: Cidr,
+    /// `gateway`: its router. Without one the pods have no default route.
+    pub gateway: Option<IpAddr>,
+}
+
+impl Underlay {
+    /// Addresses of it that no pod can have: the router's, and of IPv4 the network's and its broadcast address, of IPv6
+    /// the routers' anycast address (RFC 4291 section 2.6.1).
+    pub fn withheld(&self) -> impl Iterator<Item = Cidr> + use<> {
+        let s = self.subnet;
+        let ends = [Some(s.addr()), (s.family() == Family::V4).then(|| s.last())];
+        let ends = ends.into_iter().flatten().filter(move |_| s.family().bits() - s.len() > 1);
+        self.gateway.into_iter().chain(ends).map(Cidr::host)
+    }
 }
 
 impl IpPool {

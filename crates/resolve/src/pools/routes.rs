@@ -22,7 +22,8 @@ pub(crate) struct Ranges {
 /// Reads the blocks. `busy` are the nodes' own pod ranges, with whose: a block that overlaps one is left out, as is one
 /// that overlaps an older block.
 pub(crate) fn ranges(snapshot: &ClusterSnapshot, busy: &[(Cidr, &NodeName)], problems: &mut Vec<Problem>) -> Ranges {
-    let mut out = Ranges { all: snapshot.pools.values().map(|p| p.cidr).collect(), ..Ranges::default() };
+    let led = snapshot.pools.values().filter(|p| p.underlay.is_none());
+    let mut out = Ranges { all: led.map(|p| p.cidr).collect(), ..Ranges::default() };
     let mut by_age: Vec<(&Box<str>, &IpBlock)> = snapshot.blocks.iter().collect();
     by_age.sort_by_key(|(name, b)| (&b.created, *name));
     // By first address: of ranges that do not overlap, only the neighbours can touch a new one.
@@ -51,6 +52,10 @@ pub(crate) fn ranges(snapshot: &ClusterSnapshot, busy: &[(Cidr, &NodeName)], pro
         }
         taken.insert((cidr.addr(), cidr.len()), name);
         let pool = snapshot.pools.get(&block.pool);
+        // The network that the addresses are of knows where they are; no node leads to them.
+        if pool.is_some_and(|p| p.underlay.is_some()) {
+            continue;
+        }
         if pool.is_none_or(|p| !p.cidr.contains_cidr(&cidr)) {
             out.all.insert(cidr);
         }

@@ -1,0 +1,118 @@
+//! Pods on a bridge whose addresses are of pools: single ones, that lie in no range of the bridge's. The node leads to each
+//! by a host route through the bridge, as in mode `routed` through the pod's own link; so blocks, borrowed addresses, and
+//! pods of other modes beside them are all alike, in both families.
+
+use std::net::IpAddr;
+
+use kernel_api::machine::Machine;
+use kernel_api::rt::{ROUTE_PROTOCOL, Route, RouteTo, RtRequest};
+use kernel_api::{Rtnetlink, Sysctl, machine::Netns};
+use serde_json::{Map, Value};
+use types::{Cidr, Family, IfName};
+
+use crate::ipam_plugin::Gateway;
+use crate::skel::Context;
+use crate::{Code, Error, bad, iface, plan};
+
+/// The interface that leads to the pods of a bridge's configuration: the bridge, or the node's end in the pods' VLAN.
+/// `None` when their addresses are of no pool.
+fn through(conf: &Map<String, Value>) -> Result<Option<IfName>, Error> {
+    let said = conf.get("ipam").and_then(|i| i.get("gateway")).and_then(Value::as_str);
+    if said != Some(Gateway::Node.as_str()) {
+        return Ok(None);
+    }
+    let bridge = conf.get("bridge").and_then(Value::as_str).unwrap_or("cni0");
+    let text = match conf.get("vlan").and_then(Value::as_u64).filter(|v| *v > 0) {
+        Some(v) => format!("{bridge}.{v}"),
+        None => bridge.to_owned(),
+    };
+    text.parse().map(Some).map_err(|e| bad(format!("the interface that leads to the pod is {text:?}: {e}")))
+}
+
+fn route(addr: IpAddr, link: &IfName) -> Route {
+    let metric = if addr.is_ipv4() { 0 } else { plan::METRIC_V6 };
+    Route { metric, ..Route::new(Cidr::host(addr), RouteTo::Link(link.clone())) }
+}
+
+/// Leads to a pod's addresses.
+pub(crate) fn lead<M: Machine>(
+    cx: &mut Context<'_, M>,
+    conf: &Map<String, Value>,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    let Some(link) = through(conf)? else { return Ok(()) };
+    // Two pods of a bridge are neighbours, and the node is between them all the same: it shall not tell them of a
+    // shorter way. For IPv6 only who hears it can be told so.
+    let mut sysctl = cx.machine.sysctl().map_err(|e| Error::new(Code::Kernel, format!("open sysctls: {e}")))?;
+    for on in ["all", link.as_str()] {
+        let path = format!("net/ipv4/conf/{on}/send_redirects");
+        if sysctl.get(&path)?.is_some_and(|v| v != "0") {
+            sysctl.set(&path, "0")?;
+        }
+    }
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        cx.netns()?.set_sysctl(&format!("net/ipv6/conf/{}/accept_redirects", cx.ifname()?), "0")?;
+    }
+    let families: Vec<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
+    iface::forward(cx.machine, &families)?;
+    let mut host = cx.host()?;
+    for &addr in addresses {
+        let want = route(addr, &link);
+        match host.run(&[RtRequest::RouteAdd(want.clone())]) {
+            Err(e) if e.exists() => {}
+            r => {
+                r?;
+                continue;
+            }
+        }
+        let there = host.routes()?.into_iter().find(|o| o.route.dst == want.dst && o.route.metric == want.metric);
+        match there {
+            Some(o) if o.route.to == want.to => {}
+            // Of a borrowed address that nobody had.
+            Some(o) if o.protocol == ROUTE_PROTOCOL && o.route.to == RouteTo::Blackhole => {
+                host.run(&[RtRequest::RouteReplace(want)])?;
+            }
+            Some(o) => {
+                let says =
+                    format!("address {addr} is routed elsewhere: `{}`; if that is stale, remove the route", o.route);
+                return Err(Error::new(Code::TryAgainLater, says));
+            }
+            None => host.run(&[RtRequest::RouteAdd(want)])?,
+        }
+    }
+    Ok(())
+}
+
+/// Undoes [`lead`]; what is not there is no error.
+pub(crate) fn forget<M: Machine>(
+    cx: &mut Context<'_, M>,
+    conf: &Map<String, Value>,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    let Some(link) = through(conf)? else { return Ok(()) };
+    let mut host = cx.host()?;
+    for &addr in addresses {
+        match host.run(&[RtRequest::RouteDel(route(addr, &link))]) {
+            Err(e) if !e.absent() => return Err(e.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether the node leads to a pod's addresses.
+pub(crate) fn check<M: Machine>(
+    cx: &mut Context<'_, M>,
+    conf: &Map<String, Value>,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    let Some(link) = through(conf)? else { return Ok(()) };
+    let routes = cx.host()?.routes()?;
+    for &addr in addresses {
+        let want = route(addr, &link);
+        if !routes.iter().any(|o| o.route.dst == want.dst && o.route.to == want.to) {
+            return Err(Error::new(Code::Differs, format!("the node's route to {addr} by {link} is missing")));
+        }
+    }
+    Ok(())
+}
