@@ -467,11 +467,18 @@ async fn shipped_kinds_are_there() {
     let ippool = |spec: Value| json!({"apiVersion": "seaway.io/v1alpha1", "kind": "IPPool", "metadata": {"name": "p"}, "spec": spec});
     let pools = "/apis/seaway.io/v1alpha1/ippools";
     let spec = json!({"cidr": "10.0.0.0/16", "blockSize": 26, "nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]},
-        "namespaceSelector": {"matchLabels": {"a": "b"}}, "allowedUses": ["OnRequest"], "natOutgoing": false, "strictAffinity": true, "disabled": false});
+        "namespaceSelector": {"matchLabels": {"a": "b"}}, "allowedUses": ["OnRequest"], "natOutgoing": false, "strictAffinity": true, "disabled": false,
+        "underlay": {"subnet": "10.0.0.0/15"}});
     assert_eq!(h.create(pools, ippool(spec.clone())).await["spec"], spec, "nothing is pruned");
-    let (code, e) =
-        h.patch(&format!("{pools}/p"), "application/merge-patch+json", json!({"spec": {"cidr": "10.1.0.0/16"}})).await;
-    assert_eq!((code, causes(&e)[0].0.as_str()), (422, "spec.cidr"));
+    for (field, other) in [
+        ("cidr", json!("10.1.0.0/16")),
+        ("blockSize", json!(27)),
+        ("underlay", json!({"subnet": "10.0.0.0/15", "gateway": "10.1.0.1"})),
+    ] {
+        let patch = json!({"spec": {field: other}});
+        let (code, e) = h.patch(&format!("{pools}/p"), "application/merge-patch+json", patch).await;
+        assert_eq!((code, causes(&e)[0].0.as_str()), (422, &*format!("spec.{field}")), "{e}");
+    }
     let nad = json!({"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition", "metadata": {"name": "n"}, "spec": {"config": "{}"}});
     h.create("/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions", nad).await;
     let crd = format!("{CRDS}/ippools.seaway.io");
