@@ -126,7 +126,7 @@ fn put(s: &mut ClusterSnapshot, p: Parsed) {
             s.reservations.insert((*name.name).into(), o);
         }
         Some(Object::LoadBalancerPool(o)) => {
-            s.load_balancer_pools.insert(name.name, o);
+            s.load_balancer_pools.insert((*name.name).into(), o);
         }
         Some(Object::Lease(o)) => {
             s.leases.insert(name, o);
@@ -179,7 +179,7 @@ fn remove(s: &mut ClusterSnapshot, key: &Key) {
             s.reservations.remove(&*key.name.name);
         }
         Kind::LoadBalancerPool => {
-            s.load_balancer_pools.remove(&key.name.name);
+            s.load_balancer_pools.remove(&*key.name.name);
         }
         Kind::Lease => {
             s.leases.remove(&key.name);

@@ -84,7 +84,7 @@ pub(crate) fn fill(
 /// How a pod is wired. A pod whose annotations say it wrongly is wired in no way; it is as if it said nothing.
 #[must_use]
 pub fn wiring_of(snapshot: &ClusterSnapshot, name: &ObjectName, pod: &Pod) -> Wiring {
-    let namespace = snapshot.namespaces.get(&name.namespace).map(|n| &n.asks);
+    let namespace = snapshot.namespaces.get(&*name.namespace).map(|n| &n.asks);
     let said = wiring(&Notes { name, own: &pod.asks, namespace }).ok().flatten();
     said.unwrap_or_else(|| snapshot.settings.wiring.clone())
 }
