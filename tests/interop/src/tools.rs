@@ -1,5 +1,6 @@
 //! Programs: Debian's, ours, and those that Debian does not have, built from their released Go modules.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -76,19 +77,27 @@ pub struct Go {
     /// Below the module.
     commands: &'static [&'static str],
     tags: &'static str,
+    /// The version that its staging modules (`k8s.io/api v0.0.0` and the like in its go.mod) are released under.
+    staging: Option<&'static str>,
+    /// Variables that the linker sets.
+    set: &'static [&'static str],
 }
+
+const NEW: &str = "Go 1.26 or newer is needed (https://go.dev/dl); Debian 12's golang-go is too old";
+const NO_GO: Go = Go { module: "", version: "", commands: &[], tags: "", staging: None, set: &[] };
 
 /// The reference client of the specification.
 pub const CNITOOL: Go =
-    Go { module: "github.com/containernetworking/cni", version: "v1.3.1", commands: &["cnitool"], tags: "" };
+    Go { module: "github.com/containernetworking/cni", version: "v1.3.1", commands: &["cnitool"], ..NO_GO };
 /// The client of the container runtime interface.
-pub const CRICTL: Go = Go { module: "sigs.k8s.io/cri-tools", version: "v1.36.0", commands: &["cmd/crictl"], tags: "" };
+pub const CRICTL: Go = Go { module: "sigs.k8s.io/cri-tools", version: "v1.36.0", commands: &["cmd/crictl"], ..NO_GO };
 /// A containerd whose libcni speaks 1.1.0.
 pub const CONTAINERD: Go = Go {
     module: "github.com/containerd/containerd/v2",
     version: "v2.2.9",
     commands: &["cmd/containerd", "cmd/containerd-shim-runc-v2", "cmd/ctr"],
     tags: "no_btrfs,no_devmapper,no_zfs,no_aufs",
+    ..NO_GO
 };
 /// Reference plugins that speak 1.1.0.
 pub const PLUGINS: Go = Go {
@@ -105,7 +114,16 @@ pub const PLUGINS: Go = Go {
         "plugins/meta/tuning",
         "plugins/meta/sbr",
     ],
-    tags: "",
+    ..NO_GO
+};
+/// The service proxy that ours takes over from and is compared with.
+pub const KUBE_PROXY: Go = Go {
+    module: "k8s.io/kubernetes",
+    version: "v1.36.3",
+    commands: &["cmd/kube-proxy"],
+    staging: Some("v0.36.3"),
+    set: &["k8s.io/component-base/version.gitVersion=v1.36.3"],
+    ..NO_GO
 };
 
 impl Go {
@@ -127,19 +145,38 @@ impl Go {
             fs::create_dir_all(d).unwrap();
         }
         // A module of our own that requires theirs, so that their go.mod is taken as it was released.
-        let text = format!("module interop\n\ngo 1.24.0\n\nrequire {} {}\n", self.module, self.version);
-        fs::write(module.join("go.mod"), text).unwrap();
+        let mut text = format!("module interop\n\ngo 1.24.0\n\nrequire {} {}\n", self.module, self.version);
         eprintln!("building {}@{} (once)", self.module, self.version);
+        for m in self.staging_modules() {
+            text += &format!("replace {m} => {m} {}\n", self.staging.unwrap());
+        }
+        fs::write(module.join("go.mod"), text).unwrap();
         let mut c = Command::new("go");
         c.current_dir(&module).env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false");
-        c.args(["build", "-mod=mod", "-trimpath", "-ldflags", "-s -w", "-tags", self.tags, "-o"]);
+        let ldflags = self.set.iter().fold("-s -w".to_owned(), |all, v| format!("{all} -X {v}"));
+        c.args(["build", "-mod=mod", "-trimpath", "-ldflags", &ldflags, "-tags", self.tags, "-o"]);
         c.arg(&out).args(self.commands.iter().map(|p| format!("{}/{p}", self.module)));
-        const NEW: &str = "Go 1.26 or newer is needed (https://go.dev/dl); Debian 12's golang-go is too old";
         let built = c.output().unwrap_or_else(|e| panic!("go: {e}: {NEW}"));
         assert!(built.status.success(), "{}: {} ({NEW})", self.module, String::from_utf8_lossy(&built.stderr));
         fs::rename(&out, &done).unwrap();
         let _ = fs::remove_dir_all(&module);
         done
+    }
+
+    /// The modules that its go.mod names at v0.0.0, since they live in its own tree and are released beside it.
+    fn staging_modules(&self) -> Vec<String> {
+        if self.staging.is_none() {
+            return Vec::new();
+        }
+        let mut c = Command::new("go");
+        c.args(["mod", "download", "-json", &format!("{}@{}", self.module, self.version)]);
+        let out = c.current_dir("/").output().unwrap_or_else(|e| panic!("go: {e}: {NEW}"));
+        assert!(out.status.success(), "{}: {} ({NEW})", self.module, String::from_utf8_lossy(&out.stdout));
+        let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let file = fs::read_to_string(said["GoMod"].as_str().unwrap()).unwrap();
+        let words = file.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
+        let all: BTreeSet<String> = words.filter(|w| w.get(1) == Some(&"v0.0.0")).map(|w| w[0].to_owned()).collect();
+        all.into_iter().collect()
     }
 
     /// One of its commands.
