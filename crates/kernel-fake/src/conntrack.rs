@@ -1,8 +1,7 @@
 //! A fake connection table.
 
-use kernel_api::conntrack::Flow;
+use kernel_api::conntrack::{Among, Flow};
 use kernel_api::{Conntrack, RequestError};
-use types::Proto;
 
 use crate::fault::{Faults, apply};
 
@@ -13,6 +12,8 @@ pub struct FakeConntrack {
     pub faults: Faults,
     /// What is tracked.
     pub flows: Vec<Flow>,
+    /// The walks over the table so far, as they were asked for.
+    pub walks: Vec<Among>,
 }
 
 impl FakeConntrack {
@@ -24,11 +25,12 @@ impl FakeConntrack {
 }
 
 impl Conntrack for FakeConntrack {
-    fn delete(&mut self, proto: Proto, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<usize, RequestError> {
+    fn delete(&mut self, among: &Among, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<usize, RequestError> {
+        self.walks.push(*among);
         let fault = self.faults.step();
-        apply(fault, &format!("forget {proto} connections"), || {
+        apply(fault, &format!("forget {} connections", among.proto), || {
             let before = self.flows.len();
-            self.flows.retain(|f| f.proto != proto || !stale(f));
+            self.flows.retain(|f| !among.has(f) || !stale(f));
             Ok(before - self.flows.len())
         })
     }

@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use kernel_api::conntrack::Flow;
+use kernel_api::conntrack::{Among, Flow};
 use kernel_api::machine::{Exec, Machine, Netns, Output};
 use kernel_api::nft::{Element, NftRequest, Table, TableName};
 use kernel_api::rt::{
@@ -19,7 +19,7 @@ use kernel_api::rt::{
 };
 use kernel_api::tc::{Filter, Hook, Qdisc};
 use kernel_api::{Conntrack, Nft, RequestError, Rtnetlink, Sysctl, errno};
-use types::{IfName, OwnedName, Proto};
+use types::{IfName, OwnedName};
 
 use crate::conntrack::FakeConntrack;
 use crate::fault::{Faults, apply};
@@ -331,10 +331,10 @@ impl Nft for FakeMachine {
 }
 
 impl Conntrack for FakeMachine {
-    fn delete(&mut self, proto: Proto, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<usize, RequestError> {
+    fn delete(&mut self, among: &Among, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<usize, RequestError> {
         let mut w = self.world();
         let fault = w.faults.step();
-        apply(fault, "forget connections", || w.conntrack.delete(proto, stale))
+        apply(fault, "forget connections", || w.conntrack.delete(among, stale))
     }
 }
 

@@ -3,9 +3,9 @@
 use std::io;
 use std::net::IpAddr;
 
-use kernel_api::conntrack::{Flow, Tuple};
+use kernel_api::conntrack::{Among, Flow, Tuple};
 use kernel_api::{Conntrack, RequestError};
-use types::Proto;
+use types::{Family, Proto};
 
 use crate::netlink::{ACK, Attrs, Builder, DUMP, Message, REQUEST, Refusal, Socket, be16, be32};
 use crate::netns::Netns;
@@ -22,6 +22,8 @@ const CTA_STATUS: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
@@ -34,6 +36,11 @@ const TCP_STATE: u16 = 1;
 const TIME_WAIT: u8 = 7;
 /// `IPS_DST_NAT`
 const DST_NAT: u32 = 1 << 5;
+/// `CTA_FILTER_F_CTA_IP_DST`, `_PROTO_NUM` and `_PROTO_DST_PORT` (net/netfilter/nf_internals.h): what of the tuple is
+/// compared.
+const BY_DST: u32 = 1 << 1;
+const BY_PROTO: u32 = 1 << 3;
+const BY_DPORT: u32 = 1 << 5;
 /// Entries deleted in one send; bounds what is held of a dump.
 const BATCH: usize = 128;
 
@@ -68,13 +75,13 @@ impl Ct {
         netns.inside(Self::open)
     }
 
-    /// Gives every entry of TCP, UDP and SCTP to `each`, streamed. An entry may be seen twice when the table changes
-    /// meanwhile.
+    /// Gives every entry of TCP, UDP and SCTP to `each`, streamed; or what the kernel shows of `among`, which may be
+    /// more. An entry may be seen twice when the table changes meanwhile.
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub fn each(&mut self, each: &mut dyn FnMut(&Flow)) -> Result<(), RequestError> {
-        dump(&mut self.dump, &mut |m| {
+    pub fn each(&mut self, among: Option<&Among>, each: &mut dyn FnMut(&Flow)) -> Result<(), RequestError> {
+        dump(&mut self.dump, among, &mut |m| {
             if let Some(f) = flow(m) {
                 each(&f);
             }
@@ -83,11 +90,14 @@ impl Ct {
     }
 }
 
-fn dump(socket: &mut Socket, each: &mut dyn FnMut(&Message<'_>)) -> Result<(), Refusal> {
+fn dump(socket: &mut Socket, among: Option<&Among>, each: &mut dyn FnMut(&Message<'_>)) -> Result<(), Refusal> {
     let whole = socket.dump_once(
         &mut |b, seq| {
             b.begin(CT_GET, REQUEST | DUMP, seq);
-            b.bytes(&[0; 4]);
+            match among {
+                None => b.bytes(&[0; 4]),
+                Some(among) => filter(b, among),
+            }
             b.end();
         },
         &mut |m| {
@@ -98,6 +108,38 @@ fn dump(socket: &mut Socket, each: &mut dyn FnMut(&Message<'_>)) -> Result<(), R
     )?;
     // The kernel never marks this dump interrupted; a message too long for the buffer is the only way.
     if whole { Ok(()) } else { Err(Refusal::errno(libc::EINTR)) }
+}
+
+/// The header and attributes by which the kernel shows fewer entries (`ctnetlink_filter_match`). One before 5.8 does
+/// not know `CTA_FILTER` and shows all of the family. Every kernel since compares IPv6 addresses the wrong way round
+/// (it skips what is equal), so of IPv6 only protocol and port are asked for; and SCTP's ports are not compared.
+fn filter(b: &mut Builder, among: &Among) {
+    let (family, addr) = match (among.family, among.addr) {
+        (Family::V4, Some(IpAddr::V4(a))) => (libc::AF_INET, Some(a)),
+        (Family::V4, _) => (libc::AF_INET, None),
+        (Family::V6, _) => (libc::AF_INET6, None),
+    };
+    // Both are small numbers.
+    b.bytes(&[u8::try_from(family).unwrap_or(0), 0, 0, 0]);
+    let mut flags = BY_PROTO;
+    let tuple = b.open(CTA_TUPLE_ORIG);
+    if let Some(a) = addr {
+        flags |= BY_DST;
+        let ip = b.open(CTA_TUPLE_IP);
+        b.attr(2, &a.octets());
+        b.close(ip);
+    }
+    let l4 = b.open(CTA_TUPLE_PROTO);
+    b.attr_u8(CTA_PROTO_NUM, among.proto.number());
+    if let Some(p) = among.port {
+        flags |= BY_DPORT;
+        b.attr_be16(CTA_PROTO_DST_PORT, p);
+    }
+    b.close(l4);
+    b.close(tuple);
+    let by = b.open(CTA_FILTER);
+    b.attr_u32(CTA_FILTER_ORIG_FLAGS, flags);
+    b.close(by);
 }
 
 /// An entry of a protocol with ports.
@@ -177,15 +219,15 @@ fn delete(socket: &mut Socket, stale: &mut Vec<Entry>) -> Result<usize, Refusal>
 }
 
 impl Conntrack for Ct {
-    fn delete(&mut self, proto: Proto, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<usize, RequestError> {
+    fn delete(&mut self, among: &Among, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<usize, RequestError> {
         let (mut pending, mut count, mut error) = (Vec::new(), 0, None);
         let deleter = &mut self.delete;
         let mut run = |pending: &mut Vec<Entry>, error: &mut Option<Refusal>| match delete(deleter, pending) {
             Ok(n) => count += n,
             Err(r) => *error = error.take().or(Some(r)),
         };
-        let read = dump(&mut self.dump, &mut |m| {
-            if flow(m).is_some_and(|f| f.proto == proto && stale(&f)) {
+        let read = dump(&mut self.dump, Some(among), &mut |m| {
+            if flow(m).is_some_and(|f| among.has(&f) && stale(&f)) {
                 pending.push(entry(m));
             }
             if pending.len() >= BATCH {
@@ -195,7 +237,7 @@ impl Conntrack for Ct {
         run(&mut pending, &mut error);
         match error.map_or(read, Err) {
             Ok(()) => Ok(count),
-            Err(r) => Err(r.of(format!("delete stale {proto} conntrack entries"), None)),
+            Err(r) => Err(r.of(format!("delete stale {} conntrack entries", among.proto), None)),
         }
     }
 }

@@ -45,7 +45,7 @@ fn probe() -> BTreeSet<&'static str> {
             note(name, there);
         }
     }
-    note("nf_conntrack", Ct::open().is_ok_and(|mut ct| ct.each(&mut |_| {}).is_ok()));
+    note("nf_conntrack", Ct::open().is_ok_and(|mut ct| ct.each(None, &mut |_| {}).is_ok()));
     let Ok(mut nft) = Nftables::open() else {
         note("nf_tables", false);
         return missing;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::{fresh, name, new_veth};
 use kernel::{Ct, Netns, Nftables, Rt, Sysctls};
+use kernel_api::conntrack::Among;
 use kernel_api::nft::{
     Chain, ChainKind, CmpOp, CtKey, DataType, Element, ElementData, Expr, Hook, HookPoint, LookupInto, MetaKey,
     NftRequest, PayloadBase, Reg, RejectWith, Rule, Set, SetData, TableName, Verdict,
@@ -17,7 +18,7 @@ use kernel_api::rt::{
     Address, FdbEntry, Neighbour, NewLink, NewLinkKind, Route, RouteTo, RtRequest, SetLink, VxlanParams,
 };
 use kernel_api::{Conntrack as _, Nft as _, Rtnetlink as _, Sysctl as _};
-use types::{Cidr, Mac, OwnedName, Proto};
+use types::{Cidr, Family, Mac, OwnedName, Proto};
 
 fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
@@ -179,7 +180,11 @@ fn services_lead_to_every_endpoint_in_turn_and_refuse_without() {
         servers.into_iter().for_each(|s| s.join().unwrap());
         // The flows are known with both sides of the translation.
         let mut ct = Ct::open().unwrap();
-        let seen = ct.delete(Proto::Tcp, &mut |f| f.dnat && f.original.dport == 80 && f.reply.sport != 80).unwrap();
+        let mut seen = 0;
+        for family in Family::BOTH {
+            let among = Among { proto: Proto::Tcp, family, addr: None, port: Some(80) };
+            seen += ct.delete(&among, &mut |f| f.dnat && f.reply.sport != 80).unwrap();
+        }
         assert_eq!(seen, 8);
     });
 }

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use common::{bridge, fresh, ip, name, nft, veth};
 use kernel::{Changed, Ct, DirWatch, Monitor, Netns, Nftables, Rt, Sysctls, missing_features, poll};
-use kernel_api::conntrack::Flow;
+use kernel_api::conntrack::{Among, Flow};
 use kernel_api::nft::{DataType, Element, NftRequest, Set, TableName};
 use kernel_api::rt::{Address, Route, RouteTo, RtRequest};
 use kernel_api::{Conntrack as _, Nft as _, Rtnetlink as _, Sysctl as _};
-use types::Proto;
+use types::{Family, Proto};
 
 /// Tracks what goes over loopback, with a translation of port 53 to 5353.
 fn track() {
@@ -27,8 +27,13 @@ fn track() {
 
 fn flows(ct: &mut Ct) -> Vec<Flow> {
     let mut all = Vec::new();
-    ct.each(&mut |f| all.push(*f)).unwrap();
+    ct.each(None, &mut |f| all.push(*f)).unwrap();
     all
+}
+
+/// Every flow of a protocol and family.
+fn all_of(proto: Proto, family: Family) -> Among {
+    Among { proto, family, addr: None, port: None }
 }
 
 #[test]
@@ -57,18 +62,38 @@ fn stale_flows_are_deleted_and_others_stay() {
             assert_eq!((f.original.src, f.original.sport), (f.reply.dst, f.reply.dport));
             assert_eq!(f.reply.sport, if f.dnat { 5353 } else { f.original.dport });
         }
-        // Another protocol is not even asked.
-        assert_eq!(ct.delete(Proto::Tcp, &mut |_| panic!("no TCP flow")).unwrap(), 0);
-        let mut seen = 0;
-        let deleted = ct.delete(Proto::Udp, &mut |f| {
-            seen += 1;
-            f.dnat
-        });
-        assert_eq!((deleted.unwrap(), seen), (2, 6));
-        assert!(flows(&mut ct).iter().all(|f| !f.dnat));
-        assert_eq!(flows(&mut ct).len(), 4);
-        assert_eq!(ct.delete(Proto::Udp, &mut |_| true).unwrap(), 4);
-        assert!(flows(&mut ct).is_empty());
+        for (family, local) in
+            [(Family::V4, IpAddr::from(Ipv4Addr::LOCALHOST)), (Family::V6, Ipv6Addr::LOCALHOST.into())]
+        {
+            // Another protocol is not even asked.
+            assert_eq!(ct.delete(&all_of(Proto::Tcp, family), &mut |_| panic!("no TCP flow")).unwrap(), 0);
+            let udp = all_of(Proto::Udp, family);
+            // The kernel itself leaves out what differs in protocol, family, port, and address where it can.
+            let mut shown = |among: Among| {
+                let mut n = 0;
+                ct.each(Some(&among), &mut |_| n += 1).unwrap();
+                n
+            };
+            assert_eq!(shown(udp), 3);
+            assert_eq!(shown(all_of(Proto::Sctp, family)), 0);
+            assert_eq!(shown(Among { port: Some(53), ..udp }), 1);
+            assert_eq!(shown(Among { addr: Some(local), port: Some(99), ..udp }), 1);
+            let elsewhere: IpAddr = if local.is_ipv4() { "127.0.0.9" } else { "fd00::9" }.parse().unwrap();
+            let of_another = Among { addr: Some(elsewhere), ..udp };
+            assert_eq!(shown(of_another), if local.is_ipv4() { 0 } else { 3 }, "IPv6 addresses are left to us");
+            assert_eq!(ct.delete(&of_another, &mut |_| panic!("none is sent there")).unwrap(), 0);
+            let mut seen = 0;
+            let deleted = ct.delete(&udp, &mut |f| {
+                seen += 1;
+                f.dnat
+            });
+            assert_eq!((deleted.unwrap(), seen), (1, 3));
+            let to_local = Among { addr: Some(local), port: Some(5353), ..udp };
+            assert_eq!(ct.delete(&to_local, &mut |f| f.original.dst == local).unwrap(), 1);
+        }
+        let left = flows(&mut ct);
+        assert!(left.iter().all(|f| !f.dnat && f.original.dport == 99), "{left:?}");
+        assert_eq!(left.len(), 2);
     });
 }
 
@@ -83,7 +108,8 @@ fn thousands_of_flows_are_deleted_in_one_pass() {
             UdpSocket::bind(from).unwrap().send_to(b"x", to).unwrap();
         }
         let mut ct = Ct::open().unwrap();
-        let deleted = ct.delete(Proto::Udp, &mut |f| f.original.src.to_string().ends_with('7')).unwrap();
+        let deleted =
+            ct.delete(&all_of(Proto::Udp, Family::V4), &mut |f| f.original.src.to_string().ends_with('7')).unwrap();
         let left = flows(&mut ct).len();
         assert!(deleted > 200, "{deleted}");
         assert_eq!(deleted + left, 3000);

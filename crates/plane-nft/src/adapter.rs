@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use intent::Endpoint;
+use kernel_api::conntrack::{Among, Flow};
 use kernel_api::nft::{self, Element, ElementData, NftRequest};
 use kernel_api::{Conntrack, Nft, RequestError, errno};
 use plan::{KernelError, Next};
-use types::Proto;
+use types::{Family, Proto};
 
 use crate::image::{Data, Image, Key, Shape, table};
 use crate::op::{Forget, Op};
@@ -24,6 +25,9 @@ pub struct NftKernel<N, C> {
     conntrack: C,
     forgotten: usize,
 }
+
+/// The endpoints that flows to each address and port may stay with.
+type Keep<'a> = BTreeMap<(IpAddr, u16), &'a BTreeSet<Endpoint>>;
 
 impl<N: Nft, C: Conntrack> NftKernel<N, C> {
     /// Over these two, opened in the same namespace.
@@ -47,19 +51,22 @@ impl<N: Nft, C: Conntrack> NftKernel<N, C> {
         self.forgotten
     }
 
-    /// One pass over the connections per protocol, however many fronts.
+    /// One walk over the connections per protocol and family, however many fronts, and over no more of them than the
+    /// kernel can tell apart.
     fn forget(&mut self, ops: &[&Forget]) -> Result<(), KernelError> {
-        let protos: BTreeSet<Proto> = ops.iter().map(|f| f.proto).collect();
-        for proto in protos {
-            let keep: BTreeMap<(IpAddr, u16), &BTreeSet<Endpoint>> =
-                ops.iter().filter(|f| f.proto == proto).map(|f| (f.to, &f.keep)).collect();
-            let mut stale = |flow: &kernel_api::conntrack::Flow| {
+        let mut kinds: BTreeMap<(Proto, Family), Keep<'_>> = BTreeMap::new();
+        for f in ops {
+            kinds.entry((f.proto, Family::of(f.to.0))).or_default().insert(f.to, &f.keep);
+        }
+        for ((proto, family), keep) in kinds {
+            let among = Among::all(proto, family, keep.keys().map(|(addr, port)| (Some(*addr), *port)));
+            let mut stale = |flow: &Flow| {
                 let answers = Endpoint { addr: flow.reply.src, port: flow.reply.sport };
                 keep.get(&(flow.original.dst, flow.original.dport)).is_some_and(|keep| !keep.contains(&answers))
             };
             self.forgotten += self
                 .conntrack
-                .delete(proto, &mut stale)
+                .delete(&among, &mut stale)
                 .map_err(|e| failed(format!("forget {proto} connections"), e))?;
         }
         Ok(())

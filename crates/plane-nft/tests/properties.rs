@@ -107,6 +107,22 @@ proptest! {
         check_flows(&a, &b, &k.conntrack().flows)?;
     }
 
+    /// However many endpoints go, the connections are walked over once per protocol and family, never for TCP, and the
+    /// walk is over all that may be stale.
+    #[test]
+    fn one_walk_over_the_connections_per_protocol_and_family(a in node_intent(), b in node_intent()) {
+        let mut k = fake();
+        pass(&mut k, &compile(&a));
+        k.conntrack().flows = flows_of(&a);
+        k.conntrack().walks.clear();
+        pass(&mut k, &compile(&b));
+        let walks = std::mem::take(&mut k.conntrack().walks);
+        let kinds: BTreeSet<_> = walks.iter().map(|w| (w.proto, w.family)).collect();
+        prop_assert_eq!(kinds.len(), walks.len());
+        prop_assert!(walks.iter().all(|w| w.proto != Proto::Tcp));
+        check_flows(&a, &b, &k.conntrack().flows)?;
+    }
+
     /// A small transaction limit changes nothing but the number of transactions.
     #[test]
     fn chunks_end_in_the_same_image(a in node_intent(), b in node_intent(), max in 1usize..40) {

@@ -1,11 +1,14 @@
 //! Connections and change: UDP flows forget endpoints that are gone at once, TCP flows to living ones never notice.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use intent::generate::{cluster_ip, node_addr, world};
+use intent::generate::{cluster_ip, node_addr, pod_addr, world};
+use kernel::Ct;
+use kernel_api::conntrack::Flow;
 use plan::{Caps, Dataplane, Plan};
 use plane_nft::NftPlane;
 use types::{Family, Proto};
@@ -83,6 +86,119 @@ fn a_udp_flow_from_before_the_service_is_translated_afterwards() {
         w.converge(&i);
         assert_eq!(udp_ask(&s).unwrap().0, "a", "{f}");
         w.converge(&cluster(DUAL));
+    }
+}
+
+/// The same of a port of the node and of an external address: what a client began before they were anybody's.
+#[test]
+fn udp_flows_from_before_a_node_port_or_external_address_are_translated_afterwards() {
+    let mut w = World::new();
+    let _a = Server::start(&w.pods[0], "a", 5353);
+    w.converge(&cluster(DUAL));
+    for f in Family::BOTH {
+        let external: IpAddr = if f == Family::V4 { "192.0.2.99" } else { "fd00:c0::99" }.parse().unwrap();
+        sh(&w.out, &format!("ip route add {external} via {}", node_addr(f, 0)));
+        // Swallowed behind the filter of the node, so that the flow stays tracked.
+        nft(
+            &w.node,
+            &format!(
+                "table inet hole {{ chain c {{ type filter hook forward priority 10; ip{} daddr {external} drop; }} ; }}",
+                if f == Family::V4 { "" } else { "6" }
+            ),
+        );
+        sh(&w.node, &format!("ip route add {external} dev up"));
+        let flows = [
+            udp_socket(&w.out, Some(world(f, 1)), at(node_addr(f, 0), 30053)).unwrap(),
+            udp_socket(&w.node, None, at(node_addr(f, 0), 30053)).unwrap(),
+            udp_socket(&w.out, Some(world(f, 1)), at(external, 53)).unwrap(),
+        ];
+        for s in &flows {
+            udp_ask(s).unwrap_err();
+        }
+        let mut i = cluster(DUAL);
+        let mut svc = service(DUAL, 10, 53);
+        (svc.node_port, svc.external_ips) = (Some(30053), [external].into());
+        to_pods(&mut svc, &[PODS[0]], 5353);
+        i.services.insert(key("dns", Proto::Udp), svc.into());
+        w.converge(&i);
+        for s in &flows {
+            // An error of the refusal may still wait on the socket.
+            let got = udp_ask(s).or_else(|_| udp_ask(s)).unwrap();
+            assert_eq!(got.0, "a", "{f} {:?}", s.peer_addr());
+        }
+        w.converge(&cluster(DUAL));
+        sh(&w.node, "nft delete table inet hole");
+    }
+}
+
+/// Two Services share protocol and ports, one loses an endpoint: its flows by every kind of address go, those to the
+/// endpoint that stays, the other's, and TCP's to the endpoint that goes are the same entries as before.
+#[test]
+fn only_the_stale_entries_go() {
+    let mut w = World::new();
+    let servers: Vec<Server> = (0..2).map(|n| Server::start(&w.pods[n], ["a", "b"][n], 5353)).collect();
+    let mut i = cluster(DUAL);
+    let external: Vec<IpAddr> = vec!["192.0.2.99".parse().unwrap(), "fd00:c0::99".parse().unwrap()];
+    let (dns, other) = (key("dns", Proto::Udp), key("other", Proto::Udp));
+    let mut svc = service(DUAL, 10, 53);
+    (svc.node_port, svc.external_ips) = (Some(30053), external.iter().copied().collect());
+    to_pods(&mut svc, &PODS[..2], 5353);
+    i.services.insert(key("dns", Proto::Tcp), svc.clone().into());
+    i.services.insert(dns.clone(), svc.into());
+    let mut svc = service(DUAL, 11, 53);
+    to_pods(&mut svc, &PODS[..1], 5353);
+    i.services.insert(other, svc.into());
+    w.converge(&i);
+    let mut flows = Vec::new();
+    for f in Family::BOTH {
+        let external = external[usize::from(f == Family::V6)];
+        sh(&w.out, &format!("ip route add {external} via {}", node_addr(f, 0)));
+        for _ in 0..8 {
+            for (ns, src, to) in [
+                (&w.pods[2], None, at(cluster_ip(f, 10), 53)),
+                (&w.node, None, at(cluster_ip(f, 10), 53)),
+                (&w.node, None, at(node_addr(f, 0), 30053)),
+                (&w.out, Some(world(f, 1)), at(node_addr(f, 0), 30053)),
+                (&w.out, Some(world(f, 1)), at(external, 53)),
+                (&w.pods[2], None, at(cluster_ip(f, 11), 53)),
+            ] {
+                let s = udp_socket(ns, src, to).unwrap();
+                let who = udp_ask(&s).unwrap().0;
+                flows.push((s, who));
+            }
+            w.pods[2].run(|| connect(None, at(cluster_ip(f, 10), 53))).unwrap().unwrap();
+        }
+    }
+    let entries = |w: &World| {
+        let mut all = BTreeSet::new();
+        let mut ct = Ct::open_in(&w.node).unwrap();
+        let mut put = |f: &Flow| {
+            all.insert((f.proto, f.original.src, f.original.sport, f.original.dst, f.reply.src, f.reply.dport));
+        };
+        ct.each(None, &mut put).unwrap();
+        all
+    };
+    let before = entries(&w);
+    let gone = pod_addr(Family::V4, 0, PODS[0]);
+    let gone6 = pod_addr(Family::V6, 0, PODS[0]);
+    to_pods(Arc::make_mut(i.services.get_mut(&dns).unwrap()), &PODS[1..2], 5353);
+    to_pods(Arc::make_mut(i.services.get_mut(&key("dns", Proto::Tcp)).unwrap()), &PODS[1..2], 5353);
+    w.converge(&i);
+    let others: [IpAddr; 2] = Family::BOTH.map(|f| cluster_ip(f, 11));
+    let stale = |e: &&(Proto, IpAddr, u16, IpAddr, IpAddr, u16)| {
+        e.0 == Proto::Udp && !others.contains(&e.3) && (e.4 == gone || e.4 == gone6)
+    };
+    let (dead, living): (Vec<_>, Vec<_>) = before.iter().partition(stale);
+    assert!(!dead.is_empty() && living.len() > dead.len() / 4, "{before:?}");
+    assert_eq!(entries(&w), living.into_iter().copied().collect());
+    assert_eq!(w.kernel.forgotten(), dead.len());
+    drop(servers);
+    let _b = Server::start(&w.pods[1], "b", 5353);
+    for (s, who) in &flows {
+        let to = s.peer_addr().unwrap();
+        if !others.contains(&to.ip()) {
+            assert_eq!(udp_ask(s).or_else(|_| udp_ask(s)).unwrap().0, "b", "{to} was {who}'s");
+        }
     }
 }
 

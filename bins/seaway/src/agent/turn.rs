@@ -87,7 +87,7 @@ fn open(setup: Setup) -> anyhow::Result<(Real, Monitor)> {
             found |=
                 f.proto == Proto::Tcp && !f.over && (ours.contains(&f.original.src) || ours.contains(&f.reply.dst));
         };
-        flows.each(&mut look).context("look at the node's connections")?;
+        flows.each(None, &mut look).context("look at the node's connections")?;
         Ok(found)
     });
     Ok((Datapath::new(setup, fabric, reads, NftKernel::new(writes, ct), in_use), monitor))

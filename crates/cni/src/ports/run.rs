@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use kernel_api::conntrack::Flow;
+use kernel_api::conntrack::{Among, Flow};
 use kernel_api::nft::NftRequest;
 use kernel_api::rt::{ObservedRoute, RouteTo};
 use kernel_api::{Conntrack, Nft, RequestError, Rtnetlink, Sysctl, errno};
@@ -105,23 +105,25 @@ pub(super) fn forget_stale(
     local: &[IpAddr],
 ) -> Result<usize, RequestError> {
     let mut n = 0;
-    for proto in [Proto::Udp, Proto::Sctp] {
-        let of: Vec<_> = mappings.iter().filter(|(m, _)| m.proto == proto).collect();
+    for (proto, family) in [Proto::Udp, Proto::Sctp].into_iter().flat_map(|p| Family::BOTH.map(|f| (p, f))) {
+        let of = mappings.iter().filter(|(m, to)| m.proto == proto && Family::of(*to) == family);
+        let of: Vec<_> = of.collect();
         if of.is_empty() {
             continue;
         }
+        let among = Among::all(proto, family, of.iter().map(|(m, _)| (None, m.host_port)));
         let mut stale = |f: &Flow| {
             of.iter().any(|(m, to)| {
                 let here = match m.host_ip.filter(|a| !a.is_unspecified()) {
                     Some(a) => f.original.dst == a,
                     None => f.dnat || local.contains(&f.original.dst),
                 };
-                let same = Family::of(f.original.dst) == Family::of(*to) && f.original.dport == m.host_port && here;
+                let same = f.original.dport == m.host_port && here;
                 let leads_here = f.reply.src == *to && f.reply.sport == m.container_port;
                 same && (if added { !leads_here } else { f.dnat && leads_here })
             })
         };
-        n += conntrack.delete(proto, &mut stale)?;
+        n += conntrack.delete(&among, &mut stale)?;
     }
     Ok(n)
 }
