@@ -3,6 +3,7 @@
 //! Never does: I/O, or anything that knows how a kernel or the Kubernetes API says a thing.
 //! Tested by: the cases in `verdict.rs`; the planes' differential properties use the strategies of `generate` here (feature `gen`).
 
+mod changes;
 #[cfg(any(test, feature = "gen"))]
 pub mod generate;
 mod model;
@@ -10,6 +11,7 @@ mod packet;
 pub mod pod;
 mod verdict;
 
+pub use changes::{Ports, ServiceChanges};
 pub use model::{
     Affinity, Attachment, AttachmentKey, Backend, Endpoint, HostPort, NodeIntent, Peer, PeerRoute, Policy, PolicyPeer,
     PolicyPort, PolicyRule, Reach, ServiceKey, ServicePort, TrafficPolicy, Vxlan,

@@ -1,8 +1,9 @@
 //! Changes of the cluster, and how each is applied to a snapshot.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use types::NodeName;
+use types::{NodeName, ObjectName};
 
 use crate::load_balancer::{Lease, LoadBalancerPool};
 use crate::networks::Definition;
@@ -70,27 +71,61 @@ pub enum Event {
 
 /// Applies one change. Objects are independent: only the last event of each object counts, so any interleaving,
 /// repetition or split of a list into single puts gives the same snapshot.
-pub fn apply(snapshot: &mut ClusterSnapshot, event: Event) {
+///
+/// Gives what may mean something else now: the objects that changed, and of a slice the Service it is of and was of. An
+/// event that changes nothing of what is held gives nothing.
+pub fn apply(snapshot: &mut ClusterSnapshot, event: Event) -> Vec<Key> {
+    let mut touched = Vec::new();
     match event {
-        Event::Put(p) => put(snapshot, p),
-        Event::Delete(key) => remove(snapshot, &key),
+        Event::Put(p) => put(snapshot, p, &mut touched),
+        Event::Delete(key) => remove(snapshot, &key, &mut touched),
         Event::Replace(kind, all) => {
             let keep: BTreeSet<&Key> = all.iter().map(|p| &p.key).collect();
             for gone in snapshot.keys(kind).into_iter().filter(|k| !keep.contains(k)).collect::<Vec<_>>() {
-                remove(snapshot, &gone);
+                remove(snapshot, &gone, &mut touched);
             }
             for p in all {
-                put(snapshot, p);
+                put(snapshot, p, &mut touched);
             }
         }
     }
+    touched
 }
 
-fn put(s: &mut ClusterSnapshot, p: Parsed) {
+/// Puts a slice in or takes it out, with its place among those of its Service. Says whether anything changed.
+fn set_slice(s: &mut ClusterSnapshot, name: &ObjectName, slice: Option<EndpointSlice>, touched: &mut Vec<Key>) -> bool {
+    let old = s.slices.get(name);
+    if old == slice.as_ref() {
+        return false;
+    }
+    let index = |service: &Arc<str>| (name.namespace.clone(), service.clone(), name.name.clone());
+    let mut of = |service: &Arc<str>| {
+        let name = ObjectName { namespace: name.namespace.clone(), name: service.clone() };
+        touched.push(Key { kind: Kind::Service, name });
+    };
+    if let Some(old) = old {
+        s.of_service.remove(&index(&old.service));
+        of(&old.service);
+    }
+    match slice {
+        Some(new) => {
+            s.of_service.insert(index(&new.service));
+            of(&new.service);
+            s.slices.insert(name.clone(), new);
+        }
+        None => {
+            s.slices.remove(name);
+        }
+    }
+    true
+}
+
+fn put(s: &mut ClusterSnapshot, p: Parsed, touched: &mut Vec<Key>) {
     let Parsed { key, version: _, object, problems } = p;
     let name = key.name.clone();
+    let mut changed = true;
     match object {
-        None => remove(s, &key),
+        None => remove(s, &key, touched),
         Some(Object::Node(o)) => {
             // The parser gives no object for a Node whose name is no node name.
             if let Ok(n) = name.name.parse() {
@@ -101,11 +136,12 @@ fn put(s: &mut ClusterSnapshot, p: Parsed) {
             s.pods.insert(name, o);
         }
         Some(Object::Service(o)) => {
-            s.services.insert(name, o);
+            changed = s.services.get(&name) != Some(&o);
+            if changed {
+                s.services.insert(name, o);
+            }
         }
-        Some(Object::EndpointSlice(o)) => {
-            s.slices.insert(name, o);
-        }
+        Some(Object::EndpointSlice(o)) => changed = set_slice(s, &name, Some(o), touched),
         Some(Object::Namespace(o)) => {
             s.namespaces.insert((*name.name).into(), o);
         }
@@ -133,13 +169,18 @@ fn put(s: &mut ClusterSnapshot, p: Parsed) {
         }
     }
     if problems.is_empty() {
-        s.problems.remove(&key);
+        changed |= s.problems.remove(&key).is_some();
     } else {
-        s.problems.insert(key, problems);
+        changed |= s.problems.get(&key) != Some(&problems);
+        s.problems.insert(key.clone(), problems);
+    }
+    if changed {
+        touched.push(key);
     }
 }
 
-fn remove(s: &mut ClusterSnapshot, key: &Key) {
+fn remove(s: &mut ClusterSnapshot, key: &Key, touched: &mut Vec<Key>) {
+    touched.push(key.clone());
     match key.kind {
         Kind::Node => {
             if let Ok(n) = key.name.name.parse::<NodeName>() {
@@ -153,7 +194,7 @@ fn remove(s: &mut ClusterSnapshot, key: &Key) {
             s.services.remove(&key.name);
         }
         Kind::EndpointSlice => {
-            s.slices.remove(&key.name);
+            set_slice(s, &key.name, None, touched);
         }
         Kind::Namespace => {
             s.namespaces.remove(&*key.name.name);

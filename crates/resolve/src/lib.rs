@@ -6,6 +6,7 @@ pub mod annotations;
 pub mod api;
 mod bandwidth;
 mod events;
+mod follow;
 pub mod load_balancer;
 pub mod networks;
 mod node;
@@ -19,11 +20,13 @@ pub mod settings;
 mod snapshot;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use intent::{Attachment, AttachmentKey, HostPort, NodeIntent};
 use types::{Cidr, Mac, NodeName};
 
 pub use events::{Event, Object, Parsed, apply};
+pub use follow::{Changes, Followed, Resolver};
 pub use intent::Backend;
 pub use parse::{parse, parse_as};
 pub use pods::wiring_of;
@@ -69,15 +72,8 @@ pub struct Resolved {
 /// arguments give equal results.
 #[must_use]
 pub fn resolve(snapshot: &ClusterSnapshot, local: &LocalState) -> Resolved {
-    let mut problems: Vec<Problem> = snapshot.problems.values().flatten().cloned().collect();
-    let mut intent = NodeIntent::empty(local.node.clone());
-    node::fill(&mut intent, snapshot, local, &mut problems);
-    intent.attachments = attachments(snapshot, local);
-    pods::fill(&mut intent, snapshot, local, &mut problems);
-    services::fill(&mut intent, snapshot, &mut problems);
-    problems.sort();
-    problems.dedup();
-    Resolved { intent, problems }
+    let Followed { intent, problems, .. } = Resolver::new().follow(snapshot, local, &Changes::All);
+    Resolved { intent: Arc::unwrap_or_clone(intent), problems }
 }
 
 /// The node's pod interfaces, with the host ports that the runtime gave and those of the pod's own spec.

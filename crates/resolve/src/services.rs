@@ -1,14 +1,19 @@
 //! Services and endpoint slices to service ports, as kube-proxy means them (`pkg/proxy` of Kubernetes 1.36).
 
+mod claims;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use intent::{Endpoint, NodeIntent, ServiceKey, ServicePort, TrafficPolicy};
-use types::{Family, FamilySet, NodeName, ObjectName, PortKey};
+use intent::{Endpoint, NodeIntent, Ports, ServiceChanges, ServiceKey, ServicePort, TrafficPolicy};
+use types::{Cidr, Family, FamilySet, NodeName, ObjectName};
 
+use crate::follow::Changes;
 use crate::problem::Problem;
 use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Service, ServiceType, SliceEndpoint, SvcPort};
+
+use claims::{Claim, Claims, Wanted};
 
 /// The node label that zone hints are compared with.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -34,43 +39,187 @@ fn object(name: &ObjectName) -> Key {
     Key { kind: Kind::Service, name: name.clone() }
 }
 
-/// Fills in `services`.
-pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems: &mut Vec<Problem>) {
-    let slices = slices_by_service(snapshot, problems);
-    // Of two Services that claim one address or port, the older has it.
-    let mut by_age: Vec<(&ObjectName, &Service)> = snapshot.services.iter().collect();
-    by_age.sort_by_key(|(name, s)| (&s.created, *name));
-    let nodes = intent.peers.values().flat_map(|p| p.addresses.iter()).chain(&intent.addresses).copied().collect();
-    let mut claims = Claims { nodes, ..Claims::default() };
-    let mut out = BTreeMap::new();
-    for (name, svc) in by_age {
-        if svc.headless || svc.foreign_proxy || svc.kind == ServiceType::ExternalName {
-            continue;
+/// What a Service's ports depend on beyond the Service itself and its slices. When it is another, all are computed
+/// anew, so nothing belongs here that changes often.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Env {
+    /// This node.
+    node: Option<NodeName>,
+    /// Its zone, that hints are compared with.
+    zone: Option<Box<str>>,
+    /// Addresses of all nodes.
+    nodes: BTreeSet<IpAddr>,
+    /// Pod ranges of the cluster.
+    cluster_cidrs: BTreeSet<Cidr>,
+}
+
+impl Env {
+    /// From an intent that has everything but its Services.
+    fn of(intent: &NodeIntent, snapshot: &ClusterSnapshot) -> Self {
+        let zone = snapshot.nodes.get(&intent.node).and_then(|n| n.labels.get(ZONE));
+        Self {
+            node: Some(intent.node.clone()),
+            zone: zone.map(Into::into),
+            nodes: intent.peers.values().flat_map(|p| p.addresses.iter()).chain(&intent.addresses).copied().collect(),
+            cluster_cidrs: intent.cluster_cidrs.clone(),
         }
-        let vips = claims.cluster_ips(name, svc, intent, problems);
+    }
+}
+
+/// Whether this proxy serves it at all.
+fn served(svc: &Service) -> bool {
+    !svc.headless && !svc.foreign_proxy && svc.kind != ServiceType::ExternalName
+}
+
+/// The ports of a Service that can be served, with the index of each: of two of one name, or of one number, the first.
+fn ports(svc: &Service) -> impl Iterator<Item = (usize, &SvcPort)> {
+    let earlier = |i: usize, p: &SvcPort| svc.ports.iter().take(i).any(|q| clash(p, q).is_some());
+    svc.ports.iter().enumerate().filter(move |(i, p)| !earlier(*i, p))
+}
+
+/// Why two ports of a Service cannot both be.
+fn clash(p: &SvcPort, earlier: &SvcPort) -> Option<(&'static str, String)> {
+    let proto = p.port.proto;
+    if p.name == earlier.name && proto == earlier.port.proto {
+        let why = format!("{:?} names a second {proto} port: give each port a name of its own", &*p.name);
+        return Some(("name", why));
+    }
+    let same = || format!("{} is already that of {:?}: choose another number", p.port, &*earlier.name);
+    (p.port == earlier.port).then(|| ("port", same()))
+}
+
+/// What is kept between one look at the cluster's Services and the next, so that only those that changed are looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    env: Env,
+    claims: Claims,
+    /// What is wrong with Services, of those with anything wrong.
+    problems: BTreeMap<ObjectName, Vec<Problem>>,
+    /// The same of slices.
+    slices: BTreeMap<ObjectName, Vec<Problem>>,
+}
+
+impl Book {
+    /// Brings `intent.services`, which hold what they held after the last call, to what the snapshot says. `changed`
+    /// names the Services and slices that may be other than then. From scratch is the same with everything changed.
+    pub(crate) fn follow(
+        &mut self,
+        intent: &mut NodeIntent,
+        snapshot: &ClusterSnapshot,
+        changed: &Changes,
+    ) -> ServiceChanges {
+        let env = Env::of(intent, snapshot);
+        let keys = match changed {
+            Changes::Some(keys) if env == self.env => keys,
+            _ => {
+                *self = Self { env, ..Self::default() };
+                intent.services.clear();
+                for (name, slice) in &snapshot.slices {
+                    self.slice(name, Some(slice));
+                }
+                self.services(intent, snapshot, snapshot.services.keys().cloned().collect());
+                return ServiceChanges::All;
+            }
+        };
+        let of = |kind: Kind| keys.iter().filter(move |k| k.kind == kind).map(|k| &k.name);
+        for name in of(Kind::EndpointSlice) {
+            self.slice(name, snapshot.slices.get(name));
+        }
+        ServiceChanges::Some(self.services(intent, snapshot, of(Kind::Service).cloned().collect()))
+    }
+
+    /// Everything that is wrong.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.values().chain(self.slices.values()).flatten()
+    }
+
+    fn slice(&mut self, name: &ObjectName, slice: Option<&EndpointSlice>) {
+        let problems = slice.map(|s| slice_problems(name, s)).unwrap_or_default();
+        if problems.is_empty() {
+            self.slices.remove(name);
+        } else {
+            self.slices.insert(name.clone(), problems);
+        }
+    }
+
+    /// Computes these Services anew, and those whose claims they touch. Gives the ports that each had.
+    fn services(
+        &mut self,
+        intent: &mut NodeIntent,
+        snapshot: &ClusterSnapshot,
+        names: BTreeSet<ObjectName>,
+    ) -> BTreeMap<ObjectName, Ports> {
+        let ports_of = |intent: &NodeIntent, name: &ObjectName| -> Ports {
+            intent.ports_of(name).map(|(k, p)| (k.clone(), p.clone())).collect()
+        };
+        let mut all = names.clone();
+        for name in &names {
+            all.append(&mut self.claims.update(name, &ports_of(intent, name), snapshot, &self.env));
+        }
+        let mut out = BTreeMap::new();
+        for name in all {
+            let was = ports_of(intent, &name);
+            let mut problems = Vec::new();
+            let now = self.ports(&name, snapshot, &mut problems);
+            self.claims.remember(&name, &now, snapshot, &self.env);
+            if problems.is_empty() {
+                self.problems.remove(&name);
+            } else {
+                self.problems.insert(name.clone(), problems);
+            }
+            if was != now {
+                for (key, _) in &was {
+                    intent.services.remove(key);
+                }
+                intent.services.extend(now);
+                out.insert(name, was);
+            }
+        }
+        out
+    }
+
+    /// The ports of one Service.
+    fn ports(&self, name: &ObjectName, snapshot: &ClusterSnapshot, problems: &mut Vec<Problem>) -> Ports {
+        let Some(svc) = snapshot.services.get(name).filter(|s| served(s)) else { return Ports::new() };
+        let has = |wanted: &Wanted, problems: &mut Vec<Problem>| self.claims.has(name, wanted, snapshot, problems);
+        let mut vips = BTreeSet::new();
+        for w in claims::cluster_ips(svc, &self.env) {
+            if has(&w, problems)
+                && let Claim::Cluster(ip) = w.claim
+            {
+                vips.insert(ip);
+            }
+        }
         let families: FamilySet = if svc.families.is_empty() {
             svc.cluster_ips.iter().map(|a| Family::of(*a)).collect()
         } else {
             svc.families.iter().copied().collect()
         };
-        for (i, port) in svc.ports.iter().enumerate() {
-            let key = ServiceKey { service: name.clone(), port: port.name.clone(), proto: port.port.proto };
-            if out.contains_key(&key) {
-                problems.push(Problem::new(
-                    object(name),
-                    format!("spec.ports[{i}].name"),
-                    format!(
-                        "{:?} names a second {} port: give each port a name of its own",
-                        &*port.name, port.port.proto
-                    ),
-                ));
-                continue;
+        for (i, p) in svc.ports.iter().enumerate() {
+            if let Some((field, why)) = svc.ports.iter().take(i).find_map(|q| clash(p, q)) {
+                problems.push(Problem::new(object(name), format!("spec.ports[{i}].{field}"), why));
             }
-            let external_ips = claims.external_ips(name, svc, port, problems);
-            let node_port = claims.node_port(name, svc, port, i, problems);
-            let mine = slices.get(name).map_or(&[][..], Vec::as_slice);
-            let (endpoints, local_endpoints) = endpoints(mine, port, svc, snapshot, &intent.node, families);
-            out.insert(
+        }
+        let slices: Vec<&EndpointSlice> = snapshot.slices_of(name).map(|(_, s)| s).collect();
+        let mut out = Ports::new();
+        for (i, port) in ports(svc) {
+            let key = ServiceKey { service: name.clone(), port: port.name.clone(), proto: port.port.proto };
+            let mut external_ips = BTreeSet::new();
+            for w in claims::external_ips(svc, port.port) {
+                if has(&w, problems)
+                    && let Claim::External(ip, _) = w.claim
+                {
+                    external_ips.insert(ip);
+                }
+            }
+            let mut node_port = None;
+            if let Some(w) = claims::node_port(svc, i)
+                && has(&w, problems)
+            {
+                node_port = port.node_port;
+            }
+            let (endpoints, local_endpoints) = endpoints(&slices, port, svc, &self.env, families);
+            out.push((
                 key,
                 Arc::new(ServicePort {
                     cluster_ips: vips.clone(),
@@ -89,149 +238,30 @@ pub(crate) fn fill(intent: &mut NodeIntent, snapshot: &ClusterSnapshot, problems
                         BTreeSet::new()
                     },
                 }),
-            );
+            ));
         }
-    }
-    intent.services = out;
-}
-
-/// The slices of each Service, and a word on every endpoint that none may use.
-fn slices_by_service<'a>(
-    snapshot: &'a ClusterSnapshot,
-    problems: &mut Vec<Problem>,
-) -> BTreeMap<ObjectName, Vec<&'a EndpointSlice>> {
-    let mut out: BTreeMap<ObjectName, Vec<&EndpointSlice>> = BTreeMap::new();
-    for (name, slice) in &snapshot.slices {
-        let Some(family) = slice.family else { continue };
-        for (i, e) in slice.endpoints.iter().enumerate() {
-            let why = if let Some(why) = unusable_endpoint(e.addr) {
-                Some(format!("{} is {why}: endpoints there are refused; remove it from the slice", e.addr))
-            } else if Family::of(e.addr) != family {
-                Some(format!(
-                    "{} is no {family} address, as addressType says: put it in a slice of its own family",
-                    e.addr
-                ))
-            } else {
-                None
-            };
-            if let Some(why) = why {
-                let key = Key { kind: Kind::EndpointSlice, name: name.clone() };
-                problems.push(Problem::new(key, format!("endpoints[{i}].addresses[0]"), why));
-            }
-        }
-        if !slice.service.is_empty() {
-            out.entry(ObjectName { namespace: name.namespace.clone(), name: slice.service.clone() })
-                .or_default()
-                .push(slice);
-        }
-    }
-    out
-}
-
-/// Who has which address and port.
-#[derive(Default)]
-struct Claims {
-    nodes: BTreeSet<IpAddr>,
-    cluster: BTreeMap<IpAddr, ObjectName>,
-    external: BTreeMap<(IpAddr, PortKey), ObjectName>,
-    node: BTreeMap<PortKey, ObjectName>,
-}
-
-impl Claims {
-    fn cluster_ips(
-        &mut self,
-        name: &ObjectName,
-        svc: &Service,
-        intent: &NodeIntent,
-        problems: &mut Vec<Problem>,
-    ) -> BTreeSet<IpAddr> {
-        let mut vips = BTreeSet::new();
-        for (i, ip) in svc.cluster_ips.iter().enumerate() {
-            let why = if let Some(other) = self.cluster.get(ip) {
-                Some(format!(
-                    "{ip} is also the address of Service {other}, which has it: delete this Service and make it anew without clusterIP"
-                ))
-            } else if self.nodes.contains(ip) {
-                Some(format!("{ip} is the address of a node: delete this Service and make it anew without clusterIP"))
-            } else if let Some(c) = intent.cluster_cidrs.iter().find(|c| c.contains(*ip)) {
-                Some(format!(
-                    "{ip} lies in the pod range {c}: pods and Services need ranges apart; change the service range of the API server or data.clusterCIDR of ConfigMap kube-system/seaway"
-                ))
-            } else if vips.iter().any(|v| Family::of(*v) == Family::of(*ip)) {
-                Some(format!("{ip} is a second {} address: a Service has one of each family", Family::of(*ip)))
-            } else {
-                unusable_endpoint(*ip).map(|why| format!("{ip} is {why}: no Service can have it"))
-            };
-            match why {
-                Some(why) => problems.push(Problem::new(object(name), format!("spec.clusterIPs[{i}]"), why)),
-                None => {
-                    self.cluster.insert(*ip, name.clone());
-                    vips.insert(*ip);
-                }
-            }
-        }
-        vips
-    }
-
-    fn external_ips(
-        &mut self,
-        name: &ObjectName,
-        svc: &Service,
-        port: &SvcPort,
-        problems: &mut Vec<Problem>,
-    ) -> BTreeSet<IpAddr> {
-        let ingress: &[IpAddr] = if svc.kind == ServiceType::LoadBalancer { &svc.ingress_ips } else { &[] };
-        let spec = svc.external_ips.iter().map(|ip| ("spec.externalIPs", *ip));
-        let status = ingress.iter().map(|ip| ("status.loadBalancer.ingress", *ip));
-        let mut out = BTreeSet::new();
-        for (field, ip) in spec.chain(status) {
-            let why = if let Some(other) = self.external.get(&(ip, port.port)).filter(|o| *o != name) {
-                Some(format!(
-                    "{ip} port {} is already served by Service {other}: choose another address or port",
-                    port.port
-                ))
-            } else if let Some(other) = self.cluster.get(&ip) {
-                Some(format!(
-                    "{ip} is the cluster address of Service {other}: choose an address outside the service range"
-                ))
-            } else {
-                unusable_endpoint(ip).map(|why| format!("{ip} is {why}: no Service can have it"))
-            };
-            match why {
-                Some(why) => problems.push(Problem::new(object(name), field, why)),
-                None => {
-                    self.external.insert((ip, port.port), name.clone());
-                    out.insert(ip);
-                }
-            }
-        }
+        // As the intent has them.
+        out.sort_by(|(a, _), (b, _)| a.cmp(b));
         out
     }
+}
 
-    fn node_port(
-        &mut self,
-        name: &ObjectName,
-        svc: &Service,
-        port: &SvcPort,
-        index: usize,
-        problems: &mut Vec<Problem>,
-    ) -> Option<u16> {
-        if !matches!(svc.kind, ServiceType::NodePort | ServiceType::LoadBalancer) {
-            return None;
-        }
-        let node_port = port.node_port?;
-        let key = PortKey { proto: port.port.proto, port: node_port };
-        if let Some(other) = self.node.get(&key) {
-            problems.push(Problem::new(
-                object(name),
-                format!("spec.ports[{index}].nodePort"),
-                format!("{key} already belongs to Service {other}: choose another node port, or remove the field to be given one"),
-            ));
-            return None;
-        }
-        self.node.insert(key, name.clone());
-        Some(node_port)
+/// A word on every endpoint of a slice that none may use.
+fn slice_problems(name: &ObjectName, slice: &EndpointSlice) -> Vec<Problem> {
+    let mut out = Vec::new();
+    let Some(family) = slice.family else { return out };
+    for (i, e) in slice.endpoints.iter().enumerate() {
+        let why = if let Some(why) = unusable_endpoint(e.addr) {
+            format!("{} is {why}: endpoints there are refused; remove it from the slice", e.addr)
+        } else if Family::of(e.addr) != family {
+            format!("{} is no {family} address, as addressType says: put it in a slice of its own family", e.addr)
+        } else {
+            continue;
+        };
+        let key = Key { kind: Kind::EndpointSlice, name: name.clone() };
+        out.push(Problem::new(key, format!("endpoints[{i}].addresses[0]"), why));
     }
+    out
 }
 
 /// The endpoints of one port: for policy Cluster, and for policy Local. As kube-proxy's `CategorizeEndpoints`: ready
@@ -240,10 +270,10 @@ fn endpoints(
     slices: &[&EndpointSlice],
     port: &SvcPort,
     svc: &Service,
-    snapshot: &ClusterSnapshot,
-    node: &NodeName,
+    env: &Env,
     families: FamilySet,
 ) -> (BTreeSet<Endpoint>, BTreeSet<Endpoint>) {
+    let Some(node) = &env.node else { return (BTreeSet::new(), BTreeSet::new()) };
     let all: Vec<(&SliceEndpoint, Endpoint)> = slices
         .iter()
         .filter(|s| s.family.is_some_and(|f| families.has(f)))
@@ -258,7 +288,7 @@ fn endpoints(
         })
         .collect();
     let is_local = |e: &SliceEndpoint| e.node.as_deref() == Some(node.as_str());
-    let zone = snapshot.nodes.get(node).and_then(|n| n.labels.get(ZONE));
+    let zone = env.zone.as_deref();
     let mut cluster = BTreeSet::new();
     let mut local = BTreeSet::new();
     // Each family is served by its own rules, so each falls back on its own.

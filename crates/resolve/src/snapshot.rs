@@ -1,6 +1,6 @@
 //! The cluster as the rest of the system holds it: slim values, sorted, a few hundred bytes an object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -230,6 +230,8 @@ pub struct ClusterSnapshot {
     pub load_balancer_pools: BTreeMap<Box<str>, LoadBalancerPool>,
     /// Leases of announcers; empty but where one runs.
     pub leases: BTreeMap<ObjectName, Lease>,
+    /// The slices of each Service: (namespace, Service, slice). [`crate::apply`] keeps it.
+    pub(crate) of_service: BTreeSet<(Arc<str>, Arc<str>, Arc<str>)>,
     /// What is wrong with single objects; an object that cannot be used at all is only here.
     pub problems: BTreeMap<Key, Vec<Problem>>,
 }
@@ -524,10 +526,10 @@ pub struct Workload {
 impl ClusterSnapshot {
     /// The keys of every object of a kind that is held, usable or not.
     #[must_use]
-    pub fn keys(&self, kind: Kind) -> std::collections::BTreeSet<Key> {
+    pub fn keys(&self, kind: Kind) -> BTreeSet<Key> {
         let named = |name: &ObjectName| Key { kind, name: name.clone() };
         let plain = |name: &str| Key { kind, name: ObjectName::new("", name) };
-        let mut keys: std::collections::BTreeSet<Key> = match kind {
+        let mut keys: BTreeSet<Key> = match kind {
             Kind::Node => self.nodes.keys().map(|n| plain(n.as_str())).collect(),
             Kind::Pod => self.pods.keys().map(named).collect(),
             Kind::Service => self.services.keys().map(named).collect(),
@@ -551,7 +553,11 @@ impl ClusterSnapshot {
         &'a self,
         service: &'a ObjectName,
     ) -> impl Iterator<Item = (&'a ObjectName, &'a EndpointSlice)> + 'a {
-        self.slices.iter().filter(move |(n, s)| n.namespace == service.namespace && s.service == service.name)
+        let first = (service.namespace.clone(), service.name.clone(), Arc::from(""));
+        let of = self.of_service.range(first..).take_while(|(ns, s, _)| *ns == service.namespace && *s == service.name);
+        of.filter_map(|(namespace, _, name)| {
+            self.slices.get_key_value(&ObjectName { namespace: namespace.clone(), name: name.clone() })
+        })
     }
 }
 

@@ -4,11 +4,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use common::{local, node, service, settings, slice, with_vxlan};
+use intent::{ServiceChanges, ServiceKey, ServicePort};
 use proptest::prelude::*;
-use resolve::{ClusterSnapshot, Event, Key, Kind, apply, parse, resolve};
+use resolve::{Changes, ClusterSnapshot, Event, Followed, Key, Kind, Resolver, apply, parse, resolve};
 use serde_json::{Value, json};
 
 /// A small world in which everything can clash with everything: few names, few addresses, some of them bad.
@@ -34,13 +36,30 @@ fn object() -> impl Strategy<Value = Value> {
         if vxlan { with_vxlan(n, a) } else { n }
     });
     let ip = prop_oneof![Just("10.96.0.10"), Just("10.96.0.11"), Just("10.244.1.9"), Just("None")];
-    let services = ("[ab]", ip, prop_oneof![Just("ClusterIP"), Just("NodePort"), Just("Odd")], 0u16..3).prop_map(|(name, ip, kind, np)| {
-        let mut s = service(json!({"type": kind, "clusterIP": ip, "clusterIPs": [ip], "ports": [{"name": "http", "port": 80, "nodePort": 30000 + np}]}));
-        s["metadata"]["name"] = name.into();
-        s
-    });
+    let kind = prop_oneof![Just("ClusterIP"), Just("NodePort"), Just("LoadBalancer"), Just("Odd")];
+    // Outside addresses among which is one that another Service has inside.
+    let outside = || {
+        prop::collection::vec(
+            prop_oneof![Just("198.51.100.1"), Just("198.51.100.2"), Just("10.96.0.11"), Just("127.0.0.1")],
+            0..2,
+        )
+    };
+    let port = ("[pq]", 80u16..82, 0u16..3)
+        .prop_map(|(name, port, np)| json!({"name": name, "port": port, "nodePort": 30000 + np}));
+    let services = ("[abc]", ip, kind, prop::collection::vec(port, 0..3), outside(), outside(), 0u8..3).prop_map(
+        |(name, ip, kind, ports, external, ingress, age)| {
+            let ingress: Vec<Value> = ingress.iter().map(|ip| json!({"ip": ip})).collect();
+            let mut s = service(
+                json!({"type": kind, "clusterIP": ip, "clusterIPs": [ip], "ports": ports, "externalIPs": external}),
+            );
+            s["status"] = json!({"loadBalancer": {"ingress": ingress}});
+            s["metadata"]["name"] = name.into();
+            s["metadata"]["creationTimestamp"] = format!("2026-01-0{}T00:00:00Z", age + 1).into();
+            s
+        },
+    );
     let slices =
-        ("[xy]", "[ab]", prop::collection::vec((0u8..4, any::<bool>()), 0..4)).prop_map(|(name, svc, list)| {
+        ("[xy]", "[abc]", prop::collection::vec((0u8..4, any::<bool>()), 0..4)).prop_map(|(name, svc, list)| {
             let eps: Vec<(String, Value)> = list
                 .iter()
                 .map(|(i, r)| {
@@ -53,6 +72,7 @@ fn object() -> impl Strategy<Value = Value> {
             let eps: Vec<(&str, &str, Value)> = eps.iter().map(|(a, c)| (a.as_str(), "node1", c.clone())).collect();
             let mut s = slice(&name, &eps);
             s["metadata"]["labels"]["kubernetes.io/service-name"] = svc.into();
+            s["ports"][0]["name"] = "p".into();
             s
         });
     let config = prop_oneof![
@@ -101,10 +121,49 @@ fn last(h: &Histories) -> Vec<Value> {
     h.values().filter_map(|v| v.last().cloned().flatten()).collect()
 }
 
+/// Follows events as an agent does, now and then looking at what they mean.
+#[derive(Default)]
+struct Follower {
+    snapshot: ClusterSnapshot,
+    resolver: Resolver,
+    touched: BTreeSet<Key>,
+    /// The Services of the last look, as its changes and those before add up.
+    services: BTreeMap<ServiceKey, Arc<ServicePort>>,
+}
+
+impl Follower {
+    fn apply(&mut self, e: Event) {
+        self.touched.extend(apply(&mut self.snapshot, e));
+    }
+
+    /// What is kept gives what looking at everything gives, and the changes are true.
+    fn look(&mut self) {
+        let changed = Changes::Some(std::mem::take(&mut self.touched));
+        let Followed { intent, problems, services } = self.resolver.follow(&self.snapshot, &local(), &changed);
+        let want = resolve(&self.snapshot, &local());
+        assert_eq!(*intent, want.intent);
+        assert_eq!(problems, want.problems);
+        match services {
+            ServiceChanges::All => self.services = intent.services.clone(),
+            ServiceChanges::Some(changes) => {
+                for (name, was) in changes {
+                    let before: Vec<_> = self.services.iter().filter(|(k, _)| k.service == name).collect();
+                    assert!(before.into_iter().eq(was.iter().map(|(k, p)| (k, p))), "{name}");
+                    self.services.retain(|k, _| k.service != name);
+                    let now: Vec<_> = intent.ports_of(&name).map(|(k, p)| (k.clone(), p.clone())).collect();
+                    assert_ne!(now, was, "{name} did not change");
+                    self.services.extend(now);
+                }
+            }
+        }
+        assert_eq!(self.services, intent.services);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
-    fn any_order_split_and_repetition(h in histories(), picks in prop::collection::vec((any::<prop::sample::Index>(), 0u8..4), 0..200), relist: bool) {
+    fn any_order_split_and_repetition(h in histories(), picks in prop::collection::vec((any::<prop::sample::Index>(), 0u8..5), 0..200), relist: bool) {
         // From scratch: each object once, as it is in the end, in the order of keys.
         let mut want = ClusterSnapshot::default();
         for v in last(&h) {
@@ -114,23 +173,24 @@ proptest! {
         // now and then a stale list of one kind replaces what there is.
         let keys: Vec<&Key> = h.keys().collect();
         let mut at: BTreeMap<&Key, usize> = BTreeMap::new();
-        let mut got = ClusterSnapshot::default();
+        let mut got = Follower::default();
         for (index, what) in &picks {
             let key = keys[index.index(keys.len())];
             let next = at.entry(key).or_default();
             match what {
-                0 if *next > 0 => apply(&mut got, event(key, &h[key][*next - 1])),
+                0 if *next > 0 => got.apply(event(key, &h[key][*next - 1])),
                 1 => {
                     let list = h.iter().filter(|(k, _)| k.kind == key.kind).filter_map(|(k, v)| {
                         let n = at.get(k).copied().unwrap_or(0);
                         v.get(n.checked_sub(1)?).cloned().flatten()
                     });
                     let list: Vec<_> = list.map(|v| parse(&v).unwrap()).collect();
-                    apply(&mut got, Event::Replace(key.kind, list));
+                    got.apply(Event::Replace(key.kind, list));
                 }
+                2 => got.look(),
                 _ => {
                     if let Some(v) = h[key].get(*next) {
-                        apply(&mut got, event(key, v));
+                        got.apply(event(key, v));
                         *next += 1;
                     }
                 }
@@ -139,17 +199,18 @@ proptest! {
         // The rest, so that every object reaches its end.
         for key in keys.iter().rev() {
             for v in &h[*key][at.get(*key).copied().unwrap_or(0)..] {
-                apply(&mut got, event(key, v));
+                got.apply(event(key, v));
             }
         }
         if relist {
             for kind in Kind::ALL {
                 let list = last(&h).iter().filter_map(parse).filter(|p| p.key.kind == kind).collect();
-                apply(&mut got, Event::Replace(kind, list));
+                got.apply(Event::Replace(kind, list));
             }
         }
-        prop_assert_eq!(resolve(&got, &local()), resolve(&want, &local()));
-        prop_assert_eq!(got, want);
+        got.look();
+        prop_assert_eq!(resolve(&got.snapshot, &local()), resolve(&want, &local()));
+        prop_assert_eq!(got.snapshot, want);
     }
 
     /// What resolve lets through is sound, whatever came in.
@@ -169,10 +230,15 @@ proptest! {
             prop_assert!(!i.addresses.iter().any(|x| a.contains(*x)));
         }
         let mut vips = BTreeMap::new();
-        let mut ports = std::collections::BTreeSet::new();
+        let (mut ports, mut outside) = (BTreeSet::new(), BTreeSet::new());
         for (k, p) in &i.services {
             for ip in &p.cluster_ips {
                 prop_assert_eq!(vips.entry(*ip).or_insert(k.service.clone()).clone(), k.service.clone());
+            }
+            // Of an address outside, one Service has a port; and it is nobody's inside.
+            for ip in &p.external_ips {
+                prop_assert!(outside.insert((*ip, k.proto, p.port)));
+                prop_assert!(i.services.values().all(|o| !o.cluster_ips.contains(ip)));
             }
             if let Some(n) = p.node_port {
                 prop_assert!(ports.insert((k.proto, n)));

@@ -17,4 +17,4 @@ pub use error::SourceError;
 pub use events::{Note, Recorder};
 pub use folder::{FileProblem, Folder, FolderError, read_dir, read_text};
 pub use resolve::ClusterSnapshot;
-pub use watch::{InSync, Reader, Source, WatchConfig};
+pub use watch::{InSync, Reader, Seen, Source, WatchConfig};

@@ -1,7 +1,7 @@
 //! List-then-watch of every kind into one snapshot.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::DynamicResourceScope;
 use kube::runtime::watcher;
-use resolve::{ClusterSnapshot, Event, Key, Kind, apply, parse_as};
+use resolve::{Changes, ClusterSnapshot, Event, Key, Kind, apply, parse_as};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -78,11 +78,41 @@ impl InSync {
     }
 }
 
+/// Changes that are kept for those who follow them. Who is further behind looks at everything.
+const KEPT: usize = 4096;
+
 #[derive(Default)]
 struct State {
     snapshot: ClusterSnapshot,
     sync: InSync,
+    /// What changed last, oldest first, and how many changes there were before.
+    log: VecDeque<Key>,
+    forgotten: u64,
 }
+
+impl State {
+    fn apply(&mut self, event: Event) {
+        for key in apply(&mut self.snapshot, event) {
+            if self.log.len() == KEPT {
+                self.log.pop_front();
+                self.forgotten += 1;
+            }
+            self.log.push_back(key);
+        }
+    }
+
+    /// What changed since, and until when this is so.
+    fn since(&self, seen: Seen) -> (Changes, Seen) {
+        let now = Seen(Some(self.forgotten + self.log.len() as u64));
+        let skip = seen.0.and_then(|n| n.checked_sub(self.forgotten)).and_then(|n| usize::try_from(n).ok());
+        let changes = skip.map_or(Changes::All, |n| Changes::Some(self.log.iter().skip(n).cloned().collect()));
+        (changes, now)
+    }
+}
+
+/// How far somebody has followed a source's changes; at first, nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen(Option<u64>);
 
 struct Shared {
     state: Mutex<State>,
@@ -178,6 +208,16 @@ impl Reader {
     pub fn read<R>(&self, f: impl FnOnce(&ClusterSnapshot, &InSync) -> R) -> R {
         let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         f(&state.snapshot, &state.sync)
+    }
+}
+
+impl Reader {
+    /// Looks at the snapshot with what changed since `seen`, and moves it on. The watchers wait meanwhile.
+    pub fn read_since<R>(&self, seen: &mut Seen, f: impl FnOnce(&ClusterSnapshot, &Changes) -> R) -> R {
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (changes, now) = state.since(*seen);
+        *seen = now;
+        f(&state.snapshot, &changes)
     }
 }
 
@@ -278,7 +318,7 @@ fn defined_by_users(kind: Kind) -> bool {
 fn gone(s: &mut State, kind: Kind) {
     s.sync.failing.remove(&kind);
     for key in s.snapshot.keys(kind) {
-        apply(&mut s.snapshot, Event::Delete(key));
+        s.apply(Event::Delete(key));
     }
     s.sync.absent.insert(kind);
     s.sync.kinds.insert(kind, true);
@@ -295,17 +335,17 @@ fn take(s: &mut State, kind: Kind, listed: &mut Option<BTreeSet<Key>>, event: wa
             if let Some(listed) = listed {
                 listed.insert(parsed.key.clone());
             }
-            apply(&mut s.snapshot, Event::Put(parsed));
+            s.apply(Event::Put(parsed));
         }
         watcher::Event::Delete(o) => {
             let key = parse_as(kind, &o.value).key;
-            apply(&mut s.snapshot, Event::Delete(key));
+            s.apply(Event::Delete(key));
         }
         watcher::Event::InitDone => {
             s.sync.absent.remove(&kind);
             if let Some(listed) = listed.take() {
                 for key in s.snapshot.keys(kind).difference(&listed) {
-                    apply(&mut s.snapshot, Event::Delete(key.clone()));
+                    s.apply(Event::Delete(key.clone()));
                 }
             }
             s.sync.kinds.insert(kind, true);
@@ -356,5 +396,38 @@ impl Resource for Watched {
     }
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.meta
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_falls_behind_looks_at_everything() {
+        let mut s = State::default();
+        let put = |s: &mut State, name: &str, ip: &str| {
+            let v = serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "n"},
+                "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [{"port": 80}]}});
+            s.apply(Event::Put(parse_as(Kind::Service, &v)));
+        };
+        let names = |c: Changes| match c {
+            Changes::All => None,
+            Changes::Some(keys) => Some(keys.iter().map(|k| k.name.name.to_string()).collect::<Vec<_>>()),
+        };
+        put(&mut s, "a", "10.0.0.1");
+        let (changes, seen) = s.since(Seen::default());
+        assert_eq!(names(changes), None);
+        assert_eq!(names(s.since(seen).0), Some(vec![]));
+        put(&mut s, "a", "10.0.0.1");
+        assert_eq!(names(s.since(seen).0), Some(vec![]), "nothing of what is held is another");
+        for n in 0..KEPT {
+            put(&mut s, "b", &format!("10.0.{}.{}", n / 256, n % 256));
+        }
+        let (changes, later) = s.since(seen);
+        assert_eq!(names(changes), Some(vec!["b".into()]));
+        put(&mut s, "c", "10.1.0.0");
+        assert_eq!(names(s.since(seen).0), None);
+        assert_eq!(names(s.since(later).0), Some(vec!["c".into()]));
     }
 }
