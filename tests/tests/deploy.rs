@@ -54,6 +54,9 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
         let r = resolve::api::Resource::from(kind);
         wants.extend(["get", "list", "watch"].map(|v| (r.group.to_string(), r.plural.to_string(), v.to_owned())));
     }
+    // What announcers agree by; the rest of the role's namespace is nothing to them.
+    let leases = ["get", "list", "watch", "create", "patch", "delete"];
+    wants.extend(leases.map(|v| ("coordination.k8s.io".to_owned(), "leases".to_owned(), v.to_owned())));
     assert_eq!(rights, wants);
     let role = find(&all, "Role");
     assert_eq!(role["metadata"]["namespace"], resolve::settings::NAMESPACE);

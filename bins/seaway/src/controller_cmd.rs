@@ -31,12 +31,18 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
         if !args.only.is_empty() {
             options.which = args.only.into_iter().collect();
         }
-        let mut told = Vec::new();
+        let recorder = source::Recorder::start(&api, "seaway-controller", "");
+        let (mut told, mut events) = (Vec::new(), crate::agent::Told::default());
+        let (mut memory, start) = (controller::lb::Memory::default(), std::time::Instant::now());
         tracing::info!(api = %args.api, "controllers started");
         source::run_controllers(
             &api,
             move |snapshot| {
-                let controller::Outcome { writes, problems } = controller::reconcile(snapshot, &options);
+                let controller::Outcome { writes, problems } =
+                    controller::reconcile_with(snapshot, &options, &mut memory, &source::now());
+                let refused: Vec<_> =
+                    problems.iter().filter(|p| on_balancers(p)).cloned().map(crate::agent::refused_input).collect();
+                crate::agent::tell(&recorder, None, &events.due(&refused, start.elapsed()));
                 for p in problems.iter().filter(|p| !told.contains(*p)) {
                     tracing::warn!("{p}");
                 }
@@ -52,4 +58,9 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
         .await;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Problems of load balancers are told as Events: nobody else says them at the object.
+fn on_balancers(p: &resolve::Problem) -> bool {
+    ["Service/", "LoadBalancerPool/"].iter().any(|k| p.object.starts_with(k))
 }

@@ -6,6 +6,7 @@ pub mod alloc;
 mod daemonset;
 mod deployment;
 mod gc;
+pub mod lb;
 mod name;
 mod node_cidr;
 pub mod offline;
@@ -39,11 +40,13 @@ pub enum Which {
     GarbageCollector,
     /// Frees address blocks of nodes that are gone, lets deleted pools go, says what each pool has.
     Pools,
+    /// Gives addresses of LoadBalancerPools to Services.
+    LoadBalancers,
 }
 
 impl Which {
     /// All of them: a lab or a standalone host, where nobody else does any.
-    pub const ALL: [Which; 7] = [
+    pub const ALL: [Which; 8] = [
         Which::NodeCidr,
         Which::EndpointSlice,
         Which::Deployment,
@@ -51,6 +54,7 @@ impl Which {
         Which::Scheduler,
         Which::GarbageCollector,
         Which::Pools,
+        Which::LoadBalancers,
     ];
 
     /// Its name on a command line.
@@ -64,6 +68,7 @@ impl Which {
             Self::Scheduler => "scheduler",
             Self::GarbageCollector => "garbage-collector",
             Self::Pools => "pools",
+            Self::LoadBalancers => "load-balancers",
         }
     }
 }
@@ -105,9 +110,18 @@ pub struct Outcome {
     pub problems: Vec<Problem>,
 }
 
+/// The time of a pass that has none.
+const EPOCH: &str = "1970-01-01T00:00:00Z";
+
 /// One pass of every controller that is on. Empty writes: everything is as it should be.
 #[must_use]
 pub fn reconcile(snapshot: &ClusterSnapshot, options: &Options) -> Outcome {
+    reconcile_with(snapshot, options, &mut lb::Memory::default(), EPOCH)
+}
+
+/// As [`reconcile`], with what earlier passes decided and the watch may not have told yet, at the time `now` (RFC 3339).
+#[must_use]
+pub fn reconcile_with(snapshot: &ClusterSnapshot, options: &Options, memory: &mut lb::Memory, now: &str) -> Outcome {
     let mut out = Outcome::default();
     for which in &options.which {
         match which {
@@ -118,6 +132,7 @@ pub fn reconcile(snapshot: &ClusterSnapshot, options: &Options) -> Outcome {
             Which::Scheduler => scheduler::reconcile(snapshot, &mut out),
             Which::GarbageCollector => gc::reconcile(snapshot, &mut out),
             Which::Pools => pools::reconcile(snapshot, &mut out),
+            Which::LoadBalancers => lb::reconcile(snapshot, memory, now, &mut out),
         }
     }
     out

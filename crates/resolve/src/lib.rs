@@ -27,7 +27,7 @@ use types::{Cidr, Mac, NodeName};
 
 pub use events::{Event, Object, Parsed, apply};
 pub use follow::{Changes, Followed, Resolver};
-pub use intent::Backend;
+pub use intent::{Backend, TrafficPolicy};
 pub use parse::{parse, parse_as};
 pub use pods::wiring_of;
 pub use problem::Problem;

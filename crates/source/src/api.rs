@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{Method, Request};
 use kube::Client;
@@ -351,6 +352,12 @@ fn escape(text: &str) -> String {
             _ => format!("%{b:02X}"),
         })
         .collect()
+}
+
+/// The time of day as the API writes it.
+#[must_use]
+pub fn now() -> String {
+    rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
 /// Seconds since 1970 as the API writes times (RFC 3339, UTC). The civil date from the day count follows the

@@ -33,26 +33,26 @@ impl Told {
 }
 
 /// The object of a refusal: `Service/default/web:http` is the Service, whatever of it is meant. What is no object of
-/// the API is told at the node.
-fn about(r: &Refused, node: &NodeName) -> Key {
+/// the API is told at the node, where there is one.
+fn about(r: &Refused, node: Option<&NodeName>) -> Option<Key> {
     let parts: Vec<&str> = r.object.split('/').collect();
     let bare = |s: &str| s.split(':').next().unwrap_or_default().to_owned();
     let kind = |s: &str| Kind::ALL.into_iter().find(|k| k.as_str() == s);
-    match *parts.as_slice() {
+    Some(match *parts.as_slice() {
         [k, name] if kind(k).is_some_and(|k| !k.api().3) => {
             Key { kind: kind(k).unwrap_or(Kind::Node), name: ObjectName::new("", &bare(name)) }
         }
         [k, ns, name] if kind(k).is_some_and(|k| k.api().3) => {
             Key { kind: kind(k).unwrap_or(Kind::Node), name: ObjectName::new(ns, &bare(name)) }
         }
-        _ => Key { kind: Kind::Node, name: ObjectName::new("", node.as_str()) },
-    }
+        _ => Key { kind: Kind::Node, name: ObjectName::new("", node?.as_str()) },
+    })
 }
 
 /// Tells refusals.
-pub fn tell(recorder: &Recorder, node: &NodeName, due: &[&Refused]) {
+pub fn tell(recorder: &Recorder, node: Option<&NodeName>, due: &[&Refused]) {
     for r in due {
-        let about = about(r, node);
+        let Some(about) = about(r, node) else { continue };
         let message =
             if r.object.starts_with(&about.to_string()) { format!("{}: {}", r.field, r.why) } else { r.to_string() };
         recorder.note(Note { about, warning: true, reason: REASON.into(), message });
@@ -79,7 +79,7 @@ mod tests {
             ("Service/web", "Node/n1"),
             ("Gadget/a/b", "Node/n1"),
         ] {
-            assert_eq!(about(&refused(object), &node).to_string(), want);
+            assert_eq!(about(&refused(object), Some(&node)).unwrap().to_string(), want);
         }
     }
 

@@ -32,7 +32,8 @@ use source::{Source, Target, WatchConfig};
 use telemetry::{Build, Health, Metrics};
 use types::NodeName;
 
-pub use datapath::{Setup, local_state};
+pub use datapath::{Setup, local_state, refused_input};
+pub use events::{Told, tell};
 pub use facts::{IfaceChoice, observe as observe_facts, vxlan_mac};
 pub use lock::one_agent;
 pub use pools::{Pools as PoolsKeeper, Shared as PoolsShared};

@@ -206,7 +206,7 @@ impl Turn {
 
     fn report(&mut self, pass: &Pass) {
         let due = self.told.due(&pass.refused, self.shared.start.elapsed());
-        events::tell(&self.recorder, &self.setup.node, &due);
+        events::tell(&self.recorder, Some(&self.setup.node), &due);
         let (now, m) = (self.shared.start.elapsed(), &self.shared.metrics);
         for p in &pass.planes {
             let (outcome, ops, why) = match &p.result {

@@ -88,5 +88,9 @@ fn let_go(name: &str, pool: &IpPool) -> ApiWrite {
 }
 
 fn problem(kind: Kind, name: &str, field: &str, why: String) -> Problem {
+    problem_of(kind, &ObjectName::new("", name), field, why)
+}
+
+pub(crate) fn problem_of(kind: Kind, name: &ObjectName, field: &str, why: String) -> Problem {
     Problem::new(format!("{kind}/{name}"), field, why)
 }
