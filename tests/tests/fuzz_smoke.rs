@@ -70,6 +70,12 @@ fn seeds_get_in() {
     for seed in seeds("dhcp_packet") {
         plugins::dhcp::packet::Message::decode(&seed).unwrap();
     }
+    for seed in seeds("ipam_pools") {
+        ipam::Pools::parse(&seed).unwrap();
+    }
+    for seed in seeds("pod_spec") {
+        serde_json::from_slice::<intent::PodSpec>(&seed).unwrap();
+    }
     let folder = source::read_text(Path::new("x"), &String::from_utf8(seeds("manifest").remove(0)).unwrap());
     assert_eq!((folder.snapshot.services.len(), folder.problems.len()), (1, 0), "{:?}", folder.problems);
 }

@@ -205,7 +205,7 @@ fn environment(env: &crate::Env, call: &Call) -> Vec<(String, String)> {
     out
 }
 
-fn foreign(path: &Path, m: &Map<String, Value>) -> Error {
+pub(crate) fn foreign(path: &Path, m: &Map<String, Value>) -> Error {
     let text = |k: &str| m.get(k).and_then(Value::as_str).unwrap_or_default().to_string();
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let code = m.get("code").and_then(Value::as_u64).and_then(|c| u32::try_from(c).ok()).unwrap_or(999);

@@ -21,6 +21,7 @@ mod delegate;
 mod error;
 mod extras;
 mod fields;
+pub mod fuzz;
 mod gc;
 pub mod iface;
 mod ipam_call;

@@ -78,8 +78,12 @@ fn read(path: &Path) -> Result<Option<PodSpec>, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         r => r.map_err(io)?,
     };
-    let bad = |e: serde_json::Error| Error::new(Code::Io, format!("{} is damaged: {e}", path.display()));
-    serde_json::from_slice(&bytes).map(Some).map_err(bad)
+    parse(&bytes).map(Some).map_err(|e| Error::new(Code::Io, format!("{} is damaged: {e}", path.display())))
+}
+
+/// Reads a file's bytes.
+pub(crate) fn parse(bytes: &[u8]) -> Result<PodSpec, serde_json::Error> {
+    serde_json::from_slice(bytes)
 }
 
 /// Brings `dir` to say exactly `specs`: for the agent. `last` is what it said after the last time, and becomes what it

@@ -27,7 +27,7 @@ const WITNESS: usize = 96;
 /// So many lines after the place, and it is written anew.
 const LINES: usize = 32;
 /// What [`crc`] is given for a kind.
-const KIND: u8 = b'I';
+pub(crate) const KIND: u8 = b'I';
 
 /// The state that the index of `journal` holds, and how many lines ago it was written: none when it does not hold.
 pub(crate) fn load(path: &Path, journal: &File, size: u64, boot: &str) -> Option<State> {
@@ -38,6 +38,12 @@ pub(crate) fn load(path: &Path, journal: &File, size: u64, boot: &str) -> Option
     let seen = seen.get_mut(..witness.len())?;
     let from = state.good.checked_sub(witness.len() as u64)?;
     (state.good <= size && journal.read_exact_at(seen, from).is_ok() && seen == witness).then_some(state)
+}
+
+/// For fuzzing: the bytes of the state that an index holds, written again, and what the journal must have had.
+pub(crate) fn read(bytes: &[u8], boot: &str) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (state, witness) = decode(bytes, boot)?;
+    Some((encode(&state, boot, witness), witness.to_vec()))
 }
 
 /// Whether it is time to write the index anew, `lines` after it was written.

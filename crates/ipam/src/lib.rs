@@ -26,6 +26,7 @@ mod check;
 mod error;
 mod extras;
 mod frame;
+pub mod fuzz;
 mod index;
 mod journal;
 mod lock;
