@@ -4,35 +4,38 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use controller::{Options, Which};
+use resolve::api::WriteOp;
+use resolve::{ClusterSnapshot, Event, apply, parse};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-fn documents() -> Vec<Value> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/seaway.yaml");
+fn documents(name: &str) -> Vec<Value> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name);
     let text = std::fs::read_to_string(file).unwrap();
     serde_yaml::Deserializer::from_str(&text).map(|d| Value::deserialize(d).unwrap()).collect()
 }
 
 fn find<'a>(all: &'a [Value], kind: &str) -> &'a Value {
-    all.iter().find(|v| v["kind"] == kind).unwrap_or_else(|| panic!("deploy/seaway.yaml has a {kind}"))
+    all.iter().find(|v| v["kind"] == kind).unwrap_or_else(|| panic!("the manifest has a {kind}"))
 }
 
 #[test]
 fn the_config_map_is_understood() {
-    let all = documents();
+    let all = documents("seaway.yaml");
     let data = find(&all, "ConfigMap")["data"].as_object().unwrap();
     let (settings, problems) = resolve::Settings::parse(data.iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap())));
     assert!(problems.is_empty(), "{problems:?}");
     assert!(settings.present && settings.cluster_cidrs.len() == 1);
 }
 
-/// Every kind that an agent watches may be listed and watched, and nothing else may; what it writes are Nodes, Pods and pools, by patch, blocks and Events.
-#[test]
-fn an_agent_has_the_rights_it_needs_and_no_other() {
-    let all = documents();
+/// Group, resource and verb of everything that the roles of these kinds allow.
+type Rights = BTreeSet<(String, String, String)>;
+
+fn rights(all: &[Value], roles: &[&str]) -> Rights {
     let mut rights = BTreeSet::new();
-    for role in ["ClusterRole", "Role"] {
-        for rule in find(&all, role)["rules"].as_array().unwrap() {
+    for role in roles {
+        for rule in find(all, role)["rules"].as_array().unwrap() {
             let list = |k: &str| {
                 rule[k].as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect::<Vec<_>>()
             };
@@ -43,6 +46,18 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
             }
         }
     }
+    rights
+}
+
+fn right(group: &str, resource: &str, verb: &str) -> (String, String, String) {
+    (group.to_owned(), resource.to_owned(), verb.to_owned())
+}
+
+/// Every kind that an agent watches may be listed and watched, and nothing else may; what it writes are Nodes, Pods and pools, by patch, blocks and Events.
+#[test]
+fn an_agent_has_the_rights_it_needs_and_no_other() {
+    let all = documents("seaway.yaml");
+    let rights = rights(&all, &["ClusterRole", "Role"]);
     let mut wants = BTreeSet::from([(String::new(), "nodes".to_owned(), "patch".to_owned())]);
     wants.insert((String::new(), "pods".to_owned(), "patch".to_owned()));
     // Blocks are claimed, lent and given up; pools get the finalizer and their status.
@@ -50,6 +65,9 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
         wants.extend(verbs.iter().map(|v| ("seaway.io".to_owned(), plural.to_owned(), (*v).to_owned())));
     }
     wants.extend(["create", "delete", "get", "patch"].map(|v| (String::new(), "events".to_owned(), v.to_owned())));
+    // Who announces which load balancer address.
+    let verbs = ["create", "delete", "get", "list", "patch", "watch"];
+    wants.extend(verbs.map(|v| right("coordination.k8s.io", "leases", v)));
     for kind in resolve::Kind::AGENT {
         let r = resolve::api::Resource::from(kind);
         wants.extend(["get", "list", "watch"].map(|v| (r.group.to_string(), r.plural.to_string(), v.to_owned())));
@@ -61,4 +79,59 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
     let role = find(&all, "Role");
     assert_eq!(role["metadata"]["namespace"], resolve::settings::NAMESPACE);
     assert_eq!(role["rules"][0]["resourceNames"][0], resolve::settings::NAME);
+}
+
+/// The controller of pools may read what it looks at and do what it ever does, and nothing else.
+#[test]
+fn the_controller_of_pools_has_the_rights_it_needs_and_no_other() {
+    let all = documents("pools-controller.yaml");
+    let container = &find(&all, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let args: Vec<&str> = container["args"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+    assert_eq!(args, ["controller", "--only", "pools"]);
+    let options = Options { which: ["pools".parse::<Which>().unwrap()].into(), ..Options::default() };
+
+    // A cluster in which it has everything to do that it ever does.
+    let own = |kind: &str, name: &str, metadata: Value, spec: Value| {
+        let mut m = metadata;
+        m["name"] = name.into();
+        json!({"apiVersion": "seaway.io/v1alpha1", "kind": kind, "metadata": m, "spec": spec})
+    };
+    let kept = || json!({"finalizers": ["seaway.io/addresses-in-use"]});
+    let mut going = kept();
+    going["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    let block = |cidr: &str, name: &str, node: &str, lent: Value| {
+        own("IPBlock", name, kept(), json!({"cidr": cidr, "pool": "a", "node": node, "lent": lent}))
+    };
+    let mut snapshot = ClusterSnapshot::default();
+    for v in [
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "here"}}),
+        own("IPPool", "a", json!({}), json!({"cidr": "10.0.0.0/16"})),
+        own("IPPool", "b", going, json!({"cidr": "10.1.0.0/16"})),
+        block("10.0.0.0/26", "10-0-0-0-26", "gone", json!([])),
+        block("10.0.0.64/26", "10-0-0-64-26", "gone", json!([{"address": "10.0.0.65", "node": "here"}])),
+    ] {
+        apply(&mut snapshot, Event::Put(parse(&v).unwrap()));
+    }
+    let does = controller::reconcile(&snapshot, &options).writes;
+    let mut wants: Rights = does
+        .iter()
+        .map(|w| {
+            let (plural, group) = (w.resource.plural.to_string(), w.resource.group.to_string());
+            match &w.op {
+                WriteOp::Patch(_) => right(&group, &plural, "patch"),
+                WriteOp::PatchStatus(_) => right(&group, &format!("{plural}/status"), "patch"),
+                WriteOp::Delete { .. } => right(&group, &plural, "delete"),
+                other => panic!("{w}: {other:?} is new: give it a right"),
+            }
+        })
+        .collect();
+    assert_eq!(wants.len(), 4, "{does:?}");
+    for kind in options.kinds() {
+        let r = resolve::api::Resource::from(kind);
+        wants.extend(["get", "list", "watch"].map(|v| right(&r.group, &r.plural, v)));
+    }
+    assert_eq!(rights(&all, &["ClusterRole"]), wants);
+    let account = &find(&all, "ServiceAccount")["metadata"];
+    let subject = &find(&all, "ClusterRoleBinding")["subjects"][0];
+    assert_eq!((&subject["name"], &subject["namespace"]), (&account["name"], &account["namespace"]));
 }

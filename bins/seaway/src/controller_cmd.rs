@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use source::Target;
+use source::{Target, WatchConfig};
 
 /// The controllers' flags.
 #[derive(clap::Args)]
@@ -37,6 +37,7 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
         tracing::info!(api = %args.api, "controllers started");
         source::run_controllers(
             &api,
+            WatchConfig { kinds: options.kinds(), pods_of: None },
             move |snapshot| {
                 let controller::Outcome { writes, problems } =
                     controller::reconcile_with(snapshot, &options, &mut memory, &source::now());

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use resolve::api::ApiWrite;
-use resolve::{ClusterSnapshot, Problem};
+use resolve::{ClusterSnapshot, Kind, Problem};
 
 pub use slices::MANAGED_BY;
 
@@ -71,6 +71,20 @@ impl Which {
             Self::LoadBalancers => "load-balancers",
         }
     }
+
+    /// What it looks at; it needs no right to read anything else.
+    #[must_use]
+    pub const fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::NodeCidr => &[Kind::Node, Kind::ConfigMap, Kind::Service],
+            Self::EndpointSlice => &[Kind::Service, Kind::EndpointSlice, Kind::Pod],
+            Self::Deployment => &[Kind::Deployment, Kind::Pod],
+            Self::DaemonSet => &[Kind::DaemonSet, Kind::Node, Kind::Pod],
+            Self::Scheduler => &[Kind::Node, Kind::Pod],
+            Self::GarbageCollector => &[Kind::Deployment, Kind::DaemonSet, Kind::Node, Kind::Pod],
+            Self::Pools => &[Kind::Node, Kind::Pod, Kind::IPPool, Kind::IPBlock],
+        }
+    }
 }
 
 impl FromStr for Which {
@@ -98,6 +112,14 @@ impl Default for Options {
     /// All, /24 and /64: Kubernetes' own defaults.
     fn default() -> Self {
         Self { which: Which::ALL.into(), node_mask_v4: 24, node_mask_v6: 64 }
+    }
+}
+
+impl Options {
+    /// What the controllers that are on look at.
+    #[must_use]
+    pub fn kinds(&self) -> BTreeSet<Kind> {
+        self.which.iter().flat_map(|w| w.kinds()).copied().collect()
     }
 }
 

@@ -27,18 +27,19 @@ pub struct Applied<'a> {
     pub error: Option<&'a SourceError>,
 }
 
-/// Runs `reconcile` on the snapshot at every change and carries out what it returns, until `shutdown`. `report` hears
+/// Runs `reconcile` on the snapshot of `watch` at every change and carries out what it returns, until `shutdown`. `report` hears
 /// of every write.
 ///
 /// Level-triggered: a write that fails, a conflict, an event that was lost are all healed by the next pass, since
 /// `reconcile` compares what is with what should be. It is never called before every kind is in sync.
 pub async fn run_controllers(
     api: &Api,
+    watch: WatchConfig,
     mut reconcile: impl FnMut(&ClusterSnapshot) -> Vec<ApiWrite>,
     mut report: impl FnMut(Applied<'_>),
     shutdown: impl Future<Output = ()>,
 ) {
-    let mut source = Source::start(api, WatchConfig::controllers());
+    let mut source = Source::start(api, watch);
     let mut shutdown = pin!(shutdown);
     tokio::select! {
         () = source.wait_in_sync() => {}

@@ -418,7 +418,9 @@ async fn controllers_make_a_deployment_reachable_and_follow_it() {
                     eprintln!("{}: {e}", a.write);
                 }
             };
-            run_controllers(&api, |s| controller::reconcile(s, &options).writes, report, std::future::pending()).await;
+            let watch = WatchConfig { kinds: options.kinds(), pods_of: None };
+            let reconcile = |s: &_| controller::reconcile(s, &options).writes;
+            run_controllers(&api, watch, reconcile, report, std::future::pending()).await;
         }
     });
     let runner = tokio::spawn(runner(api.clone()));
