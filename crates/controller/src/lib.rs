@@ -83,6 +83,9 @@ impl Which {
             Self::Scheduler => &[Kind::Node, Kind::Pod],
             Self::GarbageCollector => &[Kind::Deployment, Kind::DaemonSet, Kind::Node, Kind::Pod],
             Self::Pools => &[Kind::Node, Kind::Pod, Kind::IPPool, Kind::IPBlock],
+            Self::LoadBalancers => {
+                &[Kind::Service, Kind::LoadBalancerPool, Kind::Namespace, Kind::Node, Kind::ConfigMap]
+            }
         }
     }
 }

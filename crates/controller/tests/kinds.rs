@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that fails panics
 
-use controller::{Options, Which, reconcile};
+use controller::lb::Memory;
+use controller::{Options, Which, reconcile_with};
 use resolve::{ClusterSnapshot, Event, Kind, apply, parse};
 use serde_json::{Value, json};
 
@@ -29,6 +30,10 @@ fn objects() -> Vec<Value> {
         json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "e", "namespace": "default", "uid": "7"},
                "spec": {"selector": selector, "template": template}}),
         json!({"apiVersion": "seaway.io/v1alpha1", "kind": "IPPool", "metadata": {"name": "p"}, "spec": {"cidr": "10.0.0.0/24"}}),
+        json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": "l"},
+               "spec": {"addresses": ["192.0.2.0/28"]}}),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "l", "namespace": "default", "uid": "8"},
+               "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.2", "ports": [{"port": 80}]}}),
         json!({"apiVersion": "seaway.io/v1alpha1", "kind": "IPBlock", "metadata": {"name": "10-0-0-0-26"},
                "spec": {"cidr": "10.0.0.0/26", "pool": "p", "node": "gone"}}),
     ]
@@ -44,7 +49,7 @@ fn what_is_not_looked_at_changes_nothing() {
             for p in all.iter().map(|v| parse(v).unwrap()).filter(|p| see(p.key.kind)) {
                 apply(&mut s, Event::Put(p));
             }
-            reconcile(&s, &options)
+            reconcile_with(&s, &options, &mut Memory::default(), "2026-01-01T00:00:00Z")
         };
         let whole = of(&|_| true);
         assert!(!whole.writes.is_empty(), "{which:?} has something to do");
