@@ -7,6 +7,7 @@ pub mod api;
 mod bandwidth;
 mod events;
 mod follow;
+pub mod explain;
 pub mod load_balancer;
 pub mod networks;
 mod node;

@@ -1,0 +1,219 @@
+//! The reason of every endpoint that is not used, and that what is said to be used is what the intent has.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that fails panics
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{cluster, local, node, service, slice};
+use proptest::prelude::*;
+use resolve::explain::{ServiceView, State, ZONE, explain};
+use resolve::resolve;
+use serde_json::{Value, json};
+use types::ObjectName;
+
+/// node1 in zone a, node2 in zone b.
+fn zones() -> Vec<Value> {
+    let mut out = common::two();
+    for (n, zone) in out.iter_mut().zip(["a", "b"]) {
+        n["metadata"]["labels"][ZONE] = zone.into();
+    }
+    out
+}
+
+/// default/web as node1 sees it.
+fn view(objects: &[Value]) -> ServiceView {
+    let all: Vec<Value> = zones().into_iter().chain(objects.iter().cloned()).collect();
+    let snapshot = cluster(&all);
+    let r = resolve(&snapshot, &local());
+    explain(&snapshot, &r.intent, &r.problems, &ObjectName::new("default", "web")).unwrap()
+}
+
+/// Address, and why neither inside nor outside traffic goes there.
+fn reasons(v: &ServiceView) -> Vec<(String, Option<&str>, Option<&str>)> {
+    v.endpoints
+        .iter()
+        .map(|e| {
+            let port = e.port.map_or_else(|| "-".into(), |p| p.to_string());
+            (format!("{}:{port}", e.address), e.internal_unused.as_deref(), e.external_unused.as_deref())
+        })
+        .collect()
+}
+
+#[test]
+fn each_reason() {
+    let going = json!({"ready": false, "serving": true, "terminating": true});
+    let out = json!({"ready": false, "serving": false, "terminating": true});
+    let v = view(&[
+        service(json!({})),
+        slice(
+            "s",
+            &[
+                ("10.244.1.2", "node1", json!({})),
+                ("10.244.1.3", "node1", json!({"ready": false})),
+                ("10.244.2.4", "node2", going.clone()),
+                ("10.244.2.5", "node2", out),
+                ("169.254.0.9", "node2", json!({})),
+            ],
+        ),
+    ]);
+    let got = reasons(&v);
+    let internal: Vec<(&str, Option<&str>)> = got.iter().map(|(a, i, _)| (a.as_str(), *i)).collect();
+    assert_eq!(
+        internal,
+        [
+            ("10.244.1.2:8080", None),
+            ("10.244.1.3:8080", Some("not ready")),
+            ("10.244.2.4:8080", Some("terminating, and others are ready")),
+            ("10.244.2.5:8080", Some("terminating, and it no longer serves")),
+            ("169.254.0.9:8080", Some("forbidden: a link-local address (169.254.0.0/16)")),
+        ]
+    );
+    assert!(got.iter().all(|(_, _, external)| external.is_none()), "nothing from outside comes to a ClusterIP");
+    assert_eq!(v.counts(), (1, 5));
+    assert_eq!(v.endpoints[0].zone.as_deref(), Some("a"));
+    assert!(v.problems[0].why.contains("169.254.0.9"), "{:?}", v.problems);
+
+    // A port that the slice has not; a family that the Service has not.
+    let v = view(&[
+        service(json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]})),
+        slice("s", &[("10.244.1.2", "node1", json!({}))]),
+    ]);
+    assert_eq!(reasons(&v), [("10.244.1.2:-".into(), Some("its slice has no UDP port \"dns\""), None)]);
+    let v = view(&[service(json!({})), slice("s", &[("fd00:10:244::2", "node1", json!({}))])]);
+    assert_eq!(reasons(&v)[0].1, Some("the Service has no IPv6"));
+
+    // Policies.
+    let v = view(&[
+        service(json!({"type": "NodePort", "externalTrafficPolicy": "Local"})),
+        slice("s", &[("10.244.1.2", "node1", json!({})), ("10.244.2.2", "node2", json!({}))]),
+    ]);
+    assert_eq!(
+        reasons(&v),
+        [
+            ("10.244.1.2:8080".into(), None, None),
+            ("10.244.2.2:8080".into(), None, Some("policy Local, and it is not on node1")),
+        ]
+    );
+    assert!(v.endpoints.iter().all(|e| e.used));
+
+    // Hints.
+    let mut s = slice("s", &[("10.244.1.2", "node1", json!({})), ("10.244.2.2", "node2", json!({}))]);
+    for (e, zone) in s["endpoints"].as_array_mut().unwrap().iter_mut().zip(["a", "b"]) {
+        e["hints"] = json!({"forZones": [{"name": zone}]});
+    }
+    let v = view(&[service(json!({})), s]);
+    assert_eq!(reasons(&v)[1].1, Some("meant for zone b (hints); node1 is in zone a"));
+    let mut s = slice("s", &[("10.244.1.2", "node1", json!({})), ("10.244.2.2", "node2", json!({}))]);
+    for (e, n) in s["endpoints"].as_array_mut().unwrap().iter_mut().zip(["node1", "node2"]) {
+        e["hints"] = json!({"forNodes": [{"name": n}]});
+    }
+    let v = view(&[service(json!({"trafficDistribution": "PreferSameNode"})), s]);
+    assert_eq!(reasons(&v)[1].1, Some("meant for clients on node2 (hints)"));
+
+    // None that is ready: those that serve are used after all.
+    let v = view(&[service(json!({})), slice("s", &[("10.244.1.2", "node1", going)])]);
+    assert_eq!((v.endpoints[0].state, v.endpoints[0].used), (State::TerminatingServing, true));
+}
+
+#[test]
+fn one_listed_twice_is_one_and_as_good_as_the_better() {
+    let v = view(&[
+        service(json!({})),
+        slice("old", &[("10.244.1.2", "node1", json!({"ready": false}))]),
+        slice("new", &[("10.244.1.2", "node1", json!({}))]),
+    ]);
+    assert_eq!(v.endpoints.len(), 1);
+    assert_eq!((v.endpoints[0].state, v.endpoints[0].used), (State::Ready, true));
+    assert_eq!(v.endpoints[0].slices, ["new", "old"]);
+}
+
+#[test]
+fn services_that_are_not_translated_say_why() {
+    for (spec, kind, why) in [
+        (json!({"clusterIP": "None", "clusterIPs": ["None"]}), "Headless", "headless"),
+        (json!({"type": "ExternalName", "externalName": "example.org"}), "ExternalName", "alias"),
+    ] {
+        let v = view(&[service(spec), slice("s", &[("10.244.1.2", "node1", json!({}))])]);
+        assert_eq!(v.kind, kind);
+        assert!(v.not_proxied.as_ref().unwrap().contains(why));
+        assert!(v.endpoints.iter().all(|e| !e.used));
+    }
+}
+
+#[test]
+fn a_view_survives_json() {
+    let v = view(&[
+        service(
+            json!({"type": "LoadBalancer", "sessionAffinity": "ClientIP", "loadBalancerSourceRanges": ["10.0.0.0/8"]}),
+        ),
+        slice("s", &[("10.244.1.2", "node1", json!({})), ("127.0.0.1", "node2", json!({}))]),
+    ]);
+    let text = serde_json::to_string(&v).unwrap();
+    assert_eq!(serde_json::from_str::<ServiceView>(&text).unwrap(), v);
+}
+
+fn endpoint() -> impl Strategy<Value = (usize, usize, Value, Option<&'static str>, Option<&'static str>)> {
+    let state = prop_oneof![
+        4 => Just(json!({})),
+        1 => Just(json!({"ready": false})),
+        1 => Just(json!({"ready": false, "serving": true, "terminating": true})),
+        1 => Just(json!({"ready": false, "serving": false, "terminating": true})),
+    ];
+    let hint = prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))];
+    let node = prop_oneof![Just(None), Just(Some("node1")), Just(Some("node2"))];
+    (0usize..5, 0usize..2, state, hint, node)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// What is said to be used is what the intent has, and whatever is not used has a reason that names something.
+    #[test]
+    fn agrees_with_the_intent(
+        lists in prop::collection::vec(prop::collection::vec(endpoint(), 0..5), 1..4),
+        internal in prop_oneof![Just("Cluster"), Just("Local")],
+        external in prop_oneof![Just("Cluster"), Just("Local")],
+        kind in prop_oneof![Just("ClusterIP"), Just("NodePort")],
+        distribution in prop_oneof![Just("PreferClose"), Just("PreferSameNode")],
+    ) {
+        let addresses = ["10.244.1.2", "10.244.1.3", "10.244.2.2", "127.0.0.1", "10.244.2.3"];
+        let svc = service(json!({"type": kind, "internalTrafficPolicy": internal, "externalTrafficPolicy": external,
+            "trafficDistribution": distribution}));
+        let mut objects = vec![svc, node("node3", &["192.168.0.3"], &["10.244.3.0/24"])];
+        for (n, list) in lists.iter().enumerate() {
+            let all: Vec<_> =
+                list.iter().map(|(a, on, c, ..)| (addresses[*a], ["node1", "node2"][*on], c.clone())).collect();
+            let mut s = slice(&format!("s{n}"), &all);
+            for (e, (.., zone, to)) in s["endpoints"].as_array_mut().unwrap().iter_mut().zip(list) {
+                e["hints"] = json!({
+                    "forZones": zone.iter().map(|z| json!({"name": z})).collect::<Vec<_>>(),
+                    "forNodes": to.iter().map(|n| json!({"name": n})).collect::<Vec<_>>(),
+                });
+            }
+            objects.push(s);
+        }
+        let all: Vec<Value> = zones().into_iter().chain(objects).collect();
+        let snapshot = cluster(&all);
+        let r = resolve(&snapshot, &local());
+        let v = explain(&snapshot, &r.intent, &r.problems, &ObjectName::new("default", "web")).unwrap();
+        let port = r.intent.services.values().next().unwrap();
+        let set = |policy: &str| {
+            let of = if policy == "Local" { &port.local_endpoints } else { &port.endpoints };
+            of.iter().map(|e| e.addr).collect::<BTreeSet<_>>()
+        };
+        let said = |why: fn(&resolve::explain::EndpointView) -> &Option<String>| {
+            v.endpoints.iter().filter(|e| why(e).is_none()).map(|e| e.address).collect::<BTreeSet<_>>()
+        };
+        prop_assert_eq!(said(|e| &e.internal_unused), set(internal));
+        if kind == "NodePort" {
+            prop_assert_eq!(said(|e| &e.external_unused), set(external));
+        }
+        for e in &v.endpoints {
+            for why in [&e.internal_unused, &e.external_unused].into_iter().flatten() {
+                prop_assert!(!why.contains("zone  ") && !why.contains("see problems"), "{}", why);
+            }
+        }
+    }
+}
