@@ -8,6 +8,7 @@ mod ipam_cmd;
 mod lab_cmd;
 mod logging;
 mod plan_cmd;
+mod services_cmd;
 #[cfg(test)]
 mod settings_table;
 mod signals;
@@ -27,6 +28,7 @@ use clap::{Parser, Subcommand};
         seaway lab up examples/shop      a three-node cluster on this machine\n  \
         seaway lab test                  does every path work? A table\n  \
         seaway trace POD SERVICE:PORT    where does a packet go, and why\n  \
+        seaway services [NAME]           Services, their endpoints, and why one is not used\n  \
         seaway plan --from DIR --node N  what would be programmed, without touching anything\n\n\
         Exit codes: 0 it is so, 1 it is not so or it failed, 2 the command line is wrong."
 )]
@@ -43,6 +45,8 @@ enum Command {
     Controller(controller_cmd::ControllerArgs),
     /// Print what a node would be told, from a folder of manifests
     Plan(plan_cmd::PlanArgs),
+    /// Print Services as a node sees them, and why an endpoint is not used
+    Services(services_cmd::ServicesArgs),
     /// Print where a packet goes, and why
     Trace(trace::TraceArgs),
     /// A whole cluster on this machine
@@ -64,6 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Agent(a) => agent::run(a),
         Command::Controller(a) => controller_cmd::run(a),
         Command::Plan(a) => plan_cmd::run(&a),
+        Command::Services(a) => services_cmd::run(&a),
         Command::Trace(a) => trace::run(&a),
         Command::Lab(a) => lab_cmd::run(a),
         Command::Ipam(a) => ipam_cmd::run(&a),

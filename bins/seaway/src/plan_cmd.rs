@@ -12,6 +12,9 @@ use resolve::{LocalState, Resolved};
 use serde::Serialize;
 use types::{Cidr, IfName, NodeName};
 
+/// Ranges for Services' addresses.
+const SERVICE_RANGES: &str = "10.96.0.0/16,fd00:10:96::/112";
+
 /// Print what a node would be told and every op that would bring an empty one there.
 #[derive(clap::Args)]
 #[command(
@@ -35,11 +38,16 @@ pub struct PlanArgs {
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',')]
     on_link: Vec<Cidr>,
     /// Ranges to give Services addresses from, where the manifests name none
-    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', default_value = SERVICE_RANGES)]
     service_cidr: Vec<Cidr>,
     /// text, json or yaml
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+/// The ranges that Services get addresses from where manifests name none, as `--service-cidr` has them.
+pub fn service_ranges() -> Vec<Cidr> {
+    SERVICE_RANGES.split(',').filter_map(|c| c.parse().ok()).collect()
 }
 
 /// How to print.

@@ -1,20 +1,24 @@
-//! The agent's HTTP listener: `/healthz`, `/readyz`, `/metrics` and `/status`. Plain GETs with fixed answers.
+//! The agent's HTTP listener: `/healthz`, `/readyz`, `/metrics`, `/status` and `/services`. Plain GETs.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
+use axum::routing::get;
+use source::Reader;
 use telemetry::{Health, Metrics};
+use types::NodeName;
 
 use super::status::Status;
+use crate::services_cmd::gather::{self, Which};
 
 /// What the answers are made of; the kernel thread writes, the listener reads.
-#[derive(Debug)]
 pub struct Shared {
     /// When the agent started: the origin of every `now`.
     pub start: Instant,
@@ -24,6 +28,10 @@ pub struct Shared {
     pub health: Mutex<Health>,
     /// The last pass.
     pub status: Mutex<Status>,
+    /// This node.
+    pub node: NodeName,
+    /// The cluster, once it is watched.
+    pub reader: OnceLock<Reader>,
 }
 
 impl Shared {
@@ -31,6 +39,24 @@ impl Shared {
     pub fn health(&self, change: impl FnOnce(&mut Health)) {
         change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// `/services?namespace=...&name=...`: what `seaway services` prints.
+async fn services(
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> impl IntoResponse {
+    let which = Which { namespace: query.get("namespace").cloned(), name: query.get("name").cloned() };
+    // Resolving a large cluster takes a while; the watchers wait, the listener does not.
+    let done = tokio::task::spawn_blocking(move || {
+        shared.reader.get()?.read(|snapshot, sync| sync.all().then(|| gather::report(snapshot, &shared.node, &which)))
+    });
+    let (code, body) = match done.await {
+        Ok(Some(report)) => (StatusCode::OK, serde_json::to_string(&report).unwrap_or_default()),
+        Ok(None) => (StatusCode::SERVICE_UNAVAILABLE, "the cluster's objects are not all there yet".into()),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+    };
+    (code, [(header::CONTENT_TYPE, "application/json")], body + "\n")
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> impl IntoResponse {
@@ -56,6 +82,6 @@ pub async fn bind(addr: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
 
 /// Serves until the runtime ends.
 pub async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) -> anyhow::Result<()> {
-    let app = Router::new().fallback(answer).with_state(shared);
+    let app = Router::new().route("/services", get(services)).fallback(answer).with_state(shared);
     axum::serve(listener, app).await.context("serve metrics and health")
 }

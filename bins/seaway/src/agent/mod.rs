@@ -100,6 +100,8 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         metrics: Metrics::new(Build { version: env!("CARGO_PKG_VERSION"), commit: "" }),
         health: Mutex::new(Health::default()),
         status: Mutex::new(status::Status { node: node.to_string(), ..status::Status::default() }),
+        node: node.clone(),
+        reader: std::sync::OnceLock::new(),
     });
     let http = tokio::spawn(http::serve(listener, Arc::clone(&shared)));
     let missing = kernel::missing_features();
@@ -109,6 +111,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     }
     let api = source::connect(&args.api).await.with_context(|| format!("--api {}", args.api))?;
     let mut source = Source::start(&api, WatchConfig { pods_of: Some(node.clone()), ..WatchConfig::agent() });
+    let _ = shared.reader.set(source.reader());
     let cni_conf_dir = args.cni_conf_dir.clone();
     let setup =
         Setup { node: node.clone(), cni_conf_dir, ipam_dir: args.ipam_dir.clone(), iface: args.iface.clone(), missing };
