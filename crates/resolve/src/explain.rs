@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use intent::{Affinity, Endpoint, NodeIntent, ServiceKey, ServicePort, TrafficPolicy};
+use intent::{Affinity, Endpoint, NodeIntent, ServicePort, TrafficPolicy};
 use serde::{Deserialize, Serialize};
 use types::{Cidr, Family, NodeName, ObjectName, Proto};
 
@@ -172,9 +172,7 @@ pub fn explain(
     let not_proxied = not_proxied(svc);
     let has_outside =
         svc.kind == ServiceType::NodePort || svc.kind == ServiceType::LoadBalancer || !svc.external_ips.is_empty();
-    let first = ServiceKey { service: name.clone(), port: "".into(), proto: Proto::ALL[0] };
-    let mine = intent.services.range(first..).take_while(|(k, _)| k.service == *name);
-    let ports_of: BTreeMap<_, _> = mine.map(|(k, p)| ((&*k.port, k.proto), &**p)).collect();
+    let ports_of: BTreeMap<_, _> = intent.ports_of(name).map(|(k, p)| ((&*k.port, k.proto), &**p)).collect();
     let mut endpoints = Vec::new();
     for port in &*svc.ports {
         let of = View {
