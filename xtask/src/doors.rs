@@ -58,6 +58,7 @@ pub const DOORS: &[Door] = &[
     door("plugins", "ipam", "host-local's locks"),
     door("plugins", "kernel-api", "verbs are kernel-api requests"),
     // Around the agent.
+    door("announce", "types", "addresses and nodes"),
     door("apiserver", "types", "Service ranges"),
     door("apiserver", "controller", "its admission uses the allocators of ClusterIP and NodePort"),
     door("telemetry", "types", "settings are typed"),

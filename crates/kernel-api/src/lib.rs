@@ -7,6 +7,7 @@ pub mod conntrack;
 mod error;
 mod guard;
 pub mod machine;
+pub mod neighbours;
 pub mod nft;
 pub mod rt;
 pub mod tc;

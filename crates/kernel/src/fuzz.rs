@@ -58,6 +58,13 @@ pub fn nft_message(data: &[u8]) {
     let _ = nft::join(elements, ends);
 }
 
+/// Who asks where an address is, and the answer.
+pub fn neighbour_question(data: &[u8]) {
+    if let Some(q) = kernel_api::neighbours::Question::parse(data) {
+        let _ = q.answer(types::Mac([2, 0, 0, 0, 0, 1]));
+    }
+}
+
 /// ctnetlink: entries, refusals.
 pub fn ct_message(data: &[u8]) {
     each(data, |m| {

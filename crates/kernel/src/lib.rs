@@ -2,7 +2,6 @@
 //! Never does: decide. It is synchronous, knows no cluster object, and runs what it is given.
 //! Tested by: unit and property tests of the codecs, and tests/ as root in fresh network namespaces.
 
-mod announce;
 mod ct;
 pub mod fuzz;
 #[cfg(all(test, target_endian = "little"))]

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use kernel_api::machine::{Exec, Machine, Netns as Opened, Output};
 use kernel_api::rt::{NetnsFd, NewTun, ObservedRoute, ObservedRule};
-use kernel_api::{RequestError, Rtnetlink, Sysctl, errno};
+use kernel_api::{RequestError, Rtnetlink, Sysctl, errno, neighbours};
 use types::{IfName, OwnedName};
 
 use crate::netlink::Refusal;
 use crate::rt::{encode, link};
-use crate::{Ct, Netns, Nftables, Rt, Spawn, Sysctls, announce, sys};
+use crate::{Ct, Netns, Nftables, Rt, Spawn, Sysctls, sys};
 
 /// The machine itself.
 #[derive(Debug, Clone, Copy, Default)]
@@ -124,7 +124,7 @@ impl Opened for Netns {
             message: Some(format!("{name} has no hardware address")),
             ..RequestError::new(what.as_str(), errno::ENODEV)
         })?;
-        self.inside(|| sys::frame_send(link.index, &announce::frame(mac, addr))).map_err(failed)
+        self.inside(|| sys::frame_send(link.index, &neighbours::announcement(mac, addr))).map_err(failed)
     }
 
     fn delivers(&self, addr: Ipv6Addr) -> io::Result<bool> {

@@ -21,6 +21,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up (`IFF_UP`).
     pub up: bool,
+    /// Whether something is at the other end (`IFF_LOWER_UP`).
+    pub carrier: bool,
     /// Index of the bridge or VRF it is a port of.
     pub master: Option<u32>,
     /// For a veth: the peer's index, in its own namespace (`IFLA_LINK`).
@@ -58,6 +60,7 @@ impl Link {
             mac: None,
             mtu: 1500,
             up: false,
+            carrier: true,
             master: None,
             peer_index: None,
             lower: None,

@@ -52,6 +52,7 @@ pub(crate) fn link(m: &Message<'_>) -> Option<Link> {
         mac: attrs.get(IFLA_ADDRESS).and_then(mac),
         mtu: attrs.get(IFLA_MTU).and_then(ne32).unwrap_or(0),
         up: flags & IFF_UP != 0,
+        carrier: flags & IFF_LOWER_UP != 0,
         master: attrs.get(IFLA_MASTER).and_then(ne32).filter(|m| *m != 0),
         peer_index,
         lower,

@@ -75,6 +75,7 @@ pub(crate) const IFF_UP: u32 = 0x1;
 pub(crate) const IFF_PROMISC: u32 = 0x100;
 pub(crate) const IFF_ALLMULTI: u32 = 0x200;
 pub(crate) const IFF_MULTICAST: u32 = 0x1000;
+pub(crate) const IFF_LOWER_UP: u32 = 0x1_0000;
 
 /// A `struct ifinfomsg` with flags to set and the mask of those that change.
 fn ifinfo(b: &mut Builder, family: i32, index: u32, flags: u32, change: u32) {

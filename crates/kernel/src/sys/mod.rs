@@ -11,7 +11,9 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-pub(crate) use packet::{frame_send, packet_bind, packet_broadcast, packet_socket};
+pub(crate) use packet::{
+    frame_send, frame_send_by, frame_socket, listen, packet_bind, packet_broadcast, packet_socket,
+};
 
 /// Turns a libc return value into a result: -1 means `errno`.
 fn check(r: libc::c_int) -> io::Result<libc::c_int> {

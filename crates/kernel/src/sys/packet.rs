@@ -35,9 +35,20 @@ fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A socket for whole Ethernet frames, in the calling thread's namespace. It hears nothing before [`listen`].
+pub(crate) fn frame_socket() -> io::Result<OwnedFd> {
+    socket(libc::SOCK_RAW)
+}
+
 /// Hears the IPv4 packets of one link from now on.
 pub(crate) fn packet_bind(fd: BorrowedFd<'_>, index: u32) -> io::Result<()> {
-    let a = everybody(index);
+    listen(fd, index, ETH_P_IP)
+}
+
+/// Hears what of one protocol (`ETH_P_*`) one link receives, from now on.
+pub(crate) fn listen(fd: BorrowedFd<'_>, index: u32, protocol: u16) -> io::Result<()> {
+    let mut a = everybody(index);
+    a.sll_protocol = protocol.to_be();
     // SAFETY: the address is live and its length given.
     check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const a).cast(), LEN) }).map(drop)
 }
@@ -49,11 +60,15 @@ pub(crate) fn packet_broadcast(fd: BorrowedFd<'_>, index: u32, packet: &[u8]) ->
 
 /// Sends one Ethernet frame out of a link of the calling thread's namespace, past all that the network stack does.
 pub(crate) fn frame_send(index: u32, frame: &[u8]) -> io::Result<()> {
-    let fd = socket(libc::SOCK_RAW)?;
+    frame_send_by(frame_socket()?.as_fd(), index, frame)
+}
+
+/// As [`frame_send`], by a socket that is there.
+pub(crate) fn frame_send_by(fd: BorrowedFd<'_>, index: u32, frame: &[u8]) -> io::Result<()> {
     let mut to = everybody(index);
     // What the frame itself says, for filters that look beside it.
     to.sll_protocol = frame.get(12..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_ne_bytes(*b));
-    send(fd.as_fd(), &to, frame)
+    send(fd, &to, frame)
 }
 
 fn send(fd: BorrowedFd<'_>, to: &libc::sockaddr_ll, data: &[u8]) -> io::Result<()> {
