@@ -26,6 +26,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("netlink_rt", kernel::fuzz::rt_message),
     ("netlink_nft", kernel::fuzz::nft_message),
     ("netlink_ct", kernel::fuzz::ct_message),
+    ("neighbour_question", kernel::fuzz::neighbour_question),
     ("api_object", api_object),
     ("node_annotations", node_annotations),
     ("manifest", manifest),
