@@ -13,7 +13,7 @@ pub type Ports = Vec<(ServiceKey, Arc<ServicePort>)>;
 /// Services that differ between an earlier intent and a later one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServiceChanges {
-    /// Any may: there is no earlier intent, or something that all depend on is another.
+    /// Any may: there is no earlier intent.
     All,
     /// These, with the ports each had; the later intent has what is now. Empty: none it had, or none it has.
     Some(BTreeMap<ObjectName, Ports>),

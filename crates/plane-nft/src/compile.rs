@@ -12,53 +12,68 @@ use types::{Cidr, Family, Proto};
 use crate::image::{Chain, Data, Image, Key, Set};
 use crate::key::KeyBytes;
 use crate::layout::{self, Pick, in_family};
+use crate::tracker::Tracker;
 
 /// Kernel features without which nothing of this plane works, as [`Caps::missing`] names them.
 const NEEDED: [&str; 7] = ["nf_tables", "nft_nat", "nft_masq", "nft_numgen", "nft_reject", "nft_ct", "nf_conntrack"];
 
 /// See [`plan::Dataplane::compile`].
 pub(crate) fn compile(intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
-    let missing: Vec<&str> = NEEDED.into_iter().filter(|n| caps.missing.contains(*n)).collect();
-    if !missing.is_empty() {
-        let refused = Refused {
-            object: format!("Node/{}", intent.node),
-            field: "service mode nftables".into(),
-            why: format!("the kernel has no {}: enable it, or choose another service mode", missing.join(", ")),
-        };
-        return Compiled { image: Image::default(), refused: vec![refused] };
-    }
-    let mut c = Compiler::new();
-    c.cluster(intent);
-    c.sources(intent, caps);
-    c.services(intent);
-    refuse_unsupported(intent, &mut c.refused);
-    c.refused.sort();
-    let mut image = c.image;
-    for pick in c.picks {
-        image.chains.insert(pick.chain(), Chain { hook: None, rules: pick.rules() });
-    }
-    Compiled { image, refused: c.refused }
+    Tracker::default().full(intent, caps)
 }
 
-/// What this plane does not express; Services keep working without it, as each text says.
-fn refuse_unsupported(intent: &NodeIntent, refused: &mut Vec<Refused>) {
-    for (key, svc) in &intent.services {
-        if let Affinity::ClientIp { .. } = svc.affinity {
-            refused.push(Refused {
-                object: service(key),
-                field: "spec.sessionAffinity".into(),
-                why: "ClientIP is not done yet in mode nftables: the Service works, but each connection chooses its \
-                      endpoint anew; set None to say so"
-                    .into(),
-            });
+/// That nothing can be done on this machine.
+pub(crate) fn unable(intent: &NodeIntent, caps: &Caps) -> Option<Refused> {
+    let missing: Vec<&str> = NEEDED.into_iter().filter(|n| caps.missing.contains(*n)).collect();
+    (!missing.is_empty()).then(|| Refused {
+        object: format!("Node/{}", intent.node),
+        field: "service mode nftables".into(),
+        why: format!("the kernel has no {}: enable it, or choose another service mode", missing.join(", ")),
+    })
+}
+
+/// The image but for its Services.
+pub(crate) fn base(intent: &NodeIntent, caps: &Caps) -> Image {
+    let mut image = Image { present: true, ..Image::default() };
+    for (name, hook, rules) in layout::chains() {
+        image.chains.insert(name, Chain { hook, rules });
+    }
+    for f in Family::BOTH {
+        for (name, shape) in layout::shapes(f) {
+            image.sets.insert(in_family(name, f), Set { shape, elements: BTreeMap::new() });
         }
     }
+    if let Some(v) = &intent.vxlan {
+        for (name, hook, rules) in layout::tunnel_chains(Family::of(v.local)) {
+            image.chains.insert(name, Chain { hook, rules });
+        }
+    }
+    let mut f = Fragment::default();
+    f.cluster(intent);
+    f.sources(intent, caps);
+    put(&mut image, f.elements);
+    image
+}
+
+/// Adds elements to an image that has their sets.
+pub(crate) fn put(image: &mut Image, elements: impl IntoIterator<Item = (String, Key, Data)>) {
+    for (set, key, data) in elements {
+        if let Some(s) = image.sets.get_mut(&set) {
+            s.elements.insert(key, data);
+        }
+    }
+}
+
+/// What this plane does not express of what is no Service; `node_ports` says whose each is.
+pub(crate) fn refuse_unsupported(
+    intent: &NodeIntent,
+    node_ports: &BTreeMap<(Proto, u16), ServiceKey>,
+    refused: &mut Vec<Refused>,
+) {
     // Host ports are the plugin's, in a table of their own that asks after this one.
     for (key, a) in &intent.attachments {
         for p in &a.host_ports {
-            let same =
-                |(k, s): &(&ServiceKey, &Arc<ServicePort>)| k.proto == p.host.proto && s.node_port == Some(p.host.port);
-            let Some((svc, _)) = intent.services.iter().find(same) else { continue };
+            let Some(svc) = node_ports.get(&(p.host.proto, p.host.port)) else { continue };
             refused.push(Refused {
                 object: a.pod.as_ref().map_or_else(|| format!("Sandbox/{key}"), |p| format!("Pod/{p}")),
                 field: "spec.containers[].ports[].hostPort".into(),
@@ -121,30 +136,49 @@ impl Front {
     }
 }
 
-struct Compiler {
-    image: Image,
-    picks: BTreeSet<Pick>,
-    refused: Vec<Refused>,
+/// An element that several Services may have: it is there as long as one of them has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Shared {
+    /// The endpoint speaks to itself through a Service.
+    Hairpin(IpAddr),
 }
 
-impl Compiler {
-    fn new() -> Self {
-        let mut image = Image { present: true, ..Image::default() };
-        for (name, hook, rules) in layout::chains() {
-            image.chains.insert(name, Chain { hook, rules });
-        }
-        for f in Family::BOTH {
-            for (name, shape) in layout::shapes(f) {
-                image.sets.insert(in_family(name, f), Set { shape, elements: BTreeMap::new() });
+impl Shared {
+    pub(crate) fn element(self) -> (String, Key, Data) {
+        match self {
+            Self::Hairpin(a) => {
+                let pair = KeyBytes::new().addr(a).addr(a).done();
+                (in_family("hairpin", Family::of(a)), Key::one(pair), Data::Member)
             }
         }
-        Self { image, picks: BTreeSet::new(), refused: Vec::new() }
+    }
+}
+
+/// A part of an image: the elements of the base, or those of one Service, which depend on nothing but its ports.
+#[derive(Default)]
+pub(crate) struct Fragment {
+    /// Set, key, data; nobody else's.
+    pub elements: Vec<(String, Key, Data)>,
+    /// What another may have as well.
+    pub shared: Vec<Shared>,
+    /// The chains that its verdicts name.
+    pub picks: BTreeSet<Pick>,
+    /// What cannot be said.
+    pub refused: Vec<Refused>,
+}
+
+impl Fragment {
+    /// All the ports of one Service.
+    pub(crate) fn of<'a>(ports: impl IntoIterator<Item = (&'a ServiceKey, &'a Arc<ServicePort>)>) -> Self {
+        let mut out = Self::default();
+        for (key, svc) in ports {
+            out.port(key, svc);
+        }
+        out
     }
 
     fn put(&mut self, set: String, key: Key, data: Data) {
-        if let Some(s) = self.image.sets.get_mut(&set) {
-            s.elements.insert(key, data);
-        }
+        self.elements.push((set, key, data));
     }
 
     fn put_addr(&mut self, set: &str, addr: IpAddr) {
@@ -162,8 +196,6 @@ impl Compiler {
     fn cluster(&mut self, intent: &NodeIntent) {
         self.put_ranges("cluster_cidrs", &intent.cluster_cidrs);
         self.put_ranges("masqueraded", &intent.masqueraded);
-        let cluster_ips: BTreeSet<IpAddr> =
-            intent.services.values().flat_map(|s| s.cluster_ips.iter().copied()).collect();
         for a in intent.addresses.iter().chain(intent.peers.values().flat_map(|p| &p.addresses)) {
             self.put_addr("node_addresses", *a);
         }
@@ -173,12 +205,6 @@ impl Compiler {
         if let Some(v) = &intent.vxlan {
             let key = Key::one(v.port.to_be_bytes().to_vec());
             self.put(in_family("tunnel_ports", Family::of(v.local)), key, Data::Member);
-            for (name, hook, rules) in layout::tunnel_chains(Family::of(v.local)) {
-                self.image.chains.insert(name, Chain { hook, rules });
-            }
-        }
-        for a in cluster_ips {
-            self.put_addr("cluster_ips", a);
         }
     }
 
@@ -196,29 +222,28 @@ impl Compiler {
         }
     }
 
-    /// Every place where a Service port is reached. Of two that promise the same, the first by name has it, as in
-    /// `intent::translate`.
-    fn services(&mut self, intent: &NodeIntent) {
-        let mut vips: BTreeSet<(IpAddr, Proto, u16)> = BTreeSet::new();
-        let mut node_ports: BTreeSet<(Family, Proto, u16)> = BTreeSet::new();
-        for (key, svc) in &intent.services {
-            for ip in &svc.cluster_ips {
-                if vips.insert((*ip, key.proto, svc.port)) {
-                    self.internal(key, svc, *ip);
-                }
-            }
-            for ip in &svc.external_ips {
-                if vips.insert((*ip, key.proto, svc.port)) {
-                    self.firewall(key, svc, *ip);
-                    self.external(key, svc, Front::Vip(*ip), svc.port);
-                }
-            }
-            for f in svc.families.iter() {
-                let Some(port) = svc.node_port else { continue };
-                if node_ports.insert((f, key.proto, port)) {
-                    self.external(key, svc, Front::Node(f), port);
-                }
-            }
+    /// Every place where a Service port is reached, none of which is another's ([`NodeIntent::services`]).
+    fn port(&mut self, key: &ServiceKey, svc: &ServicePort) {
+        for ip in &svc.cluster_ips {
+            self.put_addr("cluster_ips", *ip);
+            self.internal(key, svc, *ip);
+        }
+        for ip in &svc.external_ips {
+            self.firewall(key, svc, *ip);
+            self.external(key, svc, Front::Vip(*ip), svc.port);
+        }
+        for f in svc.families.iter() {
+            let Some(port) = svc.node_port else { continue };
+            self.external(key, svc, Front::Node(f), port);
+        }
+        if let Affinity::ClientIp { .. } = svc.affinity {
+            self.refused.push(Refused {
+                object: service(key),
+                field: "spec.sessionAffinity".into(),
+                why: "ClientIP is not done yet in mode nftables: the Service works, but each connection chooses its \
+                      endpoint anew; set None to say so"
+                    .into(),
+            });
         }
     }
 
@@ -288,8 +313,7 @@ impl Compiler {
             let at = front.key(Some(pick.slot_mark(slot)), key.proto, port).done();
             let to = KeyBytes::new().addr(e.addr).port(e.port).done();
             self.put(set.clone(), Key::one(at), Data::Value(to.into()));
-            let pair = KeyBytes::new().addr(e.addr).addr(e.addr).done();
-            self.put(in_family("hairpin", family), Key::one(pair), Data::Member);
+            self.shared.push(Shared::Hairpin(e.addr));
         }
         self.picks.insert(pick);
         Verdict::Goto(pick.chain())

@@ -103,7 +103,7 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
 }
 
 /// Which endpoints a chain picks from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Pick {
     pub family: Family,
     /// The packet came to a node port, not to an address of the Service.

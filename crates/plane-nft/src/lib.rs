@@ -14,6 +14,7 @@ mod parse;
 mod plan;
 pub mod render;
 mod trace;
+mod tracker;
 
 use ::plan::{Caps, Compiled, Dataplane};
 use intent::{NodeIntent, Packet, Verdict};
@@ -23,6 +24,7 @@ pub use image::{Chain, Data, Image, Key, Rule, Set, Shape};
 pub use layout::MAX_ENDPOINTS;
 pub use op::{Forget, Op, RuleText};
 pub use parse::parse;
+pub use tracker::{Delta, Tracker};
 
 /// [`Dataplane::plan`] with another limit on the ops of one transaction than the default of 8192, which is about 1 MB of
 /// netlink. What must change together is never split, so a transaction may be longer.

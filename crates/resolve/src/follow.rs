@@ -61,6 +61,7 @@ impl Resolver {
         }
         let changed = if first { &Changes::All } else { changed };
         let services = self.book.follow(&mut intent, snapshot, changed);
+        let services = if first { ServiceChanges::All } else { ServiceChanges::Some(services) };
         problems.extend(self.book.problems().cloned());
         problems.sort();
         problems.dedup();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use intent::{Endpoint, NodeIntent, Ports, ServiceChanges, ServiceKey, ServicePort, TrafficPolicy};
+use intent::{Endpoint, NodeIntent, Ports, ServiceKey, ServicePort, TrafficPolicy};
 use types::{Cidr, Family, FamilySet, NodeName, ObjectName};
 
 use crate::follow::Changes;
@@ -101,31 +101,33 @@ pub(crate) struct Book {
 
 impl Book {
     /// Brings `intent.services`, which hold what they held after the last call, to what the snapshot says. `changed`
-    /// names the Services and slices that may be other than then. From scratch is the same with everything changed.
+    /// names the Services and slices that may be other than then; from scratch is the same with everything changed.
+    /// Gives the Services that are other, with the ports each had.
     pub(crate) fn follow(
         &mut self,
         intent: &mut NodeIntent,
         snapshot: &ClusterSnapshot,
         changed: &Changes,
-    ) -> ServiceChanges {
+    ) -> BTreeMap<ObjectName, Ports> {
         let env = Env::of(intent, snapshot);
-        let keys = match changed {
-            Changes::Some(keys) if env == self.env => keys,
+        let same = env == self.env;
+        self.env = env;
+        let (slices, services): (BTreeSet<ObjectName>, BTreeSet<ObjectName>) = match changed {
+            Changes::Some(keys) if same => {
+                let of = |kind: Kind| keys.iter().filter(move |k| k.kind == kind).map(|k| k.name.clone());
+                (of(Kind::EndpointSlice).collect(), of(Kind::Service).collect())
+            }
+            // What there was is looked at too, since it may be gone.
             _ => {
-                *self = Self { env, ..Self::default() };
-                intent.services.clear();
-                for (name, slice) in &snapshot.slices {
-                    self.slice(name, Some(slice));
-                }
-                self.services(intent, snapshot, snapshot.services.keys().cloned().collect());
-                return ServiceChanges::All;
+                let were = intent.services.keys().map(|k| &k.service).chain(self.problems.keys()).chain(self.claims.hidden());
+                let services = snapshot.services.keys().chain(were).cloned().collect();
+                (snapshot.slices.keys().chain(self.slices.keys()).cloned().collect(), services)
             }
         };
-        let of = |kind: Kind| keys.iter().filter(move |k| k.kind == kind).map(|k| &k.name);
-        for name in of(Kind::EndpointSlice) {
+        for name in &slices {
             self.slice(name, snapshot.slices.get(name));
         }
-        ServiceChanges::Some(self.services(intent, snapshot, of(Kind::Service).cloned().collect()))
+        self.services(intent, snapshot, services)
     }
 
     /// Everything that is wrong.

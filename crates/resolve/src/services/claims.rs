@@ -162,6 +162,11 @@ impl Claims {
         }
     }
 
+    /// The Services that claim what their ports do not show.
+    pub(super) fn hidden(&self) -> impl Iterator<Item = &ObjectName> {
+        self.hidden.keys()
+    }
+
     /// The Service is another than it was, when its ports were `was`. Gives all whose claims may now fare otherwise.
     pub(super) fn update(
         &mut self,
