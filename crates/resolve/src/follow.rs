@@ -28,6 +28,8 @@ pub struct Followed {
     pub problems: Vec<Problem>,
     /// Which Services are other than at the last look.
     pub services: ServiceChanges,
+    /// How many endpoints all Services have, those of a port counted for it.
+    pub endpoints: usize,
 }
 
 /// Follows a snapshot: a look costs what changed among Services and endpoint slices, and all of the rest, which is small.
@@ -67,6 +69,6 @@ impl Resolver {
         problems.dedup();
         let intent = Arc::new(intent);
         self.last = Some(Arc::clone(&intent));
-        Followed { intent, problems, services }
+        Followed { intent, problems, services, endpoints: self.book.endpoints() }
     }
 }

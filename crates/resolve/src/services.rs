@@ -93,6 +93,7 @@ fn clash(p: &SvcPort, earlier: &SvcPort) -> Option<(&'static str, String)> {
 pub(crate) struct Book {
     env: Env,
     claims: Claims,
+    endpoints: usize,
     /// What is wrong with Services, of those with anything wrong.
     problems: BTreeMap<ObjectName, Vec<Problem>>,
     /// The same of slices.
@@ -119,7 +120,8 @@ impl Book {
             }
             // What there was is looked at too, since it may be gone.
             _ => {
-                let were = intent.services.keys().map(|k| &k.service).chain(self.problems.keys()).chain(self.claims.hidden());
+                let were =
+                    intent.services.keys().map(|k| &k.service).chain(self.problems.keys()).chain(self.claims.hidden());
                 let services = snapshot.services.keys().chain(were).cloned().collect();
                 (snapshot.slices.keys().chain(self.slices.keys()).cloned().collect(), services)
             }
@@ -133,6 +135,11 @@ impl Book {
     /// Everything that is wrong.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.values().chain(self.slices.values()).flatten()
+    }
+
+    /// How many endpoints all ports have.
+    pub(crate) fn endpoints(&self) -> usize {
+        self.endpoints
     }
 
     fn slice(&mut self, name: &ObjectName, slice: Option<&EndpointSlice>) {
@@ -170,6 +177,8 @@ impl Book {
                 self.problems.insert(name.clone(), problems);
             }
             if was != now {
+                let count = |ports: &Ports| ports.iter().map(|(_, p)| p.endpoints.len()).sum::<usize>();
+                self.endpoints = (self.endpoints + count(&now)).saturating_sub(count(&was));
                 for (key, _) in &was {
                     intent.services.remove(key);
                 }

@@ -139,10 +139,12 @@ impl Follower {
     /// What is kept gives what looking at everything gives, and the changes are true.
     fn look(&mut self) {
         let changed = Changes::Some(std::mem::take(&mut self.touched));
-        let Followed { intent, problems, services } = self.resolver.follow(&self.snapshot, &local(), &changed);
+        let Followed { intent, problems, services, endpoints } =
+            self.resolver.follow(&self.snapshot, &local(), &changed);
         let want = resolve(&self.snapshot, &local());
         assert_eq!(*intent, want.intent);
         assert_eq!(problems, want.problems);
+        assert_eq!(endpoints, intent.services.values().map(|p| p.endpoints.len()).sum::<usize>());
         match services {
             ServiceChanges::All => self.services = intent.services.clone(),
             ServiceChanges::Some(changes) => {

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric::{Fabric, FabricKernel};
-use intent::{Attachment, AttachmentKey, NodeIntent};
+use intent::{Attachment, AttachmentKey, NodeIntent, ServiceChanges};
 use kernel_api::rt::RouteTo;
 use kernel_api::{Nft, Rtnetlink, Sysctl};
-use plan::{Dataplane, Kernel, KernelError, Next, Refused, converge};
-use plane_nft::NftPlane;
-use resolve::{ClusterSnapshot, LocalState, Problem, Resolved};
+use plan::{Caps, Compiled, Dataplane, Kernel, KernelError, Next, Refused, converge};
+use plane_nft::{NftPlane, Tracker};
+use resolve::{Changes, ClusterSnapshot, Followed, LocalState, Problem, Resolver};
+use source::Seen;
 use telemetry::Plane;
 use types::{Cidr, NodeName};
 
@@ -22,11 +24,17 @@ use super::facts::{self, Facts, IfaceChoice};
 pub trait Cluster {
     /// Looks.
     fn read<T>(&self, f: impl FnOnce(&ClusterSnapshot) -> T) -> T;
+    /// Looks, with what changed since `seen`.
+    fn read_since<T>(&self, seen: &mut Seen, f: impl FnOnce(&ClusterSnapshot, &Changes) -> T) -> T;
 }
 
 impl Cluster for source::Reader {
     fn read<T>(&self, f: impl FnOnce(&ClusterSnapshot) -> T) -> T {
         source::Reader::read(self, |s, _| f(s))
+    }
+
+    fn read_since<T>(&self, seen: &mut Seen, f: impl FnOnce(&ClusterSnapshot, &Changes) -> T) -> T {
+        source::Reader::read_since(self, seen, f)
     }
 }
 
@@ -55,8 +63,12 @@ pub struct Datapath<K, G, N> {
     pub nft_generation: G,
     /// The nftables plane's kernel.
     pub nft: N,
-    /// What nftables held after our last commit, and the generation it had then.
-    nft_have: Option<(u32, <NftPlane as Dataplane>::Image)>,
+    /// What of the snapshot was looked at, and what it means.
+    seen: Seen,
+    resolver: Resolver,
+    /// What nftables holds, Service by Service; so while its generation is the one after our last commit.
+    tracker: Tracker,
+    nft_have: Option<u32>,
     in_use: InUse,
 }
 
@@ -83,8 +95,10 @@ pub struct Pass {
     /// The VXLAN device is there only for connections that began when it was needed, or because the Node still
     /// advertises it: no longer published, soon to go.
     pub lingers: bool,
-    /// The intent it worked for.
-    pub intent: NodeIntent,
+    /// The intent it worked for. Kept beyond the pass, it makes the next one copy the map of Services.
+    pub intent: Arc<NodeIntent>,
+    /// How many endpoints its Services have.
+    pub endpoints: usize,
     /// The machine as it was before.
     pub facts: Facts,
     /// The records of the CNI plugin.
@@ -119,7 +133,8 @@ where
 {
     /// A datapath that has seen nothing yet.
     pub fn new(setup: Setup, fabric: FabricKernel<K>, nft_generation: G, nft: N, in_use: InUse) -> Self {
-        Self { setup, fabric, nft_generation, nft, nft_have: None, in_use }
+        let (seen, resolver, tracker) = (Seen::default(), Resolver::new(), Tracker::default());
+        Self { setup, fabric, nft_generation, nft, seen, resolver, tracker, nft_have: None, in_use }
     }
 
     /// Somebody else may have changed nftables.
@@ -150,18 +165,28 @@ where
         let fabric_have = self.fabric.observe();
         let records = ipam::read(&self.setup.ipam_dir)?;
         let setup = &self.setup;
-        let meaning = |vxlan_in_use| {
-            cluster
-                .read(|s| resolve::resolve(s, &LocalState { vxlan_in_use, ..local_state(setup, &facts, &records, s) }))
+        let (seen, resolver) = (&mut self.seen, &mut self.resolver);
+        let mut meaning = |vxlan_in_use| {
+            cluster.read_since(seen, |s, changed| {
+                let local = LocalState { vxlan_in_use, ..local_state(setup, &facts, &records, s) };
+                resolver.follow(s, &local, changed)
+            })
         };
-        let mut resolved = meaning(false);
-        let lingers = resolved.intent.vxlan.is_none()
+        let mut followed = meaning(false);
+        let lingers = followed.intent.vxlan.is_none()
             && !facts.vxlan.is_empty()
-            && (advertised || carries(fabric_have.as_ref().ok()) || (self.in_use)(&first_addresses(&resolved.intent))?);
+            && (advertised
+                || carries(fabric_have.as_ref().ok())
+                || (self.in_use)(&first_addresses(&followed.intent)).inspect_err(|_| {
+                    // What changed was seen and is not planned: the next pass compares everything.
+                    self.nft_have = None;
+                })?);
         if lingers {
-            resolved = meaning(true);
+            let first = followed.services;
+            followed = meaning(true);
+            followed.services = first.then(followed.services);
         }
-        let Resolved { intent, problems } = resolved;
+        let Followed { intent, problems, services, endpoints } = followed;
         let mut refused: Vec<Refused> = problems.into_iter().map(refused_input).collect();
 
         let want = Fabric.compile(&intent, &facts.caps);
@@ -171,18 +196,23 @@ where
         refused.extend(want.refused);
 
         let began = Instant::now();
-        let want = NftPlane.compile(&intent, &facts.caps);
-        let result = self.nft_pass(&want.image);
-        let nft = PlanePass { plane: Plane::Nftables, result, took: began.elapsed(), refused: want.refused.len() };
-        refused.extend(want.refused);
+        let (result, unsaid) = self.nft_pass(&intent, &facts.caps, &services);
+        let nft = PlanePass { plane: Plane::Nftables, result, took: began.elapsed(), refused: unsaid.len() };
+        refused.extend(unsaid);
         let node_ranges =
             cluster.read(|s| s.nodes.get(&self.setup.node).map(|n| n.pod_cidrs.to_vec()).unwrap_or_default());
-        Ok(Pass { node_ranges, lingers, intent, facts, records, planes: vec![fabric, nft], refused })
+        Ok(Pass { node_ranges, lingers, intent, endpoints, facts, records, planes: vec![fabric, nft], refused })
     }
 
     /// The nftables part of a pass. What we committed last is what is there as long as the generation id says that
-    /// nobody has committed since; so a change of one Service costs neither a dump nor a comparison with the kernel.
-    fn nft_pass(&mut self, want: &<NftPlane as Dataplane>::Image) -> Result<usize, KernelError> {
+    /// nobody has committed since; so a change of one Service costs neither a dump nor a comparison with the kernel, and
+    /// a look at an unchanged table nothing.
+    fn nft_pass(
+        &mut self,
+        intent: &NodeIntent,
+        caps: &Caps,
+        services: &ServiceChanges,
+    ) -> (Result<usize, KernelError>, Vec<Refused>) {
         let generation = |g: &mut G| {
             g.generation().map_err(|e| KernelError {
                 op: "read the nf_tables generation".into(),
@@ -190,15 +220,29 @@ where
                 next: Next::RetrySoon,
             })
         };
-        let now = generation(&mut self.nft_generation)?;
-        let have = match self.nft_have.take() {
-            Some((seen, image)) if seen == now => image,
-            _ => self.nft.observe()?,
+        let now = generation(&mut self.nft_generation);
+        // Whatever fails from here on, the kernel may be between two images: all is looked at next time.
+        let known = self.nft_have.take().is_some_and(|seen| now.as_ref().is_ok_and(|now| *now == seen));
+        let delta = match services {
+            ServiceChanges::Some(changes) if known => self.tracker.follow(intent, caps, changes),
+            _ => None,
         };
-        let done = converge(&NftPlane, &mut self.nft, want, Some(&have))?;
-        // Another may have committed between ours and this reading; the monitor tells, and forgets.
-        self.nft_have = Some((generation(&mut self.nft_generation)?, want.clone()));
-        Ok(done.ops)
+        let (done, refused) = match delta {
+            Some(Compiled { image, refused }) => {
+                (converge(&NftPlane, &mut self.nft, &image.want, Some(&image.have)), refused)
+            }
+            None => {
+                let Compiled { image, refused } = self.tracker.full(intent, caps);
+                (converge(&NftPlane, &mut self.nft, &image, None), refused)
+            }
+        };
+        let done = done.and_then(|done| {
+            now?;
+            // Another may have committed between ours and this reading; the monitor tells, and forgets.
+            self.nft_have = Some(generation(&mut self.nft_generation)?);
+            Ok(done.ops)
+        });
+        (done, refused)
     }
 }
 

@@ -134,9 +134,6 @@ impl Turn {
                 datapath.forget_nft();
             }
             if changed.rt || changed.nft || now >= last + self.resync {
-                if now >= last + self.resync {
-                    datapath.forget_nft();
-                }
                 pacer.step(PacerInput::Dirty, now);
             }
             self.shared.health(|h| h.turned(now));
@@ -225,7 +222,7 @@ impl Turn {
         m.node(NodeCounts {
             attachments: i.attachments.len(),
             services: i.services.len(),
-            endpoints: i.services.values().map(|s| s.endpoints.len()).sum(),
+            endpoints: pass.endpoints,
             peers: i.peers.len(),
         });
         let mut status = self.shared.status.lock().unwrap_or_else(PoisonError::into_inner);
