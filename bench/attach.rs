@@ -68,12 +68,13 @@ fn ip(args: &[&str]) {
     assert!(Command::new("ip").args(args).status().expect("ip, from Debian's iproute2").success(), "ip {args:?}");
 }
 
-fn pods<'a>(chain: &'a Chain, kind: &str, n: usize) -> Vec<Pod<'a>> {
+/// `first` is the number of the first.
+fn pods<'a>(chain: &'a Chain, kind: &str, n: usize, first: usize) -> Vec<Pod<'a>> {
     (0..n)
         .map(|i| {
             let id = format!("{kind}{i}");
             ip(&["netns", "add", &id]);
-            Pod { netns: format!("/run/netns/{id}"), id, number: 20_000 + i, chain, result: String::new() }
+            Pod { netns: format!("/run/netns/{id}"), id, number: first + i, chain, result: String::new() }
         })
         .collect()
 }
@@ -89,9 +90,12 @@ struct Figures {
     del: Vec<Duration>,
     par_add: Vec<Duration>,
     par_del: Vec<Duration>,
-    par_wall: Duration,
-    par_del_wall: Duration,
+    par_wall: Vec<Duration>,
+    par_del_wall: Vec<Duration>,
 }
+
+/// How often all are attached at once, in turn with the other chain.
+const ROUNDS: usize = 3;
 
 /// All at once: each thread's time, and the time until the last is done.
 fn at_once<'a>(pods: &mut [Pod<'a>], f: fn(&mut Pod<'a>) -> Duration) -> (Vec<Duration>, Duration) {
@@ -123,6 +127,7 @@ fn at(v: &[Duration], percent: usize) -> f64 {
 /// Ours and the reference's, with the same features on.
 struct Pair {
     title: String,
+    names: [&'static str; 2],
     chains: [Chain; 2],
 }
 
@@ -138,20 +143,43 @@ fn capability(feature: &str) -> &'static str {
     }
 }
 
-fn pair(ours: &str, reference: &str, work: &str, net: u8, features: &[&str]) -> Pair {
-    let told = |features: &[&str]| {
-        let all: Vec<&str> = features.iter().map(|f| capability(f)).collect();
-        format!(
-            ",\"capabilities\":{{\"portMappings\":true,\"bandwidth\":true}},\"runtimeConfig\":{{{}}}",
-            all.join(",")
-        )
-    };
-    // Ours does all of it in one process.
-    let mine = format!(
+fn told(features: &[&str]) -> String {
+    let all: Vec<&str> = features.iter().map(|f| capability(f)).collect();
+    format!(
+        ",\"capabilities\":{{\"portMappings\":true,\"bandwidth\":true}},\"runtimeConfig\":{{{}}}",
+        all.join(",")
+    )
+}
+
+fn title(features: &[&str]) -> String {
+    match features {
+        [] => "attach alone".into(),
+        some => format!("with {}", some.join(" and ").replace("portmap", "a host port").replace("bandwidth", "limits")),
+    }
+}
+
+/// Ours does all of it in one process.
+fn mine(work: &str, net: u8, features: &[&str]) -> Vec<(String, String)> {
+    let body = format!(
         ",\"ranges\":[\"10.{net}.0.0/16\",\"fd00:{net}::/64\"],\"mtu\":1450,\"dataDir\":\"{work}/seaway{net}\",\
          \"mode\":\"routed\"{}",
         if features.is_empty() { String::new() } else { told(features) }
     );
+    vec![("seaway-cni".to_string(), body)]
+}
+
+/// One build of ours against another.
+fn against(dirs: [&str; 2], work: &str, net: u8, features: &[&str]) -> Pair {
+    let [new, old] = [0, 1].map(|k: u8| Chain {
+        label: dirs[usize::from(k)].into(),
+        dir: dirs[usize::from(k)].into(),
+        plugins: mine(work, net + k, features),
+    });
+    Pair { title: title(features), names: ["new", "old"], chains: [new, old] }
+}
+
+fn pair(ours: &str, reference: &str, work: &str, net: u8, features: &[&str]) -> Pair {
+    let mine = mine(work, net, features);
     let theirs = net + 1;
     let mut chain = vec![(
         "bridge".to_string(),
@@ -169,12 +197,9 @@ fn pair(ours: &str, reference: &str, work: &str, net: u8, features: &[&str]) -> 
     let label = |plugins: &[(String, String)]| {
         plugins.iter().map(|(p, _)| if p == "bridge" { "bridge+host-local" } else { p }).collect::<Vec<_>>().join("+")
     };
-    let mine = vec![("seaway-cni".to_string(), mine)];
     Pair {
-        title: match features {
-            [] => "attach alone".into(),
-            some => format!("with {}", some.join(" and ").replace("portmap", "a host port").replace("bandwidth", "limits")),
-        },
+        title: title(features),
+        names: ["seaway", "reference"],
         chains: [
             Chain { label: label(&mine), dir: ours.into(), plugins: mine },
             Chain { label: label(&chain), dir: reference.into(), plugins: chain },
@@ -185,7 +210,7 @@ fn pair(ours: &str, reference: &str, work: &str, net: u8, features: &[&str]) -> 
 /// Attaches and detaches `n` pods of each chain one after the other, then `parallel` at once.
 fn measure(chains: &[Chain], n: usize, parallel: usize) -> Vec<Figures> {
     let mut all: Vec<Vec<Pod>> =
-        chains.iter().enumerate().map(|(k, c)| pods(c, &format!("seq{k}-"), n + 1)).collect();
+        chains.iter().enumerate().map(|(k, c)| pods(c, &format!("seq{k}-"), n + 1, (k + 2) * 10_000)).collect();
     // The first of each makes directories, the bridge and the page cache: not counted.
     for pods in &mut all {
         pods[0].add();
@@ -206,13 +231,31 @@ fn measure(chains: &[Chain], n: usize, parallel: usize) -> Vec<Figures> {
         }
     }
     all.iter().for_each(|p| gone(p));
-    let mut figures = Vec::new();
-    for ((k, chain), (add, del)) in chains.iter().enumerate().zip(add.into_iter().zip(del)) {
-        let mut pods = pods(chain, &format!("par{k}-"), parallel);
-        let (par_add, par_wall) = at_once(&mut pods, Pod::add);
-        let (par_del, par_del_wall) = at_once(&mut pods, Pod::del);
-        gone(&pods);
-        figures.push(Figures { add, del, par_add, par_del, par_wall, par_del_wall });
+    let mut figures: Vec<Figures> = add
+        .into_iter()
+        .zip(del)
+        .map(|(add, del)| Figures {
+            add,
+            del,
+            par_add: Vec::new(),
+            par_del: Vec::new(),
+            par_wall: Vec::new(),
+            par_del_wall: Vec::new(),
+        })
+        .collect();
+    for _ in 0..ROUNDS {
+        for (k, (chain, f)) in chains.iter().zip(&mut figures).enumerate() {
+            let mut pods = pods(chain, &format!("par{k}-"), parallel, (k + 2) * 10_000);
+            let (times, wall) = at_once(&mut pods, Pod::add);
+            f.par_add.extend(times);
+            f.par_wall.push(wall);
+            let (times, wall) = at_once(&mut pods, Pod::del);
+            f.par_del.extend(times);
+            f.par_del_wall.push(wall);
+            gone(&pods);
+            // What ours left to processes of its own is not the other's.
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
     figures
 }
@@ -220,7 +263,7 @@ fn measure(chains: &[Chain], n: usize, parallel: usize) -> Vec<Figures> {
 fn report(pair: &Pair, figures: &[Figures], parallel: usize) {
     let [ours, theirs] = &pair.chains;
     println!("\n{}: {}, and {}", pair.title, ours.label, theirs.label);
-    println!("{:<28}{:>13}{:>16}{:>10}", "", "seaway", "reference", "ratio");
+    println!("{:<28}{:>13}{:>16}{:>10}", "", pair.names[0], pair.names[1], "ratio");
     let show = |title: &str, f: &dyn Fn(&Figures) -> f64| {
         let (ours, theirs) = (f(&figures[0]), f(&figures[1]));
         println!("{title:<28}{ours:>10.2} ms{theirs:>13.2} ms{:>9.1}x", theirs / ours);
@@ -231,9 +274,12 @@ fn report(pair: &Pair, figures: &[Figures], parallel: usize) {
     show("DEL p99", &|f| at(&f.del, 99));
     show(&format!("{parallel} ADD at once: p50"), &|f| at(&f.par_add, 50));
     show(&format!("{parallel} ADD at once: p99"), &|f| at(&f.par_add, 99));
-    show(&format!("{parallel} ADD at once: all"), &|f| f.par_wall.as_secs_f64() * 1e3);
+    show(&format!("{parallel} ADD at once: all"), &|f| at(&f.par_wall, 50));
     show(&format!("{parallel} DEL at once: p99"), &|f| at(&f.par_del, 99));
-    show(&format!("{parallel} DEL at once: all"), &|f| f.par_del_wall.as_secs_f64() * 1e3);
+    show(&format!("{parallel} DEL at once: all"), &|f| at(&f.par_del_wall, 50));
+    if pair.names[1] != "reference" {
+        return;
+    }
     let ratio = |f: &dyn Fn(&Figures) -> f64| f(&figures[1]) / f(&figures[0]);
     let aim = |what: &str, met: bool| println!("aim: {what}: {}", if met { "met" } else { "NOT met" });
     let (add, del) = (ratio(&|f| at(&f.add, 50)), ratio(&|f| at(&f.del, 50)));
@@ -267,7 +313,7 @@ fn many(ours: &str, full: &str, empty: &str, n: usize, rounds: usize, go: &str) 
         )],
     };
     let (full, empty) = (chain(full, 91), chain(empty, 92));
-    let mut here = pods(&full, "pod", n);
+    let mut here = pods(&full, "pod", n, 20_000);
     let add: Vec<Duration> = here.iter_mut().map(Pod::add).collect();
     let few = (n / 20).max(1);
     println!("{n} pods one after the other: the first {few} took {:.2} ms each, the last {few} {:.2} ms (p50)",
@@ -276,8 +322,8 @@ fn many(ours: &str, full: &str, empty: &str, n: usize, rounds: usize, go: &str) 
     while !std::path::Path::new(go).exists() {
         std::thread::sleep(Duration::from_millis(100));
     }
-    let mut more = pods(&full, "more", rounds);
-    let mut first = pods(&empty, "first", rounds);
+    let mut more = pods(&full, "more", rounds, 20_000);
+    let mut first = pods(&empty, "first", rounds, 20_000);
     let mut times = [const { Vec::new() }; 4];
     for i in 0..rounds {
         times[0].push(more[i].add());
@@ -308,6 +354,15 @@ fn main() {
     if let [_, mode, ours, full, empty, n, rounds, go] = &args[..] && mode == "pods" {
         let (n, rounds) = (n.parse().expect("a number"), rounds.parse().expect("a number"));
         return many(ours, full, empty, n, rounds, go);
+    }
+    if let [_, mode, new, old, work, features, n, parallel] = &args[..] && mode == "against" {
+        let (n, parallel): (usize, usize) = (n.parse().expect("a number"), parallel.parse().expect("a number"));
+        let features: Vec<&str> = features.split(',').filter(|f| !f.is_empty()).collect();
+        for (net, features) in [(90, &[][..]), (96, &features)] {
+            let pair = against([new, old], work, net, features);
+            report(&pair, &measure(&pair.chains, n, parallel), parallel);
+        }
+        return;
     }
     let [_, ours, reference, work, features, n, parallel] = &args[..] else {
         panic!("usage: attach OUR-DIR REFERENCE-DIR WORK-DIR FEATURE,... SEQUENTIAL PARALLEL")

@@ -14,12 +14,13 @@ use std::os::fd::BorrowedFd;
 use kernel_api::rt::{
     Address, FdbEntry, Link, MAIN_TABLE, Neighbour, NewLink, ObservedRoute, ObservedRule, PortVlan, RtRequest,
 };
-use kernel_api::tc::{Filter, Hook, Qdisc};
+use kernel_api::tc::{Filter, Hook, Qdisc, QdiscKind};
 use kernel_api::{RequestError, Rtnetlink};
 use types::{IfName, OwnedName};
 
 use crate::netlink::{ACK, Builder, DUMP, REQUEST, Refusal, Socket};
 use crate::netns::Netns;
+use crate::sys;
 use encode::{
     RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTM_GETRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH,
     RTM_NEWROUTE, RTM_NEWRULE,
@@ -52,6 +53,8 @@ struct Run {
     index: HashMap<IfName, u32>,
     /// Asked for and not there, since the last message that may have made it.
     missing: HashSet<IfName>,
+    /// Links whose `clsact` may be new, and without a grace period since.
+    fresh: HashSet<IfName>,
     error: Option<(usize, Refusal)>,
 }
 
@@ -247,6 +250,23 @@ impl Rt {
         Err(refused)
     }
 
+    /// The first filter of a `clsact` is installed only when a grace period has passed since the `clsact` was, and the
+    /// kernel waits for it with RTNL held, for which everybody else waits then (`mini_qdisc_pair_swap`,
+    /// net/sched/sch_generic.c). So it passes here, before.
+    fn await_readers(&mut self, run: &mut Run, requests: &[RtRequest], next: &RtRequest) {
+        match next {
+            RtRequest::QdiscReplace(Qdisc { link, kind: QdiscKind::Clsact }) => {
+                run.fresh.insert(link.clone());
+            }
+            RtRequest::FilterReplace(f) if run.fresh.contains(&f.link) => {
+                self.flush(run, requests);
+                sys::grace();
+                run.fresh.clear();
+            }
+            _ => {}
+        }
+    }
+
     /// Sends what is gathered and takes in the refusals.
     fn flush(&mut self, run: &mut Run, requests: &[RtRequest]) {
         if run.sent.is_empty() {
@@ -390,6 +410,7 @@ impl Rtnetlink for Rt {
                     }
                 }
             }
+            self.await_readers(&mut run, requests, r);
             match encode::request(&mut run.out, r, index) {
                 Ok(messages) => run.sent.extend(std::iter::repeat_n(i, messages)),
                 Err(refusal) => {

@@ -194,6 +194,26 @@ pub(crate) fn umount(target: &CStr, flags: i32) -> io::Result<()> {
     check(unsafe { libc::umount2(target.as_ptr(), flags) }).map(drop)
 }
 
+/// Waits until every processor has left what it was reading under RCU (a grace period), in about 0.1 ms: a copy of a
+/// mount that is in no namespace is dropped (open_tree(2)), for whose readers the kernel waits so, without a lock that
+/// others want (`namespace_unlock`, fs/namespace.c). Where it is refused nothing is waited for, so that nothing may
+/// depend on it but speed.
+pub(crate) fn grace() {
+    // SAFETY: the path is NUL-terminated and live.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c"/".as_ptr(), OPEN_TREE_CLONE | libc::O_CLOEXEC as u32)
+    };
+    if let Ok(fd) = libc::c_int::try_from(fd)
+        && fd >= 0
+    {
+        // SAFETY: the kernel just gave us this descriptor. Closing it is what waits.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+}
+
+/// `OPEN_TREE_CLONE`, include/uapi/linux/mount.h
+const OPEN_TREE_CLONE: u32 = 1;
+
 /// flock(2).
 pub(crate) fn flock(fd: BorrowedFd<'_>, operation: i32) -> io::Result<()> {
     // SAFETY: no pointers.
