@@ -57,27 +57,35 @@ fn host_end<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result
     shape::host_end(&mut ops::host(machine)?, &mut netns.rtnetlink().map_err(open)?, &reply::own(r), &r.key.ifname)
 }
 
-/// Makes what the record says; what is there already stays.
-pub(crate) fn make<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns) -> Result<(), Error> {
-    if !r.limits.is_none() {
+/// Makes what the record says; what is there already stays. An attachment that is `new` has nothing of it, and its limits
+/// were made with its interface ([`limit_new`]) if that is of our own making.
+pub(crate) fn make<M: Machine>(machine: &mut M, r: &Record, netns: &M::Netns, new: bool) -> Result<(), Error> {
+    if !(r.limits.is_none() || new && r.is_routed()) {
         let link = host_end(machine, r, netns)?;
         shape::apply(&mut ops::host(machine)?, &place(r, link), &r.limits)?;
     }
-    if !r.ports.is_empty() {
-        map(machine, r)?;
+    if r.ports.is_empty() {
+        return Ok(());
     }
-    Ok(())
-}
-
-fn map<M: Machine>(machine: &mut M, r: &Record) -> Result<(), Error> {
     let addresses = addresses(r);
     let link = r.is_routed().then(|| r.link.name().clone());
-    ports::attach(machine, &ports(r, &addresses), link.as_ref())
+    let attach = if new { ports::attach_new } else { ports::attach };
+    attach(machine, &ports(r, &addresses), link.as_ref())
+}
+
+/// Limits a host end that was just made and is not up yet: a queue on a link that is up makes the kernel wait.
+pub(crate) fn limit_new(rt: &mut impl Rtnetlink, r: &Record) -> Result<(), Error> {
+    if r.limits.is_none() { Ok(()) } else { shape::apply_new(rt, &place(r, r.link.name().clone()), r.mtu, &r.limits) }
 }
 
 /// Undoes what the record says, but for [`links`].
 pub(crate) fn unmake<M: Machine>(machine: &mut M, r: &Record) -> Result<(), Error> {
-    if r.ports.is_empty() { Ok(()) } else { ports::detach(machine, &owner(r)).map(drop) }
+    match r.ports.is_empty() {
+        true => Ok(()),
+        // The record has all that the ports were made from.
+        false if r.is_routed() => ports::detach_these(machine, &ports(r, &addresses(r))),
+        false => ports::detach(machine, &owner(r)),
+    }
 }
 
 /// The links beside the interface itself; the rest of the limits goes with that.
@@ -148,7 +156,8 @@ pub fn remap<M: Machine>(machine: &mut M, dir: &Path, key: &Key) -> Result<bool,
     // Looked up under the lock: a DEL may just have removed it.
     match ipam::read(dir)?.iter().find(|r| r.key == *key) {
         Some(r) if !r.ports.is_empty() && !ports::check(&mut nft(machine)?, &ports(r, &addresses(r)))?.is_empty() => {
-            map(machine, r).map(|()| true)
+            let (addresses, link) = (addresses(r), r.is_routed().then(|| r.link.name().clone()));
+            ports::attach(machine, &ports(r, &addresses), link.as_ref()).map(|()| true)
         }
         _ => Ok(false),
     }

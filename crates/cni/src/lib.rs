@@ -36,6 +36,7 @@ pub mod podspec;
 pub mod ports;
 mod reply;
 mod result;
+mod settle;
 pub mod shape;
 mod skel;
 mod version;

@@ -4,7 +4,6 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
 
 use intent::PodSpec;
 use ipam::{Ask, Journal, Key, KeyLock, PodRef, Record, Request};
@@ -17,6 +16,7 @@ use crate::config::NetConf;
 use crate::observe::{View, differences, differences_after, paired};
 use crate::plan::{self, AddPlan};
 use crate::result::CniResult;
+use crate::settle::settle;
 use crate::skel::{Context, Plugin};
 use crate::{Code, Error, Machine, Netns, Registry, extras, gc, networks, podspec, reply};
 
@@ -165,7 +165,7 @@ fn add<M: Machine>(
         (known, record)
     };
     let done = connect(cx, conf, spec, &mut record, known, &netns)
-        .and_then(|()| extras::make(cx.machine, &record, &netns))
+        .and_then(|()| extras::make(cx.machine, &record, &netns, !known))
         .and_then(|()| extras::change(cx.machine, &conf.data_dir, &mut record, &netns, &limits).map(drop));
     match done {
         Ok(()) => Ok(record),
@@ -210,8 +210,12 @@ fn connect<M: Machine>(
 
 /// Makes everything, for an attachment that was not known.
 fn wire<M: Machine>(machine: &mut M, dir: &Path, r: &Record, netns: &M::Netns) -> Result<(), Error> {
-    let plan = plan::add(r, netns.fd());
+    let mut plan = plan::add(r, netns.fd());
     let mut rt = host(machine)?;
+    if r.limits.is_none() {
+        // In as few sends as can be.
+        plan.create.append(&mut plan.up);
+    }
     if let Err(e) = rt.run(&plan.create) {
         if !e.exists() {
             return Err(e.into());
@@ -225,6 +229,8 @@ fn wire<M: Machine>(machine: &mut M, dir: &Path, r: &Record, netns: &M::Netns) -
             rt.run(&plan.create).map_err(|e| taken(e, r))?;
         }
     }
+    extras::limit_new(&mut rt, r)?;
+    rt.run(&plan.up)?;
     finish(&mut rt, r, &plan, netns)
 }
 
@@ -305,32 +311,6 @@ fn host_side(rt: &mut impl Rtnetlink, r: &Record, plan: &AddPlan) -> Result<(), 
     }
 }
 
-/// Waits until the kernel delivers to the pod's IPv6 address, mostly not at all: the first packet must not be lost.
-fn settle(r: &Record, netns: &impl Netns) -> Result<(), Error> {
-    // It mostly takes a tenth of a millisecond. Many at once must not keep the kernel's worker from the processor.
-    const FIRST: Duration = Duration::from_micros(30);
-    const LONGEST: Duration = Duration::from_millis(2);
-    const LIMIT: Duration = Duration::from_secs(5);
-    for addr in &r.addresses {
-        let IpAddr::V6(addr) = addr else { continue };
-        let (mut wait, mut waited) = (FIRST, Duration::ZERO);
-        loop {
-            let look = netns.delivers(*addr);
-            if look.map_err(|e| Error::new(Code::Io, format!("look at the IPv6 routes of {}: {e}", r.netns)))? {
-                break;
-            }
-            if waited > LIMIT {
-                let msg = format!("the kernel did not bring {addr} of {} into use in time; try again", r.key);
-                return Err(Error::new(Code::TryAgainLater, msg));
-            }
-            std::thread::sleep(wait);
-            waited += wait;
-            wait = (wait * 2).min(LONGEST);
-        }
-    }
-    Ok(())
-}
-
 fn in_pod(e: RequestError, r: &Record) -> Error {
     Error::new(Code::Kernel, format!("in {}: {e}", r.netns))
 }
@@ -369,7 +349,7 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
     let _lock = lock(machine, dir, &key.link())?;
     let (record, netns) = living(machine, dir, key)?;
     heal(machine, dir, &record, &netns)?;
-    extras::make(machine, &record, &netns)
+    extras::make(machine, &record, &netns, false)
 }
 
 /// Gives a living pod's interface another MTU, in bytes: for the agent, when the uplink or the backend changed.

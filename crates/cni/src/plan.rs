@@ -29,8 +29,10 @@ pub fn pod_mac(link: &OwnedName) -> Mac {
 /// The requests of an ADD, in the order in which they run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddPlan {
-    /// In the host's namespace: the pair, host end up.
+    /// In the host's namespace: the pair, guarded.
     pub create: Vec<RtRequest>,
+    /// In the host's: its end up, once all is on it that the kernel waits for on a link that is up.
+    pub up: Vec<RtRequest>,
     /// In the pod's.
     pub pod: Vec<RtRequest>,
     /// In the host's: the way to the pod, once there is somebody at its end.
@@ -52,8 +54,8 @@ pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
     // up makes the kernel wait until no processor uses the old one (`dev_deactivate_many`, net/sched/sch_generic.c).
     create.extend(guard_requests(r));
     // Before the pod's end: see `finish` in ops.rs.
-    create.push(RtRequest::LinkSet(SetLink::up(r.link.name().clone())));
-    AddPlan { create, pod: pod(r), host: host(r) }
+    let up = vec![RtRequest::LinkSet(SetLink::up(r.link.name().clone()))];
+    AddPlan { create, up, pod: pod(r), host: host(r) }
 }
 
 /// The filter's priority on the host end: the first to look.

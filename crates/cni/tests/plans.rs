@@ -18,7 +18,7 @@ use types::Mac;
 fn text(r: &Record) -> String {
     let p = plan::add(r, NetnsFd(5));
     let mut out = String::new();
-    for (part, list) in [("host", &p.create), ("pod", &p.pod), ("host", &p.host)] {
+    for (part, list) in [("host", &p.create), ("host", &p.up), ("pod", &p.pod), ("host", &p.host)] {
         for x in list {
             writeln!(out, "{part:<5}{x}").unwrap();
         }
@@ -63,7 +63,7 @@ fn conf(dir: &Path) -> String {
 fn a_refusal_at_any_request_undoes_everything_and_is_told() {
     let requests = {
         let p = plan::add(&dual(), NetnsFd(5));
-        p.create.len() + p.pod.len() + p.host.len()
+        p.create.len() + p.up.len() + p.pod.len() + p.host.len()
     };
     for n in 0..requests {
         let dir = tempfile::tempdir().unwrap();
@@ -83,7 +83,8 @@ fn a_refusal_at_any_request_undoes_everything_and_is_told() {
 fn ipv6_is_switched_on_where_a_runtime_switched_it_off() {
     let dir = tempfile::tempdir().unwrap();
     let mut m = Mock::default();
-    let first_pod_request_of_v6 = plan::add(&dual(), NetnsFd(5)).create.len() + 2;
+    let p = plan::add(&dual(), NetnsFd(5));
+    let first_pod_request_of_v6 = p.create.len() + p.up.len() + 2;
     m.0.borrow_mut().refuse = Some((first_pod_request_of_v6, errno::EACCES));
     let r = execute(&mut m, &env("ADD", "c1", POD, "eth0"), &mut conf(dir.path()).as_bytes(), 1);
     assert_eq!(r.exit, 0, "{}", r.stdout);

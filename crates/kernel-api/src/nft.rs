@@ -19,12 +19,29 @@ pub trait Nft {
     /// # Errors
     /// When a dump fails, after retrying those that a concurrent commit interrupted.
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError>;
+    /// The same without the elements of its sets: what that costs does not grow with them.
+    ///
+    /// # Errors
+    /// As [`Nft::table`].
+    fn frame(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
+        let whole = self.table(table)?;
+        Ok(whole.map(|t| Table { elements: t.elements.into_iter().map(|(s, _)| (s, Vec::new())).collect(), ..t }))
+    }
     /// The elements of one set, sorted by key: the way to those of a set with [`Set::dynamic`], which [`Nft::table`]
     /// leaves out, since packets change them at any time and there may be many. None when the set is not there.
     ///
     /// # Errors
     /// When the dump fails, after retrying when a concurrent change interrupted it.
     fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError>;
+    /// The elements with these keys, as many as are there, of a set that keeps no ranges, without a look at the others.
+    /// None when the set or the table is not there.
+    ///
+    /// # Errors
+    /// When they cannot be asked for.
+    fn find_elements(&mut self, table: &TableName, set: &str, keys: &[Vec<u8>]) -> Result<Vec<Element>, RequestError> {
+        let all = self.elements(table, set)?;
+        Ok(all.into_iter().filter(|e| keys.contains(&e.key)).collect())
+    }
     /// Runs all requests as one transaction: all or nothing.
     ///
     /// # Errors
@@ -586,6 +603,12 @@ impl<T: Nft + ?Sized> Nft for &mut T {
     }
     fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError> {
         (**self).elements(table, set)
+    }
+    fn frame(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
+        (**self).frame(table)
+    }
+    fn find_elements(&mut self, table: &TableName, set: &str, keys: &[Vec<u8>]) -> Result<Vec<Element>, RequestError> {
+        (**self).find_elements(table, set, keys)
     }
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {
         (**self).commit(requests)

@@ -67,6 +67,13 @@ pub trait Rtnetlink {
     /// # Errors
     /// When the dump fails.
     fn qdiscs(&mut self) -> Result<Vec<Qdisc>, RequestError>;
+    /// Those of one link, without a look at the others; none when it is gone.
+    ///
+    /// # Errors
+    /// When they cannot be asked for.
+    fn qdiscs_of(&mut self, link: &Link) -> Result<Vec<Qdisc>, RequestError> {
+        Ok(self.qdiscs()?.into_iter().filter(|q| q.link == link.name).collect())
+    }
     /// Filters of a link's `clsact`, in the order they look.
     ///
     /// # Errors
@@ -223,6 +230,9 @@ impl<T: Rtnetlink + ?Sized> Rtnetlink for &mut T {
     }
     fn qdiscs(&mut self) -> Result<Vec<Qdisc>, RequestError> {
         (**self).qdiscs()
+    }
+    fn qdiscs_of(&mut self, link: &Link) -> Result<Vec<Qdisc>, RequestError> {
+        (**self).qdiscs_of(link)
     }
     fn filters(&mut self, link: &IfName, hook: Hook) -> Result<Vec<Filter>, RequestError> {
         (**self).filters(link, hook)

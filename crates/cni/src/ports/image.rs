@@ -59,10 +59,9 @@ impl Image {
                 _ => sound = false,
             }
         }
-        for (set, elements) in &t.elements {
-            let Some(name) = set.parse().ok().filter(|n| frame.sets.contains(n)) else { continue };
-            let all = elements.iter().map(|e| (e.key.clone(), held(e)));
-            out.elements.entry(name).or_default().extend(all);
+        let known = |set: &String| set.parse().ok().filter(|n| frame.sets.contains(n));
+        for (name, elements) in t.elements.iter().filter_map(|(set, e)| known(set).map(|n| (n, e))) {
+            out.hold(name, elements);
         }
         for r in &t.rules {
             out.conditions.extend(When::observed(r));
@@ -72,6 +71,25 @@ impl Image {
         out.conditions.dedup();
         out.frame = sound.then_some(frame);
         out
+    }
+
+    fn hold(&mut self, set: SetName, elements: &[Element]) {
+        self.elements.entry(set).or_default().extend(elements.iter().map(|e| (e.key.clone(), held(e))));
+    }
+
+    /// Adds elements that were read by themselves.
+    pub(super) fn add(&mut self, elements: &[(SetName, Vec<Element>)]) {
+        elements.iter().filter(|(_, e)| !e.is_empty()).for_each(|(set, e)| self.hold(*set, e));
+    }
+
+    /// What takes an owner's elements away and leaves everything else as it is.
+    pub(super) fn removal(&self, owner: &Owner) -> Vec<NftRequest> {
+        let own = |set: SetName, all: &BTreeMap<Vec<u8>, Held>| -> Vec<Element> {
+            let own = all.iter().filter(|(_, h)| h.owner.as_ref() == Some(owner));
+            own.map(|(k, h)| element(set, k, h)).collect()
+        };
+        let sets = self.elements.iter().map(|(set, all)| (set, own(*set, all))).filter(|(_, e)| !e.is_empty());
+        sets.map(|(set, e)| NftRequest::ElementsDel(table(), set.to_string(), e)).collect()
     }
 
     /// Gives a container exactly these mappings, instead of those it has.

@@ -9,7 +9,7 @@ use kernel_api::machine::Machine;
 use types::{IfName, Proto};
 
 use super::owner::Owner;
-use super::run::{claim, forget_stale, release, route_localnet, sweep};
+use super::run::{claim, claim_first, forget_stale, leads_by, localnet, on_loopback, release, release_these, sweep};
 use super::want::Ports;
 use crate::{Code, Error};
 
@@ -18,17 +18,58 @@ fn says(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |e| Error::new(Code::Kernel, format!("open {what} in the node's namespace: {e}"))
 }
 
-/// Gives a container its mappings, all or none. `link` leads to it, when that is known.
+/// Gives a container its mappings, all or none, instead of those it has. `link` leads to it, when that is known.
 ///
 /// # Errors
 /// Code 104 when another container has one of the ports, code 100 when the kernel refuses.
 pub fn attach<M: Machine>(machine: &mut M, ports: &Ports<'_>, link: Option<&IfName>) -> Result<(), Error> {
-    let mut rt = machine.host().map_err(says("rtnetlink"))?;
-    let mut sysctl = machine.sysctl().map_err(says("sysctls"))?;
-    route_localnet(&mut rt, &mut sysctl, ports, link)?;
-    claim(&mut machine.nft().map_err(says("nf_tables"))?, ports)?;
+    give(machine, ports, link, |nft| claim(nft, ports))
+}
+
+/// The same for a container that is new and has none.
+///
+/// # Errors
+/// As [`attach`].
+pub(crate) fn attach_new<M: Machine>(machine: &mut M, ports: &Ports<'_>, link: Option<&IfName>) -> Result<(), Error> {
+    give(machine, ports, link, |nft| if claim_first(nft, ports)? { Ok(()) } else { claim(nft, ports) })
+}
+
+fn give<M: Machine>(
+    machine: &mut M,
+    ports: &Ports<'_>,
+    link: Option<&IfName>,
+    claim: impl FnOnce(&mut M::Nft) -> Result<(), Error>,
+) -> Result<(), Error> {
+    route_localnet(machine, ports, link)?;
+    claim(&mut machine.nft().map_err(says("nf_tables"))?)?;
     forget(machine, &ports.led(), true);
     Ok(())
+}
+
+/// Takes these mappings of a container away, so far as it has them.
+///
+/// # Errors
+/// Code 100 when the kernel refuses.
+pub(crate) fn detach_these<M: Machine>(machine: &mut M, ports: &Ports<'_>) -> Result<(), Error> {
+    let mut nft = machine.nft().map_err(says("nf_tables"))?;
+    let gone = match release_these(&mut nft, ports)? {
+        Some(gone) => gone,
+        None => release(&mut nft, &ports.owner)?,
+    };
+    drop(nft);
+    forget(machine, &gone, false);
+    Ok(())
+}
+
+/// See [`localnet`]; the routes are looked at only where `link` is not known.
+fn route_localnet<M: Machine>(machine: &mut M, ports: &Ports<'_>, link: Option<&IfName>) -> Result<(), Error> {
+    let Some(to) = on_loopback(ports) else { return Ok(()) };
+    let link = match link {
+        Some(l) => Some(l.clone()),
+        None => leads_by(&machine.host().map_err(says("rtnetlink"))?.routes()?, to.addr),
+    };
+    let Some(link) = link else { return Ok(()) };
+    Ok(localnet(&mut machine.sysctl().map_err(says("sysctls"))?, &link)?)
 }
 
 /// Takes a container's mappings away, whichever they are.

@@ -30,6 +30,7 @@ pub use config::mappings;
 pub use image::Image;
 pub use layout::table;
 pub use machine::{attach, collect, detach};
+pub(crate) use machine::{attach_new, detach_these};
 pub use owner::Owner;
 pub use run::{check, claim, observe, release, sweep};
 pub use want::{Clash, Masquerade, Ports};

@@ -1,18 +1,19 @@
 //! The table's effects: read, decide, commit; again when somebody was quicker.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use kernel_api::conntrack::{Among, Flow};
-use kernel_api::nft::NftRequest;
+use kernel_api::nft::{Element, NftRequest};
 use kernel_api::rt::{ObservedRoute, RouteTo};
-use kernel_api::{Conntrack, Nft, RequestError, Rtnetlink, Sysctl, errno};
+use kernel_api::{Conntrack, Nft, RequestError, Sysctl, errno};
 use types::{Cidr, Family, IfName, Proto};
 
 use super::image::Image;
-use super::layout::table;
+use super::layout::{SetName, table};
 use super::owner::Owner;
 use super::want::{Masquerade, Ports};
-use crate::{Code, Error};
+use crate::{Code, Error, IpNet};
 
 /// How often another may be quicker. Each time it is, somebody else's work got done.
 const TRIES: usize = 10_000;
@@ -56,6 +57,53 @@ pub fn claim(nft: &mut impl Nft, ports: &Ports<'_>) -> Result<(), Error> {
         Ok(()) => Ok(true),
         Err(clash) => Err(Error::new(Code::PortTaken, clash.to_string())),
     })
+}
+
+/// The same for a container that has none yet: what it costs does not grow with what others have. Says false, with
+/// nothing done, where that is not enough and [`claim`] is to be asked.
+///
+/// No reading of a whole table has to hold for this: two containers that ask for one port are told apart by the kernel,
+/// which takes no second element of another value for a key (EBUSY).
+///
+/// # Errors
+/// When another container has one of the ports, or the kernel refuses to answer.
+pub(super) fn claim_first(nft: &mut impl Nft, ports: &Ports<'_>) -> Result<bool, Error> {
+    let mut have = Image::parse(nft.frame(&table())?.as_ref());
+    have.add(&held(nft, ports)?);
+    let mut want = have.clone();
+    want.put(ports).map_err(|clash| Error::new(Code::PortTaken, clash.to_string()))?;
+    let plan = want.plan(&have);
+    // Anything else rests on what others have.
+    if !plan.iter().all(|r| matches!(r, NftRequest::ElementsAdd(..))) {
+        return Ok(false);
+    }
+    Ok(plan.is_empty() || nft.commit(&plan).is_ok())
+}
+
+/// Takes these mappings of a container away, so far as they are its own; gives them. What it costs does not grow with
+/// what others have. `None`, with nothing done, where the kernel refuses and [`release`] is to be asked.
+///
+/// # Errors
+/// When the kernel refuses to answer.
+pub(super) fn release_these(
+    nft: &mut impl Nft,
+    ports: &Ports<'_>,
+) -> Result<Option<Vec<(ipam::PortMapping, IpAddr)>>, Error> {
+    let mut own = Image::default();
+    own.add(&held(nft, ports)?);
+    // What is this container's stays its own until it gives it up, and nobody else does that in its place but a sweep:
+    // then the commit is refused.
+    let (plan, gone) = (own.removal(&ports.owner), own.mappings(|o| *o == ports.owner));
+    Ok((plan.is_empty() || nft.commit(&plan).is_ok()).then_some(gone))
+}
+
+/// The elements that are there for what a container is to have, its own or another's.
+fn held(nft: &mut impl Nft, ports: &Ports<'_>) -> Result<Vec<(SetName, Vec<Element>)>, RequestError> {
+    let mut keys: BTreeMap<SetName, Vec<Vec<u8>>> = BTreeMap::new();
+    for i in ports.items() {
+        keys.entry(i.set).or_default().push(i.key);
+    }
+    keys.into_iter().map(|(set, keys)| Ok((set, nft.find_elements(&table(), &set.to_string(), &keys)?))).collect()
 }
 
 /// Takes a container's mappings away, whichever they are; gives them, with the address each led to.
@@ -128,27 +176,21 @@ pub(super) fn forget_stale(
     Ok(n)
 }
 
-/// Lets connections from 127.0.0.0/8 leave by the interface that leads to the container, as its mappings on
-/// 127.0.0.1 need (`route_localnet`). The answers do not come in by it unasked: see the rule in `localnet`.
-///
-/// # Errors
-/// When the routes cannot be read or the sysctl cannot be written.
-pub(super) fn route_localnet(
-    rt: &mut impl Rtnetlink,
-    sysctl: &mut impl Sysctl,
-    ports: &Ports<'_>,
-    link: Option<&IfName>,
-) -> Result<(), RequestError> {
+/// The address that a container is to be reached at from 127.0.0.0/8, if it is.
+pub(super) fn on_loopback(ports: &Ports<'_>) -> Option<IpNet> {
     let loopback = Cidr::new(Ipv4Addr::new(127, 0, 0, 0).into(), 8);
     let on_loopback = |a: IpAddr| a.is_unspecified() || loopback.is_some_and(|l| l.contains(a));
     let wanted = ports.masquerade != Masquerade::Never
         && ports.pairs().any(|(m, to, _)| to.addr.is_ipv4() && m.host_ip.is_none_or(on_loopback));
-    let Some(to) = ports.address(Family::V4).filter(|_| wanted) else { return Ok(()) };
-    let link = match link {
-        Some(l) => Some(l.clone()),
-        None => leads_by(&rt.routes()?, to.addr),
-    };
-    let Some(link) = link else { return Ok(()) };
+    ports.address(Family::V4).filter(|_| wanted)
+}
+
+/// Lets connections from 127.0.0.0/8 leave by the interface that leads to a container, as its mappings on 127.0.0.1 need
+/// (`route_localnet`). The answers do not come in by it unasked: see the rule in chain `localnet`.
+///
+/// # Errors
+/// When the sysctl cannot be written.
+pub(super) fn localnet(sysctl: &mut impl Sysctl, link: &IfName) -> Result<(), RequestError> {
     let path = format!("net/ipv4/conf/{link}/route_localnet");
     // Read first: on a bridge it is set for all by the first.
     if sysctl.get(&path)?.as_deref() == Some("1") {
@@ -158,7 +200,7 @@ pub(super) fn route_localnet(
 }
 
 /// The link that the longest prefix with this address leads to.
-fn leads_by(routes: &[ObservedRoute], addr: IpAddr) -> Option<IfName> {
+pub(super) fn leads_by(routes: &[ObservedRoute], addr: IpAddr) -> Option<IfName> {
     let to = routes.iter().map(|r| &r.route).filter(|r| r.dst.contains(addr) && r.family() == Family::of(addr));
     let best = to.max_by_key(|r| (r.dst.len(), std::cmp::Reverse(r.metric)))?;
     match &best.to {

@@ -15,6 +15,7 @@ use kernel_api::tc::{Filter, FilterKind, Hook, Qdisc, QdiscKind, QdiscSlot, Tbf}
 use types::{IfName, OwnedName};
 
 pub use config::{limits, read};
+pub(crate) use run::apply_new;
 pub use run::{apply, differences, host_end, observe, remove, remove_ifb};
 
 /// How long a packet may wait before it is dropped.
@@ -94,8 +95,9 @@ pub fn plan(place: &Place, want: &Limits, have: &Have) -> Vec<RtRequest> {
         (Some(t), None) => {
             let new = NewLink { mtu: Some(mtu), txqlen: Some(txqlen), ..NewLink::new(ifb(), NewLinkKind::Ifb) };
             out.push(RtRequest::LinkAdd(new));
-            out.push(RtRequest::LinkSet(SetLink { alias: Some(place.alias.clone()), ..SetLink::up(ifb()) }));
+            // While it is down: a queue on a link that is up makes the kernel wait until no processor uses the old one.
             out.push(queue(ifb(), t));
+            out.push(RtRequest::LinkSet(SetLink { alias: Some(place.alias.clone()), ..SetLink::up(ifb()) }));
         }
         // The queue before what fills it.
         (Some(t), Some(i)) => {

@@ -6,8 +6,11 @@ use kernel_api::tc::{FilterKind, Hook, QdiscKind};
 use kernel_api::{RequestError, Rtnetlink};
 use types::{IfName, OwnedName};
 
-use super::{Have, Ifb, PRIORITY, Place, plan};
+use super::{Have, Ifb, PRIORITY, Place, bucket, plan};
 use crate::{CniResult, Code, Error, bad};
+
+/// How many packets queue on a veth (`DEFAULT_TX_QUEUE_LEN`, include/linux/netdevice.h).
+const VETH_QUEUE: u32 = 1000;
 
 /// Looks at what is there.
 ///
@@ -16,13 +19,11 @@ use crate::{CniResult, Code, Error, bad};
 pub fn observe(rt: &mut impl Rtnetlink, place: &Place) -> Result<Have, RequestError> {
     let Some(link) = rt.link(&place.link)? else { return Ok(Have::default()) };
     let mut have = Have { link: Some((link.mtu, link.txqlen)), ..Have::default() };
-    let mut egress = None;
-    for q in rt.qdiscs()? {
+    for q in rt.qdiscs_of(&link)? {
         match q.kind {
-            QdiscKind::Tbf(t) if q.link == place.link => have.ingress = Some(t),
-            QdiscKind::Tbf(t) if q.link == *place.ifb.name() => egress = Some(t),
-            QdiscKind::Clsact | QdiscKind::Ingress if q.link == place.link => have.clsact = true,
-            _ => {}
+            QdiscKind::Tbf(t) => have.ingress = Some(t),
+            QdiscKind::Clsact | QdiscKind::Ingress => have.clsact = true,
+            QdiscKind::Other(_) => {}
         }
     }
     if have.clsact {
@@ -32,8 +33,40 @@ pub fn observe(rt: &mut impl Rtnetlink, place: &Place) -> Result<Have, RequestEr
             _ => None,
         });
     }
-    have.ifb = rt.link(place.ifb.name())?.map(|l| Ifb { index: l.index, up: l.up, mtu: l.mtu, alias: l.alias, egress });
+    if let Some(l) = rt.link(place.ifb.name())? {
+        let egress = rt.qdiscs_of(&l)?.into_iter().find_map(|q| match q.kind {
+            QdiscKind::Tbf(t) => Some(t),
+            _ => None,
+        });
+        have.ifb = Some(Ifb { index: l.index, up: l.up, mtu: l.mtu, alias: l.alias, egress });
+    }
     Ok(have)
+}
+
+/// Limits a host end that was just made: it has its guard's `clsact` and is not up. Nothing is looked at that is known.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) fn apply_new(rt: &mut impl Rtnetlink, place: &Place, mtu: u32, want: &Limits) -> Result<(), Error> {
+    let mut have = Have { link: Some((mtu, VETH_QUEUE)), clsact: true, ..Have::default() };
+    match rt.run(&plan(place, want, &have)) {
+        // Left by another of the name.
+        Err(e) if e.exists() => return apply(rt, place, want),
+        Err(e) => {
+            let _ = remove_ifb(rt, &place.ifb);
+            return Err(e.into());
+        }
+        Ok(()) => {}
+    }
+    let Some(rate) = want.egress else { return Ok(()) };
+    let ifb = rt.link(place.ifb.name())?;
+    have.ingress = want.ingress.map(|r| bucket(r, mtu));
+    have.ifb = ifb.map(|l| Ifb { index: l.index, up: l.up, mtu, alias: l.alias, egress: Some(bucket(rate, mtu)) });
+    let redirect = plan(place, want, &have);
+    rt.run(&redirect).map_err(|e| {
+        let _ = remove_ifb(rt, &place.ifb);
+        e.into()
+    })
 }
 
 /// Gives an attachment these limits instead of those it has; nothing of new ones is left when that fails, but what it

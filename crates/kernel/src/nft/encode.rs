@@ -267,6 +267,13 @@ fn set(b: &mut Builder, s: &Set, id: u32) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// An element of a list, by its key alone.
+pub(crate) fn key(b: &mut Builder, key: &[u8]) {
+    let n = b.open(LIST_ELEM);
+    expr::put_value(b, ELEM_KEY, key);
+    b.close(n);
+}
+
 fn element(
     b: &mut Builder,
     key: &[u8],

@@ -6,6 +6,7 @@ pub(crate) mod encode;
 mod expr;
 mod interval;
 
+use std::collections::hash_map::Entry;
 use std::io;
 
 use kernel_api::nft::{Element, NftRequest, Rule, Set, Table, TableName};
@@ -23,6 +24,8 @@ pub(crate) use interval::join;
 pub(crate) const NETLINK_NETFILTER: i32 = 12;
 /// How often a read of a table that commits overtake is tried.
 const TRIES: usize = 20;
+/// At most so many objects asked for in one send: an answer takes some hundred bytes of receive buffer.
+const ASK_AT_ONCE: usize = 64;
 
 /// A netlink socket for the nf_tables of one network namespace.
 pub struct Nftables {
@@ -75,23 +78,55 @@ impl Nftables {
         names: &[(u16, &str)],
         decode: &mut dyn FnMut(&Message<'_>) -> Option<T>,
     ) -> Result<Option<T>, Refusal> {
-        let seq = self.socket.sequence(1);
-        let mut b = Builder::new();
-        b.begin(message_type(kind), REQUEST | ACK, seq);
-        encode::nfgen(&mut b, if names.is_empty() { 0 } else { INET }, 0);
-        for (k, v) in names {
-            b.attr_str(*k, v);
-        }
-        b.end();
+        let family = if names.is_empty() { 0 } else { INET };
         let mut found = None;
+        self.get_each(
+            kind,
+            want,
+            family,
+            1,
+            &mut |b, _| names.iter().for_each(|(k, v)| b.attr_str(*k, v)),
+            &mut |_, m| {
+                found = decode(m);
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// `n` requests of one kind in one send, the attributes of each by `build`; `each` gets the answers of type `want`
+    /// with the number of their request. None comes for an object that is not there.
+    fn get_each(
+        &mut self,
+        kind: u16,
+        want: u16,
+        family: u8,
+        n: usize,
+        build: &mut dyn FnMut(&mut Builder, usize),
+        each: &mut dyn FnMut(usize, &Message<'_>),
+    ) -> Result<(), Refusal> {
+        let first = self.socket.sequence(n);
+        let mut b = Builder::new();
+        let mut last = first;
+        for (i, seq) in (0..n).zip(first..) {
+            b.begin(message_type(kind), REQUEST, seq);
+            encode::nfgen(&mut b, family, 0);
+            build(&mut b, i);
+            b.end();
+            last = seq;
+        }
+        if b.is_empty() {
+            return Ok(());
+        }
+        // To the last.
+        b.add_flags(ACK);
         let mut refused = None;
-        self.socket.exchange(b.as_bytes(), seq, seq, &mut |_, answer| match answer {
-            Ok(m) if m.kind == message_type(want) => found = decode(&m),
+        self.socket.exchange(b.as_bytes(), first, last, &mut |seq, answer| match answer {
+            Ok(m) if m.kind == message_type(want) => each((seq - first) as usize, &m),
             Ok(_) => {}
             Err(r) if r.errno == libc::ENOENT => {}
             Err(r) => refused = Some(r),
         })?;
-        refused.map_or(Ok(found), Err)
+        refused.map_or(Ok(()), Err)
     }
 
     /// A dump of objects of one table.
@@ -119,8 +154,8 @@ impl Nftables {
         self.get(GETGEN, NEWGEN, &[], &mut decode::generation)?.ok_or_else(|| Refusal::errno(libc::EOPNOTSUPP))
     }
 
-    /// The table as of one moment if nothing was committed meanwhile.
-    fn read(&mut self, table: &str) -> Result<Option<Table>, Refusal> {
+    /// The table as of one moment if nothing was committed meanwhile, with the elements of its sets or without.
+    fn read(&mut self, table: &str, whole: bool) -> Result<Option<Table>, Refusal> {
         let names = [(TABLE_NAME, table)];
         let Some(flags) = self.get(GETTABLE, NEWTABLE, &names, &mut |m| Some(decode::table_flags(m)))? else {
             return Ok(None);
@@ -133,7 +168,7 @@ impl Nftables {
         })?;
         let mut elements = Vec::with_capacity(sets.len());
         for s in &sets {
-            let of = if s.dynamic.is_some() { Vec::new() } else { self.read_elements(table, s)? };
+            let of = if whole && s.dynamic.is_none() { self.read_elements(table, s)? } else { Vec::new() };
             elements.push((s.name.clone(), of));
         }
         let rules: Vec<Rule> = self.dump(GETRULE, NEWRULE, &names, &mut |m| {
@@ -175,23 +210,34 @@ impl Nftables {
     /// How each set that gets or loses elements keeps them: from the batch itself, else from the kernel.
     fn shapes(&mut self, requests: &[NftRequest]) -> Result<Shapes, Refusal> {
         let mut shapes = Shapes::new();
+        let mut ask: Vec<(&TableName, &str)> = Vec::new();
         for r in requests {
             match r {
                 NftRequest::SetAdd(t, s) => {
                     shapes.insert((t.clone(), s.name.clone()), Shape::of(s));
                 }
                 NftRequest::ElementsAdd(t, s, _) | NftRequest::ElementsDel(t, s, _) => {
-                    let key = (t.clone(), s.clone());
-                    if shapes.contains_key(&key) {
-                        continue;
+                    if let Entry::Vacant(e) = shapes.entry((t.clone(), s.clone())) {
+                        // One that is not there is refused by the commit, with its index.
+                        e.insert(Shape::Plain);
+                        ask.push((t, s));
                     }
-                    let names = [(SET_TABLE, t.as_str()), (SET_NAME, s.as_str())];
-                    // One that is not there is refused by the commit, with its index.
-                    let set = self.get(GETSET, NEWSET, &names, &mut decode::set)?;
-                    shapes.insert(key, set.as_ref().map_or(Shape::Plain, Shape::of));
                 }
                 _ => {}
             }
+        }
+        for some in ask.chunks(ASK_AT_ONCE) {
+            let mut names = |b: &mut Builder, i: usize| {
+                if let Some((t, s)) = some.get(i) {
+                    b.attr_str(SET_TABLE, t.as_str());
+                    b.attr_str(SET_NAME, s);
+                }
+            };
+            self.get_each(GETSET, NEWSET, INET, some.len(), &mut names, &mut |i, m| {
+                if let (Some((t, s)), Some(set)) = (some.get(i), decode::set(m)) {
+                    shapes.insert(((*t).clone(), (*s).to_owned()), Shape::of(&set));
+                }
+            })?;
         }
         Ok(shapes)
     }
@@ -243,22 +289,11 @@ impl Nft for Nftables {
     }
 
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
-        let name = format!("list table inet {table}");
-        for _ in 0..TRIES {
-            let before = self.read_generation().map_err(|r| r.of(&name, None))?;
-            match self.read(table.as_str()) {
-                // Deleted while reading.
-                Err(r) if r.errno == libc::ENOENT => continue,
-                Err(r) => return Err(r.of(&name, None)),
-                Ok(found) => {
-                    if self.read_generation().map_err(|r| r.of(&name, None))? == before {
-                        return Ok(found);
-                    }
-                }
-            }
-        }
-        Err(Refusal { errno: libc::EINTR, message: Some("commits by others overtook every reading".into()) }
-            .of(name, None))
+        self.read_still(table, true)
+    }
+
+    fn frame(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
+        self.read_still(table, false)
     }
 
     fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError> {
@@ -273,6 +308,24 @@ impl Nft for Nftables {
         }
     }
 
+    fn find_elements(&mut self, table: &TableName, set: &str, keys: &[Vec<u8>]) -> Result<Vec<Element>, RequestError> {
+        let (mut found, mut ends) = (Vec::with_capacity(keys.len()), Vec::new());
+        for some in keys.chunks(ASK_AT_ONCE) {
+            let mut ask = |b: &mut Builder, i: usize| {
+                b.attr_str(ELEMS_TABLE, table.as_str());
+                b.attr_str(ELEMS_SET, set);
+                let list = b.open(ELEMS_ELEMENTS);
+                encode::key(b, some.get(i).map_or(&[], Vec::as_slice));
+                b.close(list);
+            };
+            self.get_each(GETSETELEM, NEWSETELEM, INET, some.len(), &mut ask, &mut |_, m| {
+                decode::elements(m, &mut found, &mut ends);
+            })
+            .map_err(|r| r.of(format!("get element inet {table} {set}"), None))?;
+        }
+        Ok(found)
+    }
+
     fn commit(&mut self, requests: &[NftRequest]) -> Result<(), RequestError> {
         self.commit_if(None, requests)
     }
@@ -283,6 +336,25 @@ impl Nft for Nftables {
 }
 
 impl Nftables {
+    fn read_still(&mut self, table: &TableName, whole: bool) -> Result<Option<Table>, RequestError> {
+        let name = format!("list table inet {table}");
+        for _ in 0..TRIES {
+            let before = self.read_generation().map_err(|r| r.of(&name, None))?;
+            match self.read(table.as_str(), whole) {
+                // Deleted while reading.
+                Err(r) if r.errno == libc::ENOENT => continue,
+                Err(r) => return Err(r.of(&name, None)),
+                Ok(found) => {
+                    if self.read_generation().map_err(|r| r.of(&name, None))? == before {
+                        return Ok(found);
+                    }
+                }
+            }
+        }
+        Err(Refusal { errno: libc::EINTR, message: Some("commits by others overtook every reading".into()) }
+            .of(name, None))
+    }
+
     fn commit_if(&mut self, generation: Option<u32>, requests: &[NftRequest]) -> Result<(), RequestError> {
         let text = |i: usize| requests.get(i).map(ToString::to_string).unwrap_or_default();
         let whole = || format!("commit of {} nf_tables requests", requests.len());

@@ -375,6 +375,32 @@ impl Rtnetlink for Rt {
         })
     }
 
+    fn qdiscs_of(&mut self, link: &Link) -> Result<Vec<Qdisc>, RequestError> {
+        let names = HashMap::from([(link.index, link.name.clone())]);
+        let first = self.socket.sequence(tc::PLACES.len());
+        let mut b = Builder::new();
+        let mut last = first;
+        for (parent, seq) in tc::PLACES.into_iter().zip(first..) {
+            b.begin(tc::RTM_GETQDISC, REQUEST, seq);
+            b.bytes(&tc::header(link.index, 0, parent, 0));
+            b.end();
+            last = seq;
+        }
+        b.add_flags(ACK);
+        let (mut found, mut refused) = (Vec::new(), None);
+        let done = self.socket.exchange(b.as_bytes(), first, last, &mut |_, answer| match answer {
+            Ok(m) if m.kind == tc::RTM_NEWQDISC => found.extend(tc::qdisc(&m, &names)),
+            Ok(_) => {}
+            // Nothing there, or the link is gone.
+            Err(r) if matches!(r.errno, libc::ENOENT | libc::ENODEV) => {}
+            Err(r) => refused = Some(r),
+        });
+        match done.err().or(refused) {
+            None => Ok(found),
+            Some(r) => Err(r.of(format!("qdisc show dev {}", link.name), None)),
+        }
+    }
+
     fn filters(&mut self, link: &IfName, hook: Hook) -> Result<Vec<Filter>, RequestError> {
         let what = format!("filter show dev {link} {hook}");
         let Some(index) = Rtnetlink::link(self, link)?.map(|l| l.index) else {

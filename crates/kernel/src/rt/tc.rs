@@ -22,6 +22,8 @@ const TCA_OPTIONS: u16 = 2;
 const TC_H_ROOT: u32 = 0xffff_ffff;
 /// `TC_H_CLSACT` and `TC_H_INGRESS` are the same place.
 const TC_H_CLSACT: u32 = 0xffff_fff1;
+/// The places of a link that queueing disciplines are asked for at.
+pub(crate) const PLACES: [u32; 2] = [TC_H_ROOT, TC_H_CLSACT];
 const TC_H_MIN_INGRESS: u32 = 0xfff2;
 const TC_H_MIN_EGRESS: u32 = 0xfff3;
 /// Handle of a root discipline of ours: 1:0.
