@@ -22,6 +22,12 @@ fn filter(link: &str, hook: Hook, priority: u16, kind: FilterKind) -> Filter {
     Filter { link: name(link), hook, priority, kind }
 }
 
+/// The queueing disciplines of one link.
+fn of(rt: &mut Rt, link: &str) -> Vec<Qdisc> {
+    let link = rt.link(&name(link)).unwrap().unwrap();
+    rt.qdiscs_of(&link).unwrap()
+}
+
 fn tc(args: &str) -> String {
     tool("tc", &args.split_whitespace().collect::<Vec<_>>(), "iproute2")
 }
@@ -38,6 +44,8 @@ fn token_buckets() {
             let want = Tbf::new(rate, burst, Duration::from_millis(25));
             rt.run(&[RtRequest::QdiscReplace(qdisc("a", QdiscKind::Tbf(want)))]).unwrap();
             let seen = rt.qdiscs().unwrap();
+            assert_eq!(of(&mut rt, "a"), seen);
+            assert_eq!(of(&mut rt, "b"), []);
             let [Qdisc { link, kind: QdiscKind::Tbf(got) }] = &seen[..] else { panic!("{seen:?}") };
             assert_eq!((link.as_str(), got.rate, got.limit), ("a", want.rate, want.limit));
             assert!(want.is(got), "{want:?} {got:?}");
@@ -63,6 +71,11 @@ fn token_buckets() {
         let seen = rt.qdiscs().unwrap();
         assert!(seen.contains(&qdisc("a", QdiscKind::Other("htb".into()))), "{seen:?}");
         assert!(seen.contains(&qdisc("b", QdiscKind::Ingress)), "{seen:?}");
+        assert_eq!(of(&mut rt, "a"), [qdisc("a", QdiscKind::Other("htb".into()))]);
+        assert_eq!(of(&mut rt, "b"), [qdisc("b", QdiscKind::Ingress)]);
+        let gone = rt.link(&name("a")).unwrap().unwrap();
+        tool("ip", &["link", "del", "dev", "a"], "iproute2");
+        assert_eq!(rt.qdiscs_of(&gone).unwrap(), []);
     });
 }
 

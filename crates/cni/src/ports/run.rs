@@ -63,7 +63,7 @@ pub fn claim(nft: &mut impl Nft, ports: &Ports<'_>) -> Result<(), Error> {
 /// nothing done, where that is not enough and [`claim`] is to be asked.
 ///
 /// No reading of a whole table has to hold for this: two containers that ask for one port are told apart by the kernel,
-/// which takes no second element of another value for a key (EBUSY).
+/// which takes no second element of another value for a key (EEXIST).
 ///
 /// # Errors
 /// When another container has one of the ports, or the kernel refuses to answer.
@@ -206,5 +206,60 @@ pub(super) fn leads_by(routes: &[ObservedRoute], addr: IpAddr) -> Option<IfName>
     match &best.to {
         RouteTo::Link(l) | RouteTo::Via { link: l, .. } => Some(l.clone()),
         RouteTo::Blackhole | RouteTo::Unreachable | RouteTo::Other(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernel_fake::nft::FakeNft;
+
+    use super::*;
+    use ipam::{Key, PortMapping};
+
+    const ADDRESSES: [&str; 3] = ["10.1.0.2/24", "10.1.0.3/24", "fd00::3/64"];
+
+    fn ports<'a>(container: &str, mappings: &'a [PortMapping], addresses: &'a [IpNet]) -> Ports<'a> {
+        let key = Key { container: container.into(), ifname: "eth0".parse().unwrap() };
+        let owner = Owner::new("net", &key);
+        Ports { owner, mappings, addresses, masquerade: Masquerade::Near, when: &[] }
+    }
+
+    #[test]
+    fn a_new_container_is_mapped_as_any_other_and_unmapped_again() {
+        let [a, b, c] = ADDRESSES.map(|a| a.parse::<IpNet>().unwrap());
+        let map = |host_port| PortMapping { proto: Proto::Tcp, host_ip: None, host_port, container_port: 80 };
+        let (one, two, both) = ([map(8080)], [map(8081)], [map(8081), map(8080)]);
+        let (own, others) = ([a], [b, c]);
+        let (first, second) = (ports("a", &one, &own), ports("b", &two, &others));
+        let mut nft = FakeNft::new();
+        assert!(!claim_first(&mut nft, &first).unwrap(), "no table yet");
+        claim(&mut nft, &first).unwrap();
+        let alone = observe(&mut nft).unwrap();
+        assert!(!claim_first(&mut nft, &second).unwrap(), "no set for sources of fd00::/64 yet");
+        claim(&mut nft, &second).unwrap();
+        let want = observe(&mut nft).unwrap();
+        // Its own are gone, the other's stay.
+        let gone = release_these(&mut nft, &second).unwrap().unwrap();
+        assert_eq!(gone, [(two[0], b.addr), (two[0], c.addr)]);
+        assert_eq!(observe(&mut nft).unwrap().mappings(|_| true), alone.mappings(|_| true));
+        assert_eq!(release_these(&mut nft, &second).unwrap(), Some(vec![]));
+        // And the same as a claim that reads everything.
+        assert!(claim_first(&mut nft, &second).unwrap());
+        assert_eq!(observe(&mut nft).unwrap(), want);
+        assert!(claim_first(&mut nft, &second).unwrap(), "again is nothing");
+        // One of two ports is another's: neither is taken, and giving them up takes nothing from the other.
+        let e = claim_first(&mut nft, &ports("c", &both, &[b])).unwrap_err();
+        assert!(e.code == Code::PortTaken && e.msg.contains("8080/TCP"), "{e:?}");
+        assert_eq!(release_these(&mut nft, &ports("c", &both, &[b])).unwrap(), Some(vec![]));
+        assert_eq!(observe(&mut nft).unwrap(), want);
+        // A chain that somebody emptied is put right.
+        nft.tamper(&table(), |mut t| {
+            t.rules.retain(|r| r.chain != "postrouting");
+            Some(t)
+        });
+        release_these(&mut nft, &second).unwrap().unwrap();
+        assert!(!claim_first(&mut nft, &second).unwrap());
+        claim(&mut nft, &second).unwrap();
+        assert_eq!(observe(&mut nft).unwrap(), want);
     }
 }

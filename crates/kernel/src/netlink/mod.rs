@@ -15,6 +15,8 @@ pub(crate) const NLMSG_DONE: u16 = 3;
 pub(crate) const REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`
 pub(crate) const ACK: u16 = 0x4;
+/// `NLM_F_ECHO`
+pub(crate) const ECHO: u16 = 0x8;
 /// `NLM_F_DUMP_INTR`
 pub(crate) const DUMP_INTR: u16 = 0x10;
 /// `NLM_F_CAPPED`

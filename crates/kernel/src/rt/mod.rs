@@ -18,7 +18,7 @@ use kernel_api::tc::{Filter, Hook, Qdisc, QdiscKind};
 use kernel_api::{RequestError, Rtnetlink};
 use types::{IfName, OwnedName};
 
-use crate::netlink::{ACK, Builder, DUMP, REQUEST, Refusal, Socket};
+use crate::netlink::{ACK, Builder, DUMP, ECHO, REQUEST, Refusal, Socket};
 use crate::netns::Netns;
 use crate::sys;
 use encode::{
@@ -381,7 +381,8 @@ impl Rtnetlink for Rt {
         let mut b = Builder::new();
         let mut last = first;
         for (parent, seq) in tc::PLACES.into_iter().zip(first..) {
-            b.begin(tc::RTM_GETQDISC, REQUEST, seq);
+            // Without the echo the answer goes to listeners only (`rtnetlink_send`).
+            b.begin(tc::RTM_GETQDISC, REQUEST | ECHO, seq);
             b.bytes(&tc::header(link.index, 0, parent, 0));
             b.end();
             last = seq;
