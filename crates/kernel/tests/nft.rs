@@ -398,13 +398,13 @@ fn ten_thousand_elements_are_one_transaction() {
         assert_eq!(frame, Table { elements: vec![("svc".into(), vec![])], ..have });
         let keys: Vec<Vec<u8>> = (9_900..10_100).map(|i| service(i).key).collect();
         let start = Instant::now();
-        assert_eq!(n.elements(&t, "svc", &keys).unwrap(), elements[9_900..]);
+        assert_eq!(n.find_elements(&t, "svc", &keys).unwrap(), elements[9_900..]);
         println!("100 of 200 keys found in {:?}", start.elapsed());
-        assert_eq!(n.elements(&t, "svc", &keys[190..]).unwrap(), []);
-        assert_eq!(n.elements(&t, "svc", &[]).unwrap(), []);
-        assert_eq!(n.elements(&t, "other", &keys).unwrap(), []);
+        assert_eq!(n.find_elements(&t, "svc", &keys[190..]).unwrap(), []);
+        assert_eq!(n.find_elements(&t, "svc", &[]).unwrap(), []);
+        assert_eq!(n.find_elements(&t, "other", &keys).unwrap(), []);
         let absent = TableName::recognise("seaway-absent").unwrap();
-        assert_eq!(n.elements(&absent, "svc", &keys).unwrap(), []);
+        assert_eq!(n.find_elements(&absent, "svc", &keys).unwrap(), []);
         assert_eq!(n.frame(&absent).unwrap(), None);
 
         // The same again is no error, other data is.
