@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use intent::Endpoint;
 use kernel_api::conntrack::{Among, Flow};
@@ -24,6 +25,18 @@ pub struct NftKernel<N, C> {
     nft: N,
     conntrack: C,
     forgotten: usize,
+    walks: Vec<Walk>,
+}
+
+/// One walk over the connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walk {
+    /// Whose connections were looked at.
+    pub family: Family,
+    /// How many were stale.
+    pub deleted: usize,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// The endpoints that flows to each address and port may stay with.
@@ -32,7 +45,7 @@ type Keep<'a> = BTreeMap<(IpAddr, u16), &'a BTreeSet<Endpoint>>;
 impl<N: Nft, C: Conntrack> NftKernel<N, C> {
     /// Over these two, opened in the same namespace.
     pub fn new(nft: N, conntrack: C) -> Self {
-        Self { nft, conntrack, forgotten: 0 }
+        Self { nft, conntrack, forgotten: 0, walks: Vec::new() }
     }
 
     /// nf_tables, for the generation id that says whether anybody changed the ruleset.
@@ -43,6 +56,11 @@ impl<N: Nft, C: Conntrack> NftKernel<N, C> {
     /// The connection table.
     pub fn conntrack(&mut self) -> &mut C {
         &mut self.conntrack
+    }
+
+    /// The walks over the connections since the last call.
+    pub fn take_walks(&mut self) -> Vec<Walk> {
+        std::mem::take(&mut self.walks)
     }
 
     /// Stale connections deleted since the start.
@@ -64,10 +82,11 @@ impl<N: Nft, C: Conntrack> NftKernel<N, C> {
                 let answers = Endpoint { addr: flow.reply.src, port: flow.reply.sport };
                 keep.get(&(flow.original.dst, flow.original.dport)).is_some_and(|keep| !keep.contains(&answers))
             };
-            self.forgotten += self
-                .conntrack
-                .delete(&among, &mut stale)
-                .map_err(|e| failed(format!("forget {proto} connections"), e))?;
+            let began = Instant::now();
+            let deleted = self.conntrack.delete(&among, &mut stale);
+            let deleted = deleted.map_err(|e| failed(format!("forget {proto} connections"), e))?;
+            self.forgotten += deleted;
+            self.walks.push(Walk { family, deleted, took: began.elapsed() });
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ mod tracker;
 use ::plan::{Caps, Compiled, Dataplane};
 use intent::{NodeIntent, Packet, Verdict};
 
-pub use adapter::NftKernel;
+pub use adapter::{NftKernel, Walk};
 pub use image::{Chain, Data, Image, Key, Rule, Set, Shape};
 pub use layout::MAX_ENDPOINTS;
 pub use op::{Forget, Op, RuleText};

@@ -259,6 +259,8 @@ pub struct Node {
     pub ready: bool,
     /// `spec.unschedulable`.
     pub unschedulable: bool,
+    /// It is being deleted, or tainted by the cluster autoscaler that will: balancers should turn away from it.
+    pub leaving: bool,
 }
 
 impl Node {
@@ -463,6 +465,9 @@ pub struct EndpointSlice {
     pub ports: Box<[SlicePort]>,
     /// `endpoints`.
     pub endpoints: Box<[SliceEndpoint]>,
+    /// When what it tells of happened, in milliseconds since 1970 (annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub triggered: Option<u64>,
 }
 
 /// A port of a slice.

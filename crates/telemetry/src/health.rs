@@ -9,9 +9,13 @@ use crate::metrics::{Kind, Metrics, Plane};
 /// How long a dataplane may fail, or the loop may stand still, before the agent calls itself unhealthy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The check that the agent's loop turns.
+const LOOP: &str = "loop";
+
 #[derive(Debug, Clone, Default)]
 struct PlaneState {
-    succeeded: bool,
+    /// When a pass last ended well.
+    succeeded: Option<Duration>,
     failing: Option<(Duration, String)>,
 }
 
@@ -56,7 +60,7 @@ impl Health {
         self.turned = now;
         let s = self.planes.entry(plane).or_default();
         match result {
-            Ok(()) => *s = PlaneState { succeeded: true, failing: None },
+            Ok(()) => *s = PlaneState { succeeded: Some(now), failing: None },
             Err(why) => {
                 let since = s.failing.take().map_or(now, |(since, _)| since);
                 s.failing = Some((since, why));
@@ -91,8 +95,8 @@ impl Health {
         let planes = self.planes.iter().map(|(p, s)| {
             let r = match (&s.failing, s.succeeded) {
                 (Some((_, why)), _) => Err(why.clone()),
-                (None, false) => Err("no pass has ended yet".to_owned()),
-                (None, true) => Ok(()),
+                (None, None) => Err("no pass has ended yet".to_owned()),
+                (None, Some(_)) => Ok(()),
             };
             (format!("{p} programmed"), r)
         });
@@ -115,7 +119,16 @@ impl Health {
             };
             (p.to_string(), r)
         });
-        std::iter::once(("loop".to_owned(), turning)).chain(planes).collect()
+        std::iter::once((LOOP.to_owned(), turning)).chain(planes).collect()
+    }
+
+    /// Whether Services are served as they should be, by the measure of [`Self::healthz`], and when their rules were last
+    /// known to be right. What kube-proxy's health server tells.
+    #[must_use]
+    pub fn proxy(&self, now: Duration) -> (bool, Option<Duration>) {
+        let concerns = |check: &str| check == LOOP || check == Plane::Nftables.as_str();
+        let healthy = self.health_checks(now).iter().all(|(check, r)| r.is_ok() || !concerns(check));
+        (healthy, self.planes.get(&Plane::Nftables).and_then(|p| p.succeeded))
     }
 
     /// Whether the agent is healthy, and the text that says why: one line a check.
@@ -231,6 +244,22 @@ mod tests {
         assert!(!h.healthz(s(133)).0, "the loop stands still");
         h.turned(s(133));
         assert!(h.healthz(s(133)).0);
+    }
+
+    #[test]
+    fn the_proxy_is_as_healthy_as_its_own_plane() {
+        let mut h = ready();
+        assert_eq!(h.proxy(s(5)), (true, Some(s(1))));
+        h.pass(Plane::Fabric, Err("x".into()), s(10));
+        h.pass(Plane::Nftables, Err("x".into()), s(40));
+        h.turned(s(90));
+        assert_eq!(h.proxy(s(90)), (true, Some(s(1))), "the fabric is another's, and 60 s are allowed");
+        h.turned(s(101));
+        assert!(!h.proxy(s(101)).0);
+        h.pass(Plane::Nftables, Ok(()), s(102));
+        assert_eq!(h.proxy(s(103)), (true, Some(s(102))));
+        assert!(!h.proxy(s(163)).0, "the loop stands still");
+        assert_eq!(Health::default().proxy(s(1)), (true, None));
     }
 
     #[test]

@@ -2,12 +2,11 @@
 //! exist and mean the same, `seaway_` otherwise. Every label value is a variant of an enum: nothing grows with the
 //! cluster.
 
-use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -16,6 +15,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::process::Process;
+use crate::proxy::Proxy;
 
 /// A set of words, each a label value and a word in logs and health texts.
 macro_rules! words {
@@ -41,19 +41,23 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
             }
         }
 
-        impl EncodeLabelValue for $name {
-            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-                EncodeLabelValue::encode(&self.as_str(), encoder)
+        impl prometheus_client::encoding::EncodeLabelValue for $name {
+            fn encode(
+                &self,
+                encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>,
+            ) -> std::fmt::Result {
+                prometheus_client::encoding::EncodeLabelValue::encode(&self.as_str(), encoder)
             }
         }
     };
 }
+pub(crate) use words;
 
 words! {
     /// A dataplane, by the name that `Dataplane::name` gives.
@@ -141,8 +145,8 @@ pub struct Metrics {
     registry: Registry,
     reconciles: Family<PlaneOutcome, Counter>,
     duration: Family<PlaneLabel, Histogram, fn() -> Histogram>,
-    proxy_duration: Histogram,
-    proxy_last: Seconds,
+    /// kube-proxy's.
+    pub proxy: Proxy,
     ops: Family<PlaneLabel, Counter>,
     refused: Family<PlaneLabel, Gauge>,
     last_success: Family<PlaneLabel, Seconds>,
@@ -156,11 +160,11 @@ pub struct Metrics {
 }
 
 /// 1 ms doubled 15 times: to 16 s, as kube-proxy's.
-fn buckets() -> Histogram {
+pub(crate) fn buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
-fn count(n: usize) -> i64 {
+pub(crate) fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
@@ -172,8 +176,7 @@ impl Metrics {
             registry: Registry::default(),
             reconciles: Family::default(),
             duration: Family::new_with_constructor(buckets as fn() -> Histogram),
-            proxy_duration: buckets(),
-            proxy_last: Gauge::default(),
+            proxy: Proxy::default(),
             ops: Family::default(),
             refused: Family::default(),
             last_success: Family::default(),
@@ -222,16 +225,7 @@ impl Metrics {
         r.register("seaway_services", "Service ports in this node's intent", self.services.clone());
         r.register("seaway_endpoints", "Endpoints over all service ports", self.endpoints.clone());
         r.register("seaway_peers", "Other nodes", self.peers.clone());
-        r.register(
-            "kubeproxy_sync_proxy_rules_duration_seconds",
-            "Time of one pass over the service rules, under the name that kube-proxy gives it",
-            self.proxy_duration.clone(),
-        );
-        r.register(
-            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-            "When the service rules were last synced, in seconds since 1970; 0 is never",
-            self.proxy_last.clone(),
-        );
+        self.proxy.register(r);
         r.register("process_resident_memory_bytes", "Resident memory size in bytes", self.resident.clone());
         r.register("process_virtual_memory_bytes", "Virtual memory size in bytes", self.virtual_size.clone());
         r.register(
@@ -247,15 +241,9 @@ impl Metrics {
         self.reconciles.get_or_create(&PlaneOutcome { plane, result }).inc();
         self.duration.get_or_create(&label).observe(took.as_secs_f64());
         self.ops.get_or_create(&label).inc_by(ops as u64);
-        if plane == Plane::Nftables {
-            self.proxy_duration.observe(took.as_secs_f64());
-        }
         if result != Outcome::Failed {
             let secs = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             self.last_success.get_or_create(&label).set(secs);
-            if plane == Plane::Nftables {
-                self.proxy_last.set(secs);
-            }
         }
     }
 
@@ -294,6 +282,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::{IpFamily, LocalPolicy, Page, Synced, Verdict};
 
     fn metrics() -> Metrics {
         Metrics::new(Build { version: "1.2.3", commit: "abc" })
@@ -312,6 +301,18 @@ mod tests {
         m.refused(Plane::Fabric, 2);
         m.in_sync(Kind::Pod, true);
         m.node(NodeCounts { attachments: 3, services: 4, endpoints: 5, peers: 6 });
+        let p = &m.proxy;
+        let sync = |ok, full| Synced { took: Duration::from_millis(3), ok, full, at };
+        p.changed(2, 5);
+        p.synced(&[IpFamily::V4], sync(true, true));
+        p.changed(1, 2);
+        p.synced(&[IpFamily::V4], sync(false, false));
+        p.queued(at);
+        p.programmed(IpFamily::V6, Duration::from_millis(2500));
+        p.no_local(LocalPolicy::External, IpFamily::V4, 4);
+        p.forgot(IpFamily::V4, 9, Duration::from_millis(1));
+        p.asked(Page::Healthz, Verdict::Unavailable);
+        p.asked(Page::Livez, Verdict::Ok);
         let t = m.encode();
         for (series, want) in [
             (r#"seaway_reconcile_total{plane="nftables",result="changed"}"#, 1.0),
@@ -326,8 +327,21 @@ mod tests {
             (r#"seaway_in_sync{kind="Node"}"#, 0.0),
             (r#"seaway_last_success_timestamp_seconds{plane="nftables"}"#, 1000.0),
             (r#"seaway_last_success_timestamp_seconds{plane="fabric"}"#, 0.0),
-            ("kubeproxy_sync_proxy_rules_last_timestamp_seconds", 1000.0),
-            ("kubeproxy_sync_proxy_rules_duration_seconds_count", 2.0),
+            (r#"kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"}"#, 1000.0),
+            (r#"kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv6"}"#, 0.0),
+            (r#"kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"}"#, 2.0),
+            (r#"kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"}"#, 1.0),
+            (r#"kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family="IPv4"}"#, 1.0),
+            ("kubeproxy_sync_proxy_rules_service_changes_total", 3.0),
+            ("kubeproxy_sync_proxy_rules_service_changes_pending", 1.0),
+            ("kubeproxy_sync_proxy_rules_endpoint_changes_total", 7.0),
+            ("kubeproxy_sync_proxy_rules_endpoint_changes_pending", 2.0),
+            (r#"kubeproxy_network_programming_duration_seconds_bucket{le="3.0",ip_family="IPv6"}"#, 1.0),
+            (r#"kubeproxy_network_programming_duration_seconds_bucket{le="2.0",ip_family="IPv6"}"#, 0.0),
+            (r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="external",ip_family="IPv4"}"#, 4.0),
+            (r#"kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}"#, 9.0),
+            (r#"kubeproxy_proxy_healthz_total{code="503"}"#, 1.0),
+            (r#"kubeproxy_proxy_livez_total{code="200"}"#, 1.0),
             ("seaway_attachments", 3.0),
             ("seaway_services", 4.0),
             ("seaway_endpoints", 5.0),

@@ -1,7 +1,9 @@
-//! `docs/settings.md`, from the table.
+//! `docs/settings.md`, from the table, and `docs/metrics.md`, from the metrics themselves.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::metrics::{Build, Metrics};
 use crate::settings::{COMMANDS, Place, SETTINGS, Setting};
 
 const OPENING: &str = "\
@@ -61,6 +63,58 @@ pub fn settings_page() -> String {
     out
 }
 
+const METRICS: &str = "\
+# Metrics
+
+Written from the metrics that an agent serves at `/metrics` (OpenMetrics). To change this page, change
+`crates/telemetry/src/metrics.rs` or `proxy.rs` and run `BLESS=1 cargo test -p seaway-telemetry`.
+
+Label values come from fixed sets, so the number of series does not grow with the cluster. Names that begin with
+`kubeproxy_` are kube-proxy's, with its labels and buckets, where the meaning is the same, so its dashboards and alerts go on
+working. A pass serves both families at once: what it says is said of each family that the node has. kube-proxy's other
+metrics speak of what is not here: iptables rules, cleanups of nftables chains.
+
+| metric | type | labels | what |
+|---|---|---|---|
+";
+
+/// The whole page of metrics.
+#[must_use]
+pub fn metrics_page() -> String {
+    let text = Metrics::new(Build { version: "", commit: "" }).encode();
+    let (mut help, mut kind, mut labels) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for line in text.lines() {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match *words.as_slice() {
+            ["#", "HELP", name, what] => drop(help.insert(name, what.trim_end_matches('.'))),
+            ["#", "TYPE", name, what] => drop(kind.insert(name, what)),
+            ["#", ..] => {}
+            _ => {
+                let (series, rest) = line.split_once('{').unwrap_or((line, ""));
+                let set = rest.split('}').next().unwrap_or_default();
+                let names = set.split(',').filter_map(|l| l.split_once('=')).map(|(n, _)| n).filter(|n| *n != "le");
+                labels
+                    .entry(series.split(' ').next().unwrap_or(series))
+                    .or_insert(names.collect::<Vec<_>>().join(", "));
+            }
+        }
+    }
+    let mut out = METRICS.to_owned();
+    for (name, what) in help {
+        let kind = kind.get(name).copied().unwrap_or_default();
+        // A sample is the name, or the name with what its type adds.
+        let (end, shown) = match kind {
+            "counter" => ("_total", "_total"),
+            "info" => ("_info", "_info"),
+            "histogram" => ("_count", ""),
+            _ => ("", ""),
+        };
+        let labels = labels.get(format!("{name}{end}").as_str()).cloned().unwrap_or_default();
+        let _ = writeln!(out, "| `{name}{shown}` | {kind} | {labels} | {what} |");
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -76,6 +130,18 @@ mod tests {
         }
         let have = std::fs::read_to_string(&file).unwrap_or_default();
         assert_eq!(have, page, "docs/settings.md is old: BLESS=1 cargo test -p seaway-telemetry");
+    }
+
+    #[test]
+    fn the_page_of_metrics_is_current() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
+        let page = metrics_page();
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&file, &page).unwrap();
+        }
+        let have = std::fs::read_to_string(&file).unwrap_or_default();
+        assert_eq!(have, page, "docs/metrics.md is old: BLESS=1 cargo test -p seaway-telemetry");
+        assert!(page.contains("| `kubeproxy_proxy_healthz_total` | counter | code |"), "{page}");
     }
 
     #[test]

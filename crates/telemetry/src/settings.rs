@@ -212,6 +212,15 @@ pub const SETTINGS: &[Setting] = &[
     ),
     process(
         &["agent"],
+        "proxy-health-listen",
+        Some("SEAWAY_PROXY_HEALTH_LISTEN"),
+        "address:port, or `none`",
+        "[::]:10256",
+        "Where `/healthz` and `/livez` are served as kube-proxy serves them, for load balancers: `/healthz` also fails \
+         while the node is being deleted. `[::]` is IPv4 as well.",
+    ),
+    process(
+        &["agent"],
         "resync",
         Some("SEAWAY_RESYNC"),
         "seconds from 1 to 3600",

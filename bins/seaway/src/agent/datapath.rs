@@ -12,10 +12,10 @@ use kernel_api::rt::RouteTo;
 use kernel_api::{Nft, Rtnetlink, Sysctl};
 use plan::{Caps, Compiled, Dataplane, Kernel, KernelError, Next, Refused, converge};
 use plane_nft::{NftPlane, Tracker};
-use resolve::{Changes, ClusterSnapshot, Followed, LocalState, Problem, Resolver};
+use resolve::{Changes, ClusterSnapshot, Followed, Kind, LocalState, Problem, Resolver};
 use source::Seen;
 use telemetry::Plane;
-use types::{Cidr, NodeName};
+use types::{Cidr, Family, NodeName};
 
 use super::conf_files;
 use super::facts::{self, Facts, IfaceChoice};
@@ -107,8 +107,41 @@ pub struct Pass {
     pub node_ranges: Vec<Cidr>,
     /// By plane.
     pub planes: Vec<PlanePass>,
+    /// Whether the whole table of Services was compared, and not only what changed.
+    pub full: bool,
+    /// What was heard of since the pass before.
+    pub heard: Heard,
     /// Everything that was refused: bad input first, then each plane's.
     pub refused: Vec<Refused>,
+}
+
+/// What the cluster said since the last look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Services that changed.
+    pub services: usize,
+    /// EndpointSlices that changed.
+    pub slices: usize,
+    /// When what they tell of happened, in milliseconds since 1970, by family, of slices that date it.
+    pub triggered: Vec<(Family, u64)>,
+}
+
+impl Heard {
+    fn add(&mut self, snapshot: &ClusterSnapshot, changed: &Changes) {
+        // The first look is at everything there is: nothing of it just happened.
+        let Changes::Some(keys) = changed else { return };
+        for k in keys {
+            match k.kind {
+                Kind::Service => self.services += 1,
+                Kind::EndpointSlice => {
+                    self.slices += 1;
+                    let slice = snapshot.slices.get(&k.name);
+                    self.triggered.extend(slice.and_then(|s| Some((s.family?, s.triggered?))));
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Pass {
@@ -166,8 +199,10 @@ where
         let records = ipam::read(&self.setup.ipam_dir)?;
         let setup = &self.setup;
         let (seen, resolver) = (&mut self.seen, &mut self.resolver);
+        let mut heard = Heard::default();
         let mut meaning = |vxlan_in_use| {
             cluster.read_since(seen, |s, changed| {
+                heard.add(s, changed);
                 let local = LocalState { vxlan_in_use, ..local_state(setup, &facts, &records, s) };
                 resolver.follow(s, &local, changed)
             })
@@ -196,23 +231,24 @@ where
         refused.extend(want.refused);
 
         let began = Instant::now();
-        let (result, unsaid) = self.nft_pass(&intent, &facts.caps, &services);
+        let (result, unsaid, full) = self.nft_pass(&intent, &facts.caps, &services);
         let nft = PlanePass { plane: Plane::Nftables, result, took: began.elapsed(), refused: unsaid.len() };
         refused.extend(unsaid);
         let node_ranges =
             cluster.read(|s| s.nodes.get(&self.setup.node).map(|n| n.pod_cidrs.to_vec()).unwrap_or_default());
-        Ok(Pass { node_ranges, lingers, intent, endpoints, facts, records, planes: vec![fabric, nft], refused })
+        let planes = vec![fabric, nft];
+        Ok(Pass { node_ranges, lingers, intent, endpoints, facts, records, planes, full, heard, refused })
     }
 
     /// The nftables part of a pass. What we committed last is what is there as long as the generation id says that
     /// nobody has committed since; so a change of one Service costs neither a dump nor a comparison with the kernel, and
-    /// a look at an unchanged table nothing.
+    /// a look at an unchanged table nothing. Says at last whether all was compared.
     fn nft_pass(
         &mut self,
         intent: &NodeIntent,
         caps: &Caps,
         services: &ServiceChanges,
-    ) -> (Result<usize, KernelError>, Vec<Refused>) {
+    ) -> (Result<usize, KernelError>, Vec<Refused>, bool) {
         let generation = |g: &mut G| {
             g.generation().map_err(|e| KernelError {
                 op: "read the nf_tables generation".into(),
@@ -227,6 +263,7 @@ where
             ServiceChanges::Some(changes) if known => self.tracker.follow(intent, caps, changes),
             _ => None,
         };
+        let full = delta.is_none();
         let (done, refused) = match delta {
             Some(Compiled { image, refused }) => {
                 (converge(&NftPlane, &mut self.nft, &image.want, Some(&image.have)), refused)
@@ -242,7 +279,7 @@ where
             self.nft_have = Some(generation(&mut self.nft_generation)?);
             Ok(done.ops)
         });
-        (done, refused)
+        (done, refused, full)
     }
 }
 

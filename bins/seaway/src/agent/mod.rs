@@ -4,6 +4,7 @@
 //! annotations. The other owns every socket to the kernel, since a network namespace belongs to a thread and netlink
 //! is request and response; it sleeps in `poll` until the snapshot, a record of the CNI plugin or the kernel changes.
 
+mod answers;
 mod cleanup;
 mod conf_files;
 mod conflist;
@@ -16,7 +17,9 @@ mod lock;
 mod mend;
 mod network_status;
 mod pools;
+mod proxy_health;
 mod publish;
+mod report;
 mod status;
 mod turn;
 
@@ -25,7 +28,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use source::{Source, Target, WatchConfig};
@@ -67,6 +70,9 @@ pub struct AgentArgs {
     /// Serve /healthz, /readyz, /status and /metrics here
     #[arg(long, value_name = "ADDRESS:PORT", env = "SEAWAY_LISTEN", default_value = "127.0.0.1:9642")]
     listen: SocketAddr,
+    /// Serve /healthz and /livez as kube-proxy does here; `none` serves them nowhere
+    #[arg(long, value_name = "ADDRESS:PORT|none", env = "SEAWAY_PROXY_HEALTH_LISTEN", default_value = "[::]:10256")]
+    proxy_health_listen: proxy_health::Listen,
     /// Compare kernel and intent at least so often, in seconds, even when nothing seems to have changed
     #[arg(long, value_name = "SECONDS", env = "SEAWAY_RESYNC", default_value = "30",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -133,6 +139,8 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         pods: BTreeMap::new(),
         network_status: status,
     };
+    let proxy_health = proxy_health::run(args.proxy_health_listen, Arc::clone(&shared), turn.recorder.clone());
+    let proxy_health = tokio::spawn(proxy_health);
     let (ended, mut datapath) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("datapath".into())
@@ -148,6 +156,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         tokio::select! {
             () = source.changed() => {
                 turn::heard(&shared, &source.in_sync());
+                shared.metrics.proxy.queued(SystemTime::now());
                 pools.changed.notify_one();
                 // A full pipe means that the thread has not looked yet, and will.
                 let _ = std::io::Write::write(&mut wake, &[0]);
@@ -162,6 +171,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         }
     };
     http.abort();
+    proxy_health.abort();
     publisher.abort();
     statuses.abort();
     keeper.abort();

@@ -29,6 +29,7 @@ use super::mend::Mend;
 use super::network_status::{Statuses, statuses};
 use super::pools;
 use super::publish::Wanted;
+use super::report;
 use super::status;
 
 /// Events that come within this time are one pass.
@@ -169,6 +170,7 @@ impl Turn {
             }
         };
         self.report(&pass);
+        report::proxy(&self.shared.metrics.proxy, &pass, &datapath.nft.take_walks());
         let now = self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s));
         let _ = self.network_status.send_if_modified(|s| {
             let changed = *s != now;

@@ -45,6 +45,9 @@ fn owner(metadata: &At<'_>) -> Option<Box<Owner>> {
     None
 }
 
+/// The taint by which the cluster autoscaler announces that it will remove a node.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 pub(super) fn node(root: &At<'_>) -> Node {
     let (metadata, spec, status) = (root.get("metadata"), root.get("spec"), root.get("status"));
     let mut internal = Vec::new();
@@ -87,6 +90,8 @@ pub(super) fn node(root: &At<'_>) -> Node {
         vxlan: data,
         ready: condition(&status, "Ready"),
         unschedulable: spec.get("unschedulable").bool().unwrap_or(false),
+        leaving: metadata.get("deletionTimestamp").is_set()
+            || spec.get("taints").items().any(|t| t.get("key").value().as_str() == Some(TO_BE_DELETED)),
     }
 }
 
@@ -294,7 +299,30 @@ pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
         family,
         ports,
         endpoints,
+        triggered: metadata.get("annotations").get(TRIGGERED).str().and_then(unix_millis),
     })
+}
+
+/// The annotation by which endpoint controllers date a change.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// RFC 3339 in UTC, as Go writes it, to milliseconds since 1970. `None` for anything else: it only dates a metric.
+fn unix_millis(text: &str) -> Option<u64> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let mut d = date.splitn(3, '-').map(|n| n.parse::<u64>().ok());
+    let (year, month, day) = (d.next()??, d.next()??, d.next()??);
+    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let mut t = clock.splitn(3, ':').map(|n| n.parse::<u64>().ok());
+    let (h, m, s) = (t.next()??, t.next()??, t.next()??);
+    let whole = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !whole || h > 23 || m > 59 || s > 60 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    // Years from March, so that the leap day is the last of one.
+    let (y, mp) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = (365 * y + y / 4 - y / 100 + y / 400 + (153 * mp + 2) / 5 + day - 1).checked_sub(719_468)?;
+    let millis = format!("{fraction:0<3}").get(..3)?.parse::<u64>().ok()?;
+    Some(((days * 24 + h) * 60 + m) * 60_000 + s * 1000 + millis)
 }
 
 fn endpoint(e: &At<'_>) -> Option<SliceEndpoint> {
@@ -391,5 +419,27 @@ pub(super) fn workload(root: &At<'_>) -> Workload {
         terminating: metadata.get("deletionTimestamp").is_set(),
         spec: spec.value().clone(),
         status: root.get("status").value().clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unix_millis;
+
+    #[test]
+    fn times_as_go_writes_them() {
+        for (text, want) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2026-11-21T10:20:30Z", Some(1_795_256_430_000)),
+            ("2026-11-21T10:20:30.5Z", Some(1_795_256_430_500)),
+            ("2024-02-29T23:59:59.123456789Z", Some(1_709_251_199_123)),
+            ("2026-11-21T10:20:30+01:00", None),
+            ("2026-13-21T10:20:30Z", None),
+            ("9999999999999999999-01-01T00:00:00Z", None),
+            ("yesterday", None),
+            ("", None),
+        ] {
+            assert_eq!(unix_millis(text), want, "{text}");
+        }
     }
 }
