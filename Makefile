@@ -30,7 +30,7 @@ help: ## print this
 # program:Debian package. Missing ones are installed, nothing else is touched.
 NEEDS_BUILD := cc:gcc as:binutils
 NEEDS_LAB := ip:iproute2 nft:nftables ping:iputils-ping nsenter:util-linux
-NEEDS_TEST := $(NEEDS_LAB) curl:curl conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client \
+NEEDS_TEST := $(NEEDS_LAB) curl:curl conntrack:conntrack tcpdump:tcpdump iperf3:iperf3 jq:jq kubectl:kubernetes-client groff:groff-base \
 	/usr/lib/cni/bridge:containernetworking-plugins dnsmasq:dnsmasq-base udhcpd:udhcpd iptables:iptables $(NEEDS_VM) $(NEEDS_INTEROP)
 # The machine of tests/vm, and tools that its tests run inside. Its kernel is fetched by the tests, not installed.
 NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:ipvsadm tcpdump:tcpdump conntrack:conntrack \
@@ -159,6 +159,7 @@ install: build ## binaries, systemd unit, man pages, completions to PREFIX (/usr
 	sed 's|@BINDIR@|$(BINDIR)|' deploy/seaway-agent.service > $(DESTDIR)$(UNITDIR)/seaway-agent.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/seaway-agent.service
 	$(SEAWAY) man $(DESTDIR)$(MANDIR)/man1
+	install -m644 deploy/man/seaway-cni.1 deploy/man/seaway-pause.1 $(DESTDIR)$(MANDIR)/man1
 	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions \
 		$(DESTDIR)$(DATADIR)/fish/vendor_completions.d
 	$(SEAWAY) completions bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/seaway

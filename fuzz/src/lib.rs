@@ -17,6 +17,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("cni_config", cni_config),
     ("cni_env", cni_env),
     ("dhcp_call", plugins::fuzz::dhcp_call),
+    ("dhcp_lease", plugins::fuzz::dhcp_lease),
     ("dhcp_packet", plugins::fuzz::dhcp_packet),
     ("ipam_index", ipam::fuzz::index),
     ("ipam_journal", ipam_journal),

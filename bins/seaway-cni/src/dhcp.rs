@@ -18,12 +18,16 @@ use plugins::dhcp::packet::{CLIENT_PORT, SERVER_PORT, datagram};
 use rustix::process::{ForeignRawFd, Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use types::{IfName, Mac};
 
+/// Where leases are kept.
+const STATE: &str = "/run/cni/dhcp";
+
 const HELP: &str = "\
 dhcp daemon: asks DHCP servers for the addresses of containers and keeps the leases
 
   -pidfile PATH        write the process's number there
   -hostprefix PREFIX   put before the socket's path and every network namespace's
   -socketpath PATH     listen there instead of /run/cni/dhcp.sock
+  -statedir DIR        keep the leases there, to go on with them after a restart, instead of /run/cni/dhcp
   -broadcast           ask servers to broadcast their answers
   -timeout D           wait at most so long for an answer before asking again (10s)
   -resendmax D         longest pause between two tries (62s)
@@ -36,6 +40,7 @@ struct Flags {
     pidfile: Option<String>,
     prefix: String,
     socket: String,
+    state: String,
     broadcast: bool,
     timeout: Duration,
     resend_max: Duration,
@@ -56,13 +61,16 @@ pub fn main(args: &[String]) -> Result<(), String> {
     }
     let path = format!("{}{}", flags.prefix, flags.socket);
     let listener = listener(Path::new(&path)).map_err(|e| format!("listen on {path}: {e}"))?;
+    let state = Some(flags.state).filter(|d| !d.is_empty()).map(|d| format!("{}{d}", flags.prefix).into());
     let settings = Settings {
+        state,
         host_prefix: flags.prefix,
         broadcast: flags.broadcast,
         resend_max: flags.resend_max.min(flags.timeout),
         patience: flags.patience,
     };
     let daemon = Daemon::new(Kernel, settings, |line| eprintln!("{line}"));
+    daemon.resume();
     daemon.serve(&listener).map_err(|e| format!("accept on {path}: {e}"))
 }
 
@@ -72,6 +80,7 @@ fn parse(args: &[String]) -> Result<Option<Flags>, String> {
         pidfile: None,
         prefix: String::new(),
         socket: SOCKET.into(),
+        state: STATE.into(),
         broadcast: false,
         timeout: Duration::from_secs(10),
         resend_max: Duration::from_secs(62),
@@ -89,6 +98,7 @@ fn parse(args: &[String]) -> Result<Option<Flags>, String> {
             "pidfile" => out.pidfile = Some(value()?).filter(|p| !p.is_empty()),
             "hostprefix" => out.prefix = value()?,
             "socketpath" => out.socket = Some(value()?).filter(|p| !p.is_empty()).unwrap_or(SOCKET.into()),
+            "statedir" => out.state = value()?,
             "broadcast" => {
                 out.broadcast = match given.as_deref() {
                     None | Some("true" | "1" | "t" | "T" | "TRUE" | "True") => true,
@@ -230,6 +240,10 @@ impl Wires for Kernel {
         let ns = Netns::open(netns)?;
         let down = SetLink { up: Some(false), ..SetLink::new(ifname.clone()) };
         Rt::open_in(&ns)?.run(&[RtRequest::LinkSet(down)]).map_err(io::Error::other)
+    }
+
+    fn from_node(&self, to: Ipv4Addr, payload: &[u8]) -> io::Result<()> {
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(payload, (to, SERVER_PORT)).map(drop)
     }
 
     fn now(&self) -> Duration {

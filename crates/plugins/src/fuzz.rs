@@ -8,6 +8,7 @@ use cni::{Call, CniResult, Command, Fields};
 use serde_json::{Map, Value};
 
 use crate::dhcp::client::{Client, Output, Params};
+use crate::dhcp::kept::Kept;
 use crate::dhcp::packet::{self, Message};
 use crate::dhcp::rpc::Peer;
 use crate::{
@@ -104,6 +105,20 @@ pub fn dhcp_packet(data: &[u8]) {
             let _ = client.tick(d);
         }
     }
+}
+
+/// A lease on disk, and a client that goes on with it.
+pub fn dhcp_lease(data: &[u8]) {
+    let Some(k) = Kept::parse(data) else { return };
+    let lease = k.lease.clone();
+    let _ = dhcp::result(&lease.ack);
+    let params = Params { mac: k.mac, options: k.options, broadcast: false, resend_max: Duration::from_secs(9) };
+    let mut client = Client::resume(params, lease, 1, Duration::ZERO);
+    for _ in 0..64 {
+        let Some(d) = client.deadline() else { break };
+        let _ = client.tick(d);
+    }
+    assert!(client.release().len() <= 1);
 }
 
 /// What a client of the daemon may send.

@@ -9,7 +9,8 @@ use super::packet::{Kind, Message, code};
 
 /// Unanswered requests for one offer before another is looked for.
 const REQUESTS: u32 = 4;
-/// A renewal is not asked for more often (RFC 2131 section 4.4.5).
+/// A renewal is not asked for more often (RFC 2131 section 4.4.5), unless the lease is so short that one lost packet would
+/// end it: then an eighth of what comes after T1.
 const RENEW_AGAIN: Duration = Duration::from_secs(60);
 /// The lease of a server that does not say how long.
 const USUAL_LEASE: Duration = Duration::from_secs(3600);
@@ -105,6 +106,13 @@ impl Client {
         };
         let first = out.discover(now);
         (out, first)
+    }
+
+    /// A client that goes on with a lease of before.
+    #[must_use]
+    pub fn resume(params: Params, lease: Lease, seed: u64, now: Duration) -> Self {
+        let state = State::Bound;
+        Self { params, state, lease: Some(lease), xid: 0, tries: 0, began: now, deadline: now, random: seed | 1 }
     }
 
     /// When [`Client::tick`] wants to be called; `None` when nothing is to come.
@@ -246,7 +254,8 @@ impl Client {
         let end = if all { t.expire } else { t.rebind };
         self.state = if all { State::Rebinding } else { State::Renewing };
         let half = end.saturating_sub(now) / 2;
-        self.deadline = end.min(now + half.max(RENEW_AGAIN));
+        let again = RENEW_AGAIN.min(t.expire.saturating_sub(t.renew) / 8);
+        self.deadline = end.min(now + half.max(again));
         let mut m = self.at(Kind::Request, now);
         m.ciaddr = addr;
         m.broadcast = false;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -16,8 +17,9 @@ use cni::{CniResult, Fields};
 use serde_json::{Map, Value};
 use types::{IfName, Mac};
 
-use super::client::{Client, Output, Params};
+use super::client::{Client, Lease, Output, Params};
 use super::conf::Conf;
+use super::kept::{Folder, Kept};
 use super::lease;
 use super::packet::{self, CLIENT_PORT, Message, SERVER_PORT, code};
 use super::rpc::{Args, Call, Peer};
@@ -40,6 +42,8 @@ pub struct Settings {
     pub resend_max: Duration,
     /// How long one ADD may ask for a lease.
     pub patience: Duration,
+    /// Where leases are kept, to go on with them after a restart; nowhere when unset.
+    pub state: Option<PathBuf>,
 }
 
 /// One interface inside a container, to speak DHCP on. It may hold sockets; it must not hold the namespace.
@@ -79,6 +83,11 @@ pub trait Wires: Clone + Send + 'static {
     /// # Errors
     /// When it cannot.
     fn down(&self, netns: &str, ifname: &IfName) -> io::Result<()>;
+    /// Sends a datagram from the node itself to the server's port: for an interface that is gone.
+    ///
+    /// # Errors
+    /// When the node has no route.
+    fn from_node(&self, to: Ipv4Addr, payload: &[u8]) -> io::Result<()>;
     /// Time since the machine started, sleep included.
     fn now(&self) -> Duration;
 }
@@ -111,13 +120,41 @@ pub struct Daemon<W> {
     wires: W,
     settings: Settings,
     leases: Arc<Mutex<HashMap<Id, Sender<Order>>>>,
+    /// Where leases are kept, and the machine's start.
+    kept: Option<(Folder, String)>,
     say: fn(&str),
 }
 
 impl<W: Wires> Daemon<W> {
-    /// A daemon without leases; `say` takes lines for its log.
+    /// A daemon that knows no lease before [`Daemon::resume`]; `say` takes lines for its log.
     pub fn new(wires: W, settings: Settings, say: fn(&str)) -> Self {
-        Self { wires, settings, leases: Arc::default(), say }
+        let kept = settings.state.clone().and_then(|dir| match ipam::boot_id() {
+            Ok(boot) => Some((Folder(dir), boot)),
+            Err(e) => {
+                say(&format!("leases are not kept over a restart: {e}"));
+                None
+            }
+        });
+        Self { wires, settings, leases: Arc::default(), kept, say }
+    }
+
+    /// Goes on with the leases of a daemon of before: those whose interface is there are renewed, the others given back.
+    pub fn resume(&self) {
+        let Some((folder, boot)) = &self.kept else { return };
+        for k in folder.all(boot) {
+            let (container, network, ifname) = k.id.clone();
+            let id = Id { container, network, ifname: ifname.clone() };
+            let (orders, inbox) = mpsc::channel();
+            let (netns, inode) = k.netns.clone();
+            let conf = Conf { socket: String::new(), options: k.options.clone(), priority: k.priority };
+            let holder = Holder { daemon: self.clone(), id: id.clone(), netns, ifname, inode, mac: k.mac, bound: None };
+            self.leases().insert(id, orders);
+            let name = "dhcp-lease".to_owned();
+            let started = thread::Builder::new().name(name).spawn(move || holder.go_on(&conf, k.lease, &inbox));
+            if let Err(e) = started {
+                (self.say)(&format!("start a thread: {e}"));
+            }
+        }
     }
 
     /// Serves for ever, a thread for each client.
@@ -195,7 +232,8 @@ impl<W: Wires> Daemon<W> {
             Entry::Occupied(_) => return Err(format!("a lease for {id} is being asked for already")),
             Entry::Vacant(e) => e.insert(orders),
         };
-        let holder = Holder { daemon: self.clone(), id: id.clone(), netns, ifname, inode: 0, bound: None };
+        let holder =
+            Holder { daemon: self.clone(), id: id.clone(), netns, ifname, inode: 0, mac: Mac([0; 6]), bound: None };
         let conf = conf.clone();
         let started = thread::Builder::new().name("dhcp-lease".into()).spawn(move || holder.run(&conf, &tell, &inbox));
         started.map_err(|e| format!("start a thread: {e}"))?;
@@ -238,6 +276,7 @@ struct Holder<W: Wires> {
     netns: String,
     ifname: IfName,
     inode: u64,
+    mac: Mac,
     bound: Option<CniResult>,
 }
 
@@ -252,19 +291,83 @@ impl<W: Wires> Holder<W> {
             Ok(w) => w,
             Err(e) => return drop(tell.send(Err(e))),
         };
-        self.inode = inode;
+        (self.inode, self.mac) = (inode, wire.mac());
+        let began = self.daemon.wires.now();
+        let (client, first) = Client::new(self.params(conf), self.seed(began), began);
+        self.keep(client, Some(wire), first, conf, tell, inbox);
+    }
+
+    /// Goes on with a lease of a daemon of before.
+    fn go_on(mut self, conf: &Conf, lease: Lease, inbox: &Receiver<Order>) {
+        let now = self.daemon.wires.now();
+        let mut client = Client::resume(self.params(conf), lease.clone(), self.seed(now), now);
+        if self.there() != Some(self.inode) {
+            self.say("the interface went while no daemon ran");
+            self.give_back(&mut client);
+            self.daemon.leases().remove(&self.id);
+            return;
+        }
+        self.say(&format!("goes on with {} from {}", lease.addr, lease.server));
+        let (nobody, _) = mpsc::channel();
+        match self.dressed(&lease, conf) {
+            Ok(r) => self.bound = Some(r),
+            Err(e) => return self.say(&e),
+        }
+        self.keep(client, None, Vec::new(), conf, &nobody, inbox);
+    }
+
+    fn params(&self, conf: &Conf) -> Params {
         let mut options = vec![(code::CLIENT_ID, [&[0], self.id.to_string().as_bytes()].concat())];
         for (c, v) in &conf.options {
             options.retain(|(o, _)| o != c);
             options.push((*c, v.clone()));
         }
         let s = &self.daemon.settings;
-        let params = Params { mac: wire.mac(), options, broadcast: s.broadcast, resend_max: s.resend_max };
+        Params { mac: self.mac, options, broadcast: s.broadcast, resend_max: s.resend_max }
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // any bits do
+    fn seed(&self, now: Duration) -> u64 {
+        now.as_nanos() as u64 ^ u64::from_be_bytes([0, 0, 0, 0, 0, 0, self.mac.0[4], self.mac.0[5]])
+    }
+
+    /// Tells the server, from the node since the interface is gone, that the address is free.
+    fn give_back(&self, client: &mut Client) {
+        for o in client.release() {
+            let Output::Unicast(m, server) = o else { continue };
+            match self.daemon.wires.from_node(server, &m.encode()) {
+                Ok(()) => self.say("released from the node"),
+                Err(e) => self.say(&format!("{server} is not told that the address is free: {e}")),
+            }
+        }
+        self.forget();
+    }
+
+    fn forget(&self) {
+        if let Some((folder, _)) = &self.daemon.kept {
+            folder.forget(&self.id.to_string());
+        }
+    }
+
+    fn dressed(&self, l: &Lease, conf: &Conf) -> Result<CniResult, String> {
+        let mut result = lease::result(&l.ack).map_err(|e| e.to_string())?;
+        for r in &mut result.routes {
+            r.priority = conf.priority;
+        }
+        Ok(result)
+    }
+
+    /// Keeps the lease while the interface lives, once there is one.
+    fn keep(
+        mut self,
+        mut client: Client,
+        mut wire: Option<W::Wire>,
+        first: Vec<Output>,
+        conf: &Conf,
+        tell: &Sender<Result<CniResult, String>>,
+        inbox: &Receiver<Order>,
+    ) {
         let began = self.daemon.wires.now();
-        #[allow(clippy::cast_possible_truncation)] // any bits do
-        let seed = began.as_nanos() as u64 ^ u64::from_be_bytes([0, 0, 0, 0, 0, 0, params.mac.0[4], params.mac.0[5]]);
-        let (mut client, first) = Client::new(params, seed, began);
-        let mut wire = Some(wire);
         let mut todo = first;
         loop {
             if let Some(end) = self.act(&mut wire, std::mem::take(&mut todo), conf, tell) {
@@ -311,6 +414,7 @@ impl<W: Wires> Holder<W> {
                 Some(Order::Stop(_done)) => {
                     let last = client.release();
                     self.act(&mut wire, last, conf, tell);
+                    self.forget();
                     self.say("released");
                     return;
                 }
@@ -318,6 +422,7 @@ impl<W: Wires> Holder<W> {
             }
             if self.bound.is_some() && wire.is_none() && self.there() != Some(self.inode) {
                 self.say("the interface is gone");
+                self.give_back(&mut client);
                 break;
             }
             todo.extend(client.tick(self.daemon.wires.now()));
@@ -326,6 +431,7 @@ impl<W: Wires> Holder<W> {
         let mut leases = self.daemon.leases();
         if !matches!(inbox.try_recv(), Err(mpsc::TryRecvError::Disconnected)) {
             leases.remove(&self.id);
+            self.forget();
         }
     }
 
@@ -354,13 +460,11 @@ impl<W: Wires> Holder<W> {
                 }),
                 Output::Unicast(m, server) => self.send(wire, |w| w.unicast(m.ciaddr, server, &m.encode())),
                 Output::Bound(l) => {
-                    let mut result = match lease::result(&l.ack) {
+                    let result = match self.dressed(&l, conf) {
                         Ok(r) => r,
-                        Err(e) => return Some(e.to_string()),
+                        Err(e) => return Some(e),
                     };
-                    for r in &mut result.routes {
-                        r.priority = conf.priority;
-                    }
+                    self.write_down(&l, conf);
                     if self.bound.is_none() {
                         self.say(&format!("has {} from {}", l.addr, l.server));
                         let _ = tell.send(Ok(result.clone()));
@@ -377,6 +481,22 @@ impl<W: Wires> Holder<W> {
             }
         }
         None
+    }
+
+    fn write_down(&self, lease: &Lease, conf: &Conf) {
+        let Some((folder, boot)) = &self.daemon.kept else { return };
+        let kept = Kept {
+            boot: boot.clone(),
+            id: (self.id.container.clone(), self.id.network.clone(), self.ifname.clone()),
+            netns: (self.netns.clone(), self.inode),
+            mac: self.mac,
+            options: conf.options.clone(),
+            priority: conf.priority,
+            lease: lease.clone(),
+        };
+        if let Err(e) = folder.keep(&self.id.to_string(), &kept) {
+            self.say(&format!("the lease is not kept over a restart: {}: {e}", folder.0.display()));
+        }
     }
 
     /// What cannot be sent now is sent again when the client's time has come.

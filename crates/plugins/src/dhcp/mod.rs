@@ -5,6 +5,7 @@ pub mod client;
 pub mod conf;
 pub mod daemon;
 mod gob;
+pub(crate) mod kept;
 mod lease;
 pub mod packet;
 pub(crate) mod rpc;
