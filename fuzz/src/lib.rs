@@ -148,6 +148,7 @@ fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
         vxlan_supported: true,
         vxlan_in_use: false,
         networks: Default::default(),
+        ports: Default::default(),
     };
     Some(resolve::resolve(s, &local))
 }

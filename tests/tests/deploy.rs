@@ -58,7 +58,7 @@ fn right(group: &str, resource: &str, verb: &str) -> (String, String, String) {
 fn an_agent_has_the_rights_it_needs_and_no_other() {
     let all = documents("seaway.yaml");
     let rights = rights(&all, &["ClusterRole", "Role"]);
-    let mut wants = BTreeSet::from([(String::new(), "nodes".to_owned(), "patch".to_owned())]);
+    let mut wants: BTreeSet<_> = ["nodes", "nodes/status"].map(|r| right("", r, "patch")).into();
     wants.insert((String::new(), "pods".to_owned(), "patch".to_owned()));
     // Blocks are claimed, lent and given up; pools get the finalizer and their status.
     for (plural, verbs) in [("ipblocks", &["create", "delete", "patch"][..]), ("ippools", &["patch"])] {

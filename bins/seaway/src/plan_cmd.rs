@@ -142,6 +142,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         vxlan_supported: true,
         vxlan_in_use: false,
         networks: Default::default(),
+        ports: Default::default(),
     };
     let Resolved { intent, problems } = resolve::resolve(&snapshot, &local);
     let mut refused: Vec<Refused> = settled

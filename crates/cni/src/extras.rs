@@ -14,10 +14,17 @@ use crate::ports::{self, Masquerade, Owner, Ports};
 use crate::shape::{self, Place};
 use crate::{Code, Error, IpNet, ops, reply};
 
-/// What a call asks for: ports from the runtime; limits from the agent, who follows the pod's annotations while it lives,
+/// What a call asks for: ports from the runtime, and those that the agent chose; limits from the agent, who follows the pod's annotations while it lives,
 /// or from the runtime where no agent speaks for the pod.
 pub(crate) fn wanted(conf: &NetConf, spec: Option<&intent::PodSpec>) -> (Vec<PortMapping>, Limits) {
-    (conf.ports.clone(), spec.map_or(conf.limits, |s| of_spec(&s.bandwidth)))
+    let mut ports = conf.ports.clone();
+    ports.extend(spec.iter().flat_map(|s| &s.host_ports).map(|p| PortMapping {
+        proto: p.host.proto,
+        host_ip: p.host_ip,
+        host_port: p.host.port,
+        container_port: p.container_port,
+    }));
+    (ports, spec.map_or(conf.limits, |s| of_spec(&s.bandwidth)))
 }
 
 /// The limits that the agent writes down for a pod.

@@ -14,6 +14,8 @@ use crate::{Code, Error};
 /// The longest that an ADD waits for the agent to hear of the pod: the runtime and the agent learn of it at the same
 /// time. After that the runtime tries again.
 const LIMIT: Duration = Duration::from_secs(3);
+/// Ends the name of the file that says which pod was turned away once.
+const SEEN: &str = "seen";
 /// A file of that size is none of ours.
 const MAX_BYTES: u64 = 4 << 20;
 
@@ -37,11 +39,19 @@ pub(crate) fn wait(dir: &Path, pod: &PodRef) -> Result<PodSpec, Error> {
     loop {
         match read(&path)? {
             // A pod that was made anew: the file still speaks of the one before.
-            Some(s) if pod.uid.as_ref().is_none_or(|u| *u == s.uid) => {
+            Some(s) if pod.uid.as_ref().is_none_or(|u| *u == s.uid) && !s.untold => {
                 return match s.refused {
                     Some(why) => Err(Error::new(Code::InvalidConfig, why)),
+                    None if s.in_environment => seen(&path, &s).map(|()| s),
                     None => Ok(s),
                 };
+            }
+            Some(s) if s.untold && waited >= LIMIT => {
+                let msg = format!(
+                    "the host ports of pod {}/{} are not told at the Pod yet: does the agent reach the API server?",
+                    pod.namespace, pod.name
+                );
+                return Err(Error::new(Code::TryAgainLater, msg));
             }
             _ if waited >= LIMIT => {
                 let msg = format!(
@@ -57,6 +67,23 @@ pub(crate) fn wait(dir: &Path, pod: &PodRef) -> Result<PodSpec, Error> {
                 waited += pause;
                 pause = (pause * 2).min(Duration::from_millis(50));
             }
+        }
+    }
+}
+
+/// A kubelet makes the environment of containers from the Pod as it was when it began, which may be before the ports were
+/// told. So the first attempt of such a pod is turned away: the next begins with the Pod as it is now.
+fn seen(path: &Path, spec: &PodSpec) -> Result<(), Error> {
+    let mark = path.with_extension(SEEN);
+    let io = |e: io::Error| Error::new(Code::Io, format!("{}: {e}", mark.display()));
+    match fs::read(&mark) {
+        Ok(uid) if *uid == *spec.uid.as_bytes() => Ok(()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io(e)),
+        _ => {
+            fs::write(&mark, spec.uid.as_bytes()).map_err(io)?;
+            let msg =
+                "the pod's environment has its host ports, which were told just now: the runtime reads the Pod again";
+            Err(Error::new(Code::TryAgainLater, msg))
         }
     }
 }
@@ -122,6 +149,7 @@ pub fn publish(
     }
     let gone: Vec<String> = last.keys().filter(|f| !want.contains_key(*f)).cloned().collect();
     for file in gone {
+        let _ = fs::remove_file(dir.join(&file).with_extension(SEEN));
         match fs::remove_file(dir.join(&file)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => failed = Some(e),
             _ => {
@@ -145,4 +173,38 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     write().inspect_err(|_| {
         let _ = fs::remove_file(&new);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn host_ports_are_waited_for_and_an_environment_with_them_needs_a_second_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = types::ObjectName::new("default", "web");
+        let pod = |uid: &str| PodRef { namespace: "default".into(), name: "web".into(), uid: Some(uid.into()) };
+        let mut last = BTreeMap::new();
+        let mut say = |spec: Option<PodSpec>| {
+            let all = spec.map(|s| (name.clone(), s)).into_iter().collect();
+            publish(dir.path(), &all, &mut last).unwrap();
+        };
+        let spec = PodSpec { uid: "a".into(), in_environment: true, ..PodSpec::default() };
+        say(Some(PodSpec { untold: true, ..spec.clone() }));
+        let e = wait(dir.path(), &pod("a")).unwrap_err();
+        assert!(e.code == Code::TryAgainLater && e.msg.contains("not told at the Pod yet"), "{e}");
+        for uid in ["a", "b"] {
+            say(Some(PodSpec { uid: uid.into(), ..spec.clone() }));
+            let e = wait(dir.path(), &pod(uid)).unwrap_err();
+            assert!(e.code == Code::TryAgainLater && e.msg.contains("the runtime reads the Pod again"), "{e}");
+            for _ in 0..2 {
+                wait(dir.path(), &pod(uid)).unwrap();
+            }
+        }
+        say(None);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left of it");
+    }
 }

@@ -130,6 +130,87 @@ fn a_pod_that_fits_nowhere_says_why() {
     assert_eq!(run(&[cordoned, workload("Deployment", "web", 1, "a")]).problems.len(), 1);
 }
 
+#[test]
+fn pods_go_where_their_host_ports_are_free() {
+    let mut nodes = [node("node1"), node("node2"), node("node3")];
+    // node3 has room for one random port, and a Service has the other two.
+    nodes[2]["metadata"]["annotations"] = json!({"seaway.io/host-port-range": "21000-21002"});
+    let ports = json!([{"port": 1, "nodePort": 21_000}, {"port": 2, "nodePort": 21_001}]);
+    let service = service("s", json!({"type": "NodePort", "ports": ports}));
+    let pod = |name: &str, port: Value, asks: Option<&str>, node: Option<&str>| {
+        let mut v = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"containers": [{"name": "c", "ports": [port]}]}});
+        if let Some(a) = asks {
+            v["metadata"]["annotations"] = json!({"seaway.io/random-host-ports": a});
+        }
+        if let Some(n) = node {
+            v["spec"]["nodeName"] = n.into();
+        }
+        v
+    };
+    let fixed = |port: u16, ip: &str| json!({"containerPort": 80, "hostPort": port, "hostIP": ip});
+    let plain = json!({"containerPort": 80});
+    let taken = json!({"seaway.io/host-ports": "[{\"containerPort\":80,\"protocol\":\"TCP\",\"hostPort\":25000}]"});
+    let mut told = pod("told", plain.clone(), None, Some("node2"));
+    told["metadata"]["annotations"] = taken;
+    for (name, new, others, want) in [
+        (
+            "the same port",
+            pod("n", fixed(80, ""), None, None),
+            vec![pod("a", fixed(80, ""), None, Some("node1"))],
+            Some("node2"),
+        ),
+        (
+            "on every address and on one",
+            pod("n", fixed(80, "192.0.2.1"), None, None),
+            vec![pod("a", fixed(80, "0.0.0.0"), None, Some("node1"))],
+            Some("node2"),
+        ),
+        (
+            "on two addresses",
+            pod("n", fixed(80, "192.0.2.1"), None, None),
+            vec![
+                pod("a", fixed(80, "192.0.2.2"), None, Some("node1")),
+                pod("b", plain.clone(), None, Some("node2")),
+                pod("c", plain.clone(), None, Some("node3")),
+                pod("d", plain.clone(), None, Some("node2")),
+                pod("e", plain.clone(), None, Some("node3")),
+            ],
+            Some("node1"),
+        ),
+        (
+            "one that was given at random",
+            pod("n", fixed(25_000, ""), None, None),
+            vec![
+                told.clone(),
+                pod("a", plain.clone(), None, Some("node1")),
+                pod("b", plain.clone(), None, Some("node1")),
+            ],
+            Some("node3"),
+        ),
+        (
+            "a random one",
+            pod("n", plain.clone(), Some("80, 81"), None),
+            vec![pod("a", plain.clone(), None, Some("node1")), pod("b", plain.clone(), None, Some("node2"))],
+            Some("node1"),
+        ),
+        (
+            "none is left",
+            pod("n", plain.clone(), Some("80"), None),
+            vec![pod("a", plain.clone(), Some("80"), Some("node3"))],
+            Some("node1"),
+        ),
+    ] {
+        let all: Vec<Value> = nodes.iter().cloned().chain([service.clone(), new]).chain(others).collect();
+        let s = run(&all);
+        let n = &s.snapshot.pods[&types::ObjectName::new("shop", "n")];
+        assert_eq!(n.node.as_ref().map(|n| n.as_str()), want, "{name}: {:?}", s.problems);
+    }
+    let alone = [nodes[2].clone(), service, pod("n", plain, Some("80, 81"), None)];
+    let says = run(&alone).problems[0].to_string();
+    assert!(says.contains("0 of 1 nodes have the host ports free: node3: 2 random host ports (TCP) are asked for, 1 of 21000-21002 are free"), "{says}");
+}
+
 /// A cluster whose pods become ready one pass after they are made and vanish one pass after they are deleted.
 struct Sim {
     objects: BTreeMap<Key, Value>,

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use types::{IfName, Mac};
 
+use crate::HostPort;
+
 /// How a pod of this node is to be attached. Absent and empty fields leave it to the plugin's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -34,6 +36,15 @@ pub struct PodSpec {
     /// Limits of its first interface.
     #[serde(skip_serializing_if = "Bandwidth::is_none")]
     pub bandwidth: Bandwidth,
+    /// Ports of the node that lead to it, chosen because it asked for any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+    /// The Pod does not tell of `host_ports` yet: it is attached when it does.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub untold: bool,
+    /// Its containers' environment has what the Pod tells of `host_ports`, so the runtime must have seen that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub in_environment: bool,
     /// The network of its first interface, in place of the cluster's: `wiring`, `mac` and `addresses` count for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_network: Option<Network>,

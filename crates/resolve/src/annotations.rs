@@ -7,6 +7,7 @@ use intent::NodeIntent;
 use serde::{Deserialize, Serialize};
 use types::{Mac, NodeName};
 
+use crate::host_ports;
 use crate::networks;
 
 /// The backend this node sends with now (`host-gw` or `vxlan`), written after its routes are so. While any peer says
@@ -43,6 +44,8 @@ pub const READ: &[&str] = &[
     networks::NETWORKS,
     networks::DEFAULT,
     networks::OLDER,
+    host_ports::ASK,
+    host_ports::TOLD,
 ];
 
 /// How a node is reached through VXLAN.

@@ -8,7 +8,7 @@ use intent::{NodeIntent, ServiceChanges};
 use crate::problem::Problem;
 use crate::services::Book;
 use crate::snapshot::{ClusterSnapshot, Key};
-use crate::{LocalState, node, pods};
+use crate::{LocalState, host_ports, node, pods};
 
 /// Which objects may be other than they were.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,7 @@ impl Resolver {
         node::fill(&mut intent, snapshot, local, &mut problems);
         intent.attachments = crate::attachments(snapshot, local);
         pods::fill(&mut intent, snapshot, local, &mut problems);
+        host_ports::fill(&mut intent, snapshot, local, &mut problems);
         let first = self.last.is_none();
         if let Some(mut last) = self.last.take() {
             intent.services = match Arc::get_mut(&mut last) {

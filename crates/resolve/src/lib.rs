@@ -8,6 +8,7 @@ mod bandwidth;
 mod events;
 pub mod explain;
 mod follow;
+pub mod host_ports;
 pub mod load_balancer;
 pub mod networks;
 mod node;
@@ -58,6 +59,8 @@ pub struct LocalState {
     pub vxlan_in_use: bool,
     /// The node's CNI configuration files by the name they give their network, or why one cannot be used.
     pub networks: BTreeMap<Box<str>, Result<networks::Config, String>>,
+    /// Ports of the node that are in use or chosen.
+    pub ports: host_ports::PortsHere,
 }
 
 /// What a snapshot means for a node.

@@ -9,6 +9,7 @@ use types::ObjectName;
 
 use crate::LocalState;
 use crate::annotations::{MIRROR, MODE, MODE_OPTIONS};
+use crate::host_ports;
 use crate::networks::{self, DEFAULT, Known, OLDER, PodNetworks, pod_networks};
 use crate::pools::{Choice, Notes as Asked, OUTSIDE, choose, outside_allowed};
 use crate::problem::Problem;
@@ -64,6 +65,10 @@ pub(crate) fn fill(
                 let why = "a pod with spec.hostNetwork has the node's interfaces and no others: remove one of the two";
                 problems.push(annotation(&format!("Pod/{name}"), key, why));
             }
+            if pod.asks.get(host_ports::ASK).is_some() {
+                let why = "a pod with spec.hostNetwork listens on the node's own ports: remove one of the two";
+                problems.push(annotation(&format!("Pod/{name}"), host_ports::ASK, why));
+            }
             continue;
         }
         let namespace = snapshot.namespaces.get(&*name.namespace).map(|n| &n.asks);
@@ -90,7 +95,7 @@ pub fn wiring_of(snapshot: &ClusterSnapshot, name: &ObjectName, pod: &Pod) -> Wi
 }
 
 /// The UID that a runtime says in `K8S_POD_UID`.
-fn uid(pod: &Pod) -> Box<str> {
+pub(crate) fn uid(pod: &Pod) -> Box<str> {
     pod.asks.get(MIRROR).map_or_else(|| pod.uid.clone(), Into::into)
 }
 

@@ -6,6 +6,7 @@ use intent::{Backend, Wiring};
 use serde::{Deserialize, Serialize};
 use types::{Cidr, ObjectName};
 
+use crate::host_ports::PortRange;
 use crate::pods::mode_options;
 use crate::problem::Problem;
 use crate::snapshot::{Key, Kind};
@@ -52,6 +53,8 @@ pub struct Settings {
     pub l2_restart: u32,
     /// `mode` and `modeOptions`: how pods are wired that, and whose namespaces, do not say.
     pub wiring: Wiring,
+    /// `hostPortRange`: where random host ports come from, on nodes that do not say.
+    pub host_port_range: PortRange,
 }
 
 /// Where pods' addresses come from.
@@ -80,6 +83,7 @@ impl Default for Settings {
             load_balancer_default: true,
             l2_restart: DEFAULT_L2_RESTART,
             wiring: Wiring::default(),
+            host_port_range: PortRange::default(),
         }
     }
 }
@@ -123,6 +127,7 @@ impl Settings {
                     }
                     _ => Some(format!("{value:?}: write a UDP port from 1 to 65535; 8472 is the default, 4789 IANA's")),
                 },
+                "hostPortRange" => value.parse().map(|r| s.host_port_range = r).err(),
                 "mode" => value.parse().map(|m| s.wiring.mode = m).err(),
                 "modeOptions" => mode_options(value).map(|o| s.wiring.options = o).err(),
                 "ipam" => match value {
@@ -166,7 +171,7 @@ impl Settings {
                     _ => Some(format!("{value:?}: write a number of seconds from 0 to 60; 0 hands over at once")),
                 },
                 _ => Some(
-                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, vni or \
+                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, vni or \
                      vxlanPort"
                         .into(),
                 ),

@@ -11,6 +11,7 @@ use serde_json::Value;
 use types::{Cidr, Family, NodeName, ObjectName, PortKey, Proto};
 
 use crate::annotations::VxlanData;
+use crate::host_ports::PortRange;
 use crate::load_balancer::{Ask, Lease, LoadBalancerPool};
 use crate::networks::{self, Definition};
 use crate::pools::{GROUP, IpBlock, IpPool, IpReservation, Notes, VERSION};
@@ -261,6 +262,10 @@ pub struct Node {
     pub unschedulable: bool,
     /// It is being deleted, or tainted by the cluster autoscaler that will: balancers should turn away from it.
     pub leaving: bool,
+    /// Annotation [`crate::host_ports::RANGE`]: where its random host ports come from.
+    pub host_port_range: Option<PortRange>,
+    /// `status.capacity` of [`crate::host_ports::RESOURCE`].
+    pub host_port_capacity: Option<u32>,
 }
 
 impl Node {
@@ -321,6 +326,8 @@ pub struct Pod {
     pub notes: Option<Box<Notes>>,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,
+    /// A container's environment has what the Pod tells of its [host ports](crate::host_ports) (`fieldRef`).
+    pub host_port_in_env: bool,
 }
 
 /// `metadata.ownerReferences` with `controller: true`.

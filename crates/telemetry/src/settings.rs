@@ -106,6 +106,13 @@ pub const SETTINGS: &[Setting] = &[
         "Whether a pod may name an address of no pool, by the annotation `seaway.io/ip-addrs-no-ipam`.",
     ),
     cluster(
+        "hostPortRange",
+        "two ports with a hyphen",
+        "20000-29999",
+        "Where the ports of pods come from that ask for any port of their node ([random host ports](pods.md)). A Node may \
+         have a range of its own, annotation `seaway.io/host-port-range`.",
+    ),
+    cluster(
         "masquerade",
         "`true` or `false`",
         "true",

@@ -19,6 +19,7 @@ use types::{Cidr, Family, NodeName};
 
 use super::conf_files;
 use super::facts::{self, Facts, IfaceChoice};
+use super::host_ports::{self, HostPorts, Uids};
 
 /// Where the snapshot is looked at. The watchers wait while it is, so nothing blocks inside.
 pub trait Cluster {
@@ -70,6 +71,8 @@ pub struct Datapath<K, G, N> {
     tracker: Tracker,
     nft_have: Option<u32>,
     in_use: InUse,
+    /// Random host ports of pods.
+    host_ports: HostPorts,
 }
 
 /// Whether connections that are not over have one of these addresses as their own end: of the node's processes, or
@@ -166,8 +169,9 @@ where
 {
     /// A datapath that has seen nothing yet.
     pub fn new(setup: Setup, fabric: FabricKernel<K>, nft_generation: G, nft: N, in_use: InUse) -> Self {
+        let host_ports = HostPorts::load(&setup.ipam_dir.join(super::conflist::PODS));
         let (seen, resolver, tracker) = (Seen::default(), Resolver::new(), Tracker::default());
-        Self { setup, fabric, nft_generation, nft, seen, resolver, tracker, nft_have: None, in_use }
+        Self { setup, fabric, nft_generation, nft, seen, resolver, tracker, nft_have: None, in_use, host_ports }
     }
 
     /// Somebody else may have changed nftables.
@@ -196,14 +200,25 @@ where
         facts.networks = conf_files::read(&self.setup.cni_conf_dir);
         self.fabric.set_caps(&facts.caps);
         let fabric_have = self.fabric.observe();
-        let records = ipam::read(&self.setup.ipam_dir)?;
+        let mut records = ipam::read(&self.setup.ipam_dir)?;
+        let uids = |records: &[ipam::Record]| cluster.read(|s| Uids::of(records, s));
+        let mut attached = uids(&records);
+        let mut others = None;
+        if cluster.read(|s| resolve::host_ports::unsettled(s, node, &attached.all())) {
+            // Before the records, as links are: a mapping whose record is not known is none of a pod's.
+            others = Some(host_ports::others(&mut self.nft_generation)?);
+            records = ipam::read(&self.setup.ipam_dir)?;
+            attached = uids(&records);
+        }
+        let ports = self.host_ports.here(&records, &attached, others.unwrap_or_default());
         let setup = &self.setup;
         let (seen, resolver) = (&mut self.seen, &mut self.resolver);
         let mut heard = Heard::default();
         let mut meaning = |vxlan_in_use| {
             cluster.read_since(seen, |s, changed| {
                 heard.add(s, changed);
-                let local = LocalState { vxlan_in_use, ..local_state(setup, &facts, &records, s) };
+                let local =
+                    LocalState { vxlan_in_use, ports: ports.clone(), ..local_state(setup, &facts, &records, s) };
                 resolver.follow(s, &local, changed)
             })
         };
@@ -222,6 +237,7 @@ where
             followed.services = first.then(followed.services);
         }
         let Followed { intent, problems, services, endpoints } = followed;
+        self.host_ports.remember(&intent);
         let mut refused: Vec<Refused> = problems.into_iter().map(refused_input).collect();
 
         let want = Fabric.compile(&intent, &facts.caps);
@@ -311,6 +327,7 @@ pub fn local_state(setup: &Setup, facts: &Facts, records: &[ipam::Record], snaps
         vxlan_supported: !setup.missing.contains("vxlan"),
         vxlan_in_use: false,
         networks: facts.networks.clone(),
+        ports: resolve::host_ports::PortsHere::default(),
     }
 }
 

@@ -12,6 +12,7 @@ mod datapath;
 mod events;
 mod facts;
 mod flannel;
+mod host_ports;
 mod http;
 mod lock;
 mod mend;

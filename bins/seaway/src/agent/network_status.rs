@@ -1,5 +1,6 @@
-//! What pods with several networks got: annotation `k8s.v1.cni.cncf.io/network-status` (Network Plumbing Working
-//! Group, de-facto standard 1.3, section 5), from the records of the CNI plugin.
+//! What is told at pods: what those with several networks got, annotation `k8s.v1.cni.cncf.io/network-status` (Network
+//! Plumbing Working Group, de-facto standard 1.3, section 5), from the records of the CNI plugin; and the host ports that
+//! were chosen for those that asked for any.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use cni::CniResult;
 use intent::NodeIntent;
 use ipam::Record;
+use resolve::host_ports;
 use resolve::networks::STATUS;
 use resolve::{ClusterSnapshot, Kind};
 use serde_json::{Value, json};
@@ -14,8 +16,17 @@ use source::Api;
 use tokio::sync::watch;
 use types::ObjectName;
 
-/// The annotation of each pod that asked for networks of its own and has them, with the pod's uid.
-pub type Statuses = BTreeMap<ObjectName, (String, String)>;
+/// What of a pod is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Of {
+    /// Its networks.
+    Networks,
+    /// Its random host ports.
+    HostPorts,
+}
+
+/// Annotations of pods, with the pod's uid. Host ports are there only as long as the Pod does not tell them.
+pub type Statuses = BTreeMap<(ObjectName, Of), (String, BTreeMap<String, Option<String>>)>;
 
 /// What should stand at the pods of this node, out of its records and the cluster's pods.
 pub fn statuses(intent: &NodeIntent, records: &[Record], snapshot: &ClusterSnapshot) -> Statuses {
@@ -27,7 +38,14 @@ pub fn statuses(intent: &NodeIntent, records: &[Record], snapshot: &ClusterSnaps
         let (Some(spec), Some(pod), Some(text)) = (asked, snapshot.pods.get(&name), status(r)) else { continue };
         // A record of the pod that had the name before says nothing about this one.
         if p.uid.as_ref().is_none_or(|u| *u == spec.uid) {
-            out.insert(name, (pod.uid.to_string(), text));
+            let annotations = BTreeMap::from([(STATUS.to_owned(), Some(text))]);
+            out.insert((name, Of::Networks), (pod.uid.to_string(), annotations));
+        }
+    }
+    for (name, spec) in intent.pods.iter().filter(|(_, s)| s.untold) {
+        if let Some(pod) = snapshot.pods.get(name) {
+            let annotations = host_ports::annotations(&spec.host_ports);
+            out.insert((name.clone(), Of::HostPorts), (pod.uid.to_string(), annotations));
         }
     }
     out
@@ -79,20 +97,24 @@ pub async fn run(api: Api, mut wanted: watch::Receiver<Statuses>) {
         let want = wanted.borrow_and_update().clone();
         written.retain(|name, _| want.contains_key(name));
         let mut failed = false;
-        for (name, status) in &want {
-            if written.get(name) == Some(status) {
+        for (key, status) in &want {
+            if written.get(key) == Some(status) {
                 continue;
             }
-            let (uid, text) = status;
-            let patch = json!({"metadata": {"uid": uid, "annotations": {STATUS: text}}});
+            let (name, (uid, annotations)) = (&key.0, status);
+            let patch = json!({"metadata": {"uid": uid, "annotations": annotations}});
             match api.merge(&Kind::Pod.into(), name, &patch).await {
                 // Gone, or another pod by now: nobody to tell.
                 Err(e) if !e.is_not_found() && !e.is_conflict() => {
-                    tracing::warn!("Pod/{name} metadata.annotations[{STATUS}] could not be written, trying again: {e}");
+                    let keys: Vec<&str> = annotations.keys().map(String::as_str).collect();
+                    tracing::warn!(
+                        "Pod/{name} metadata.annotations[{}] could not be written, trying again: {e}",
+                        keys.join(", ")
+                    );
                     failed = true;
                 }
                 _ => {
-                    written.insert(name.clone(), status.clone());
+                    written.insert(key.clone(), status.clone());
                 }
             }
         }

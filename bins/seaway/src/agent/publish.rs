@@ -1,11 +1,13 @@
-//! The node's own annotations: what peers need to know of it.
+//! The node's own annotations, what peers need to know of it; and its host ports, what schedulers do.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use resolve::{Kind, host_ports};
+use serde_json::json;
 use source::{Api, Reader};
 use tokio::sync::watch;
-use types::NodeName;
+use types::{NodeName, ObjectName};
 
 /// What should stand on the Node, `None` for what should not; absent before the first pass.
 pub type Wanted = Option<BTreeMap<&'static str, Option<String>>>;
@@ -14,6 +16,7 @@ pub type Wanted = Option<BTreeMap<&'static str, Option<String>>>;
 pub async fn run(api: Api, node: NodeName, reader: Reader, mut wanted: watch::Receiver<Wanted>) {
     let mut written: Wanted = None;
     let mut pause = Duration::from_millis(50);
+    let mut capacity = Capacity::default();
     loop {
         let want = wanted.borrow_and_update().clone();
         if let Some(map) = want.filter(|w| written.as_ref() != Some(w) || lost(&reader, &node, w)) {
@@ -30,11 +33,37 @@ pub async fn run(api: Api, node: NodeName, reader: Reader, mut wanted: watch::Re
                 }
             }
         }
+        capacity.update(&api, &node, &reader).await;
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
             // Somebody may remove our annotations; the snapshot tells, and is looked at when time has passed.
             () = tokio::time::sleep(Duration::from_secs(2)) => {}
         }
+    }
+}
+
+/// How many random host ports the node has, as an extended resource: what schedulers count by.
+#[derive(Default)]
+struct Capacity {
+    /// Why it could not be written, said once.
+    failed: Option<String>,
+}
+
+impl Capacity {
+    async fn update(&mut self, api: &Api, node: &NodeName, reader: &Reader) {
+        let want = reader.read(|s, _| {
+            let want = host_ports::node_range(s, node).size();
+            s.nodes.get(node).filter(|n| n.host_port_capacity != Some(want)).map(|_| want)
+        });
+        let Some(want) = want else { return };
+        let resource = json!({host_ports::RESOURCE: want.to_string()});
+        let patch = json!({"status": {"capacity": resource, "allocatable": resource}});
+        let name = ObjectName::new("", node.as_str());
+        let failed = api.merge_status(&Kind::Node.into(), &name, &patch).await.err().map(|e| e.to_string());
+        if let Some(e) = failed.as_ref().filter(|_| self.failed != failed) {
+            tracing::warn!("Node/{node} status.capacity[{}] could not be written: {e}", host_ports::RESOURCE);
+        }
+        self.failed = failed;
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Probe};
+use resolve::host_ports;
 use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -232,10 +233,26 @@ impl Life {
         status.host_ips = Some(host.iter().map(|i| k8s_openapi::api::core::v1::HostIP { ip: i.to_string() }).collect());
         let links = pod.spec.as_ref().and_then(|s| s.enable_service_links) != Some(false);
         let services = if links { self.context.service_env(&self.namespace) } else { pod_env::Env::new() };
+        let services = services.into_iter().chain(self.host_ports().await?).collect();
         let mut env = pod_env::container_env(&pod, c, services, &sources)?;
         env.insert(LAB_MARKER.into(), self.context.config.lab.to_string());
         env.insert(POD_MARKER.into(), self.uid.clone());
         Ok(env)
+    }
+
+    /// The variables of random host ports. The agent told them before the pod was attached; the Pod that says so may
+    /// not have arrived here yet.
+    async fn host_ports(&self) -> Result<pod_env::Env, String> {
+        for _ in 0..50 {
+            let pod = self.pod();
+            let note = |key| pod.metadata.annotations.as_ref().and_then(|n| n.get(key));
+            match (note(host_ports::ASK), note(host_ports::TOLD)) {
+                (None, _) => return Ok(pod_env::Env::new()),
+                (Some(_), Some(told)) => return Ok(host_ports::environment(&host_ports::read(told))),
+                (Some(_), None) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+        Err(format!("annotation {} is not there: does the node's agent run?", host_ports::TOLD))
     }
 
     /// A command that runs inside the container's namespaces with its environment.

@@ -7,6 +7,7 @@ use types::{Cidr, Family, PortKey, Proto};
 
 use super::at::At;
 use crate::annotations;
+use crate::host_ports;
 use crate::networks::{self, Definition, RESOURCE};
 use crate::pools::{Notes, read_notes};
 use crate::snapshot::{
@@ -92,6 +93,12 @@ pub(super) fn node(root: &At<'_>) -> Node {
         unschedulable: spec.get("unschedulable").bool().unwrap_or(false),
         leaving: metadata.get("deletionTimestamp").is_set()
             || spec.get("taints").items().any(|t| t.get("key").value().as_str() == Some(TO_BE_DELETED)),
+        host_port_range: notes.get(host_ports::RANGE).parse(),
+        host_port_capacity: status
+            .get("capacity")
+            .value()
+            .get(host_ports::RESOURCE)
+            .and_then(|v| v.as_str()?.parse().ok()),
     }
 }
 
@@ -150,7 +157,22 @@ pub(super) fn pod(root: &At<'_>) -> Pod {
         ips: addresses.into(),
         notes: notes(&metadata, true),
         terminating: metadata.get("deletionTimestamp").is_set(),
+        host_port_in_env: host_port_in_env(&spec),
     }
+}
+
+/// Whether a container's environment has one of the annotations that tell of host ports.
+fn host_port_in_env(spec: &At<'_>) -> bool {
+    ["initContainers", "containers"].iter().any(|list| {
+        spec.get(list).items().any(|c| {
+            c.get("env").items().any(|e| {
+                // metadata.annotations['host-port.seaway.io/8080-tcp']
+                let path = e.value().pointer("/valueFrom/fieldRef/fieldPath").and_then(serde_json::Value::as_str);
+                let key = path.and_then(|p| p.strip_prefix("metadata.annotations['"));
+                key.is_some_and(|k| k.starts_with(host_ports::ONE) || k.starts_with(host_ports::TOLD))
+            })
+        })
+    })
 }
 
 fn traffic_policy(at: &At<'_>) -> TrafficPolicy {

@@ -26,6 +26,7 @@ pub fn local() -> LocalState {
         vxlan_supported: true,
         vxlan_in_use: false,
         networks: Default::default(),
+        ports: Default::default(),
     }
 }
 
