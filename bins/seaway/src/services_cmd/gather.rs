@@ -73,6 +73,7 @@ pub fn report(snapshot: &ClusterSnapshot, node: &NodeName, which: &Which) -> Rep
         vxlan_supported: true,
         vxlan_in_use: false,
         networks: Default::default(),
+        ports: Default::default(),
     };
     let resolved = resolve(snapshot, &local);
     let names = snapshot.services.keys().filter(|n| which.has(n));
