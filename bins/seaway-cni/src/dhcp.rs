@@ -242,7 +242,7 @@ impl Wires for Kernel {
         Rt::open_in(&ns)?.run(&[RtRequest::LinkSet(down)]).map_err(io::Error::other)
     }
 
-    fn from_node(&self, to: Ipv4Addr, payload: &[u8]) -> io::Result<()> {
+    fn send_from_node(&self, to: Ipv4Addr, payload: &[u8]) -> io::Result<()> {
         UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(payload, (to, SERVER_PORT)).map(drop)
     }
 

@@ -87,7 +87,7 @@ pub trait Wires: Clone + Send + 'static {
     ///
     /// # Errors
     /// When the node has no route.
-    fn from_node(&self, to: Ipv4Addr, payload: &[u8]) -> io::Result<()>;
+    fn send_from_node(&self, to: Ipv4Addr, payload: &[u8]) -> io::Result<()>;
     /// Time since the machine started, sleep included.
     fn now(&self) -> Duration;
 }
@@ -335,7 +335,7 @@ impl<W: Wires> Holder<W> {
     fn give_back(&self, client: &mut Client) {
         for o in client.release() {
             let Output::Unicast(m, server) = o else { continue };
-            match self.daemon.wires.from_node(server, &m.encode()) {
+            match self.daemon.wires.send_from_node(server, &m.encode()) {
                 Ok(()) => self.say("released from the node"),
                 Err(e) => self.say(&format!("{server} is not told that the address is free: {e}")),
             }
