@@ -21,7 +21,7 @@
 //! it leaves behind ends with it. It has [`TEST_LIMIT`] of time. The tools of [`image::TOOLS`] are in PATH, kernel modules are loaded on demand as
 //! on any host (`ip link add ... type vrf` finds its module), our own programs are in [`PROGRAMS`]. /tmp and /run are
 //! memory. Two kinds of module have more: `suites` the test binaries of crate `kernel` ([`SUITES`]), `plugins` and
-//! `devices` the reference CNI plugins ([`REFERENCE`]) and the pages of docs/plugins.
+//! `devices`, `pages` the reference CNI plugins ([`REFERENCE`]) and the pages of docs/plugins.
 
 pub mod cpio;
 pub mod debian;
@@ -155,7 +155,7 @@ impl Vm {
         if tests.iter().any(|t| t.starts_with("suites::")) {
             programs.extend(suites("seaway-kernel")?.into_iter().map(|(name, p)| (format!("{SUITES}/{name}"), p)));
         }
-        if tests.iter().any(|t| ["plugins::", "devices::"].iter().any(|m| t.starts_with(m))) {
+        if tests.iter().any(|t| ["plugins::", "devices::", "pages::"].iter().any(|m| t.starts_with(m))) {
             programs.extend(reference()?);
             programs.extend(pages()?);
         }

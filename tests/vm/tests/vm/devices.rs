@@ -110,7 +110,7 @@ fn ipvlan_refusals() {
 }
 
 /// The result of a plugin before: an interface with addresses, made by hand.
-fn wired(t: &Twin, container: &str, n: u8) -> Value {
+pub fn wired(t: &Twin, container: &str, n: u8) -> Value {
     let path = t.node.pod(container);
     let path = path.to_str().unwrap();
     t.node

@@ -5,6 +5,7 @@
 mod devices;
 mod features;
 mod links;
+mod pages;
 mod plugins;
 mod rt;
 mod sctp;
