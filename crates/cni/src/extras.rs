@@ -161,7 +161,7 @@ pub fn unmapped<'a, M: Machine>(machine: &mut M, records: &'a [Record]) -> Resul
 pub fn remap<M: Machine>(machine: &mut M, dir: &Path, key: &Key) -> Result<bool, Error> {
     let _lock = ops::lock(machine, dir, &key.link())?;
     // Looked up under the lock: a DEL may just have removed it.
-    match ipam::read(dir)?.iter().find(|r| r.key == *key) {
+    match &ipam::find(dir, key)? {
         Some(r) if !r.ports.is_empty() && !ports::check(&mut nft(machine)?, &ports(r, &addresses(r)))?.is_empty() => {
             let (addresses, link) = (addresses(r), r.is_routed().then(|| r.link.name().clone()));
             ports::attach(machine, &ports(r, &addresses), link.as_ref()).map(|()| true)
@@ -177,7 +177,7 @@ pub fn remap<M: Machine>(machine: &mut M, dir: &Path, key: &Key) -> Result<bool,
 /// When the kernel refuses or the journal cannot be written.
 pub fn reshape<M: Machine>(machine: &mut M, dir: &Path, key: &Key, limits: &Limits) -> Result<bool, Error> {
     let _lock = ops::lock(machine, dir, &key.link())?;
-    let Some(mut r) = ipam::read(dir)?.into_iter().find(|r| r.key == *key) else { return Ok(false) };
+    let Some(mut r) = ipam::find(dir, key)? else { return Ok(false) };
     let netns = ops::open_netns(machine, &r.netns)?;
     change(machine, dir, &mut r, &netns, limits)
 }

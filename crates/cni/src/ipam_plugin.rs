@@ -105,7 +105,7 @@ impl<M: Machine> Plugin<M> for SeawayIpam {
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
         let conf = Conf::read(cx)?;
         let key = cx.key()?;
-        let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == *key);
+        let record = ipam::find(&conf.data_dir, key)?;
         let Some(record) = record else {
             return Err(Error::new(Code::UnknownContainer, format!("{key} has no addresses")));
         };

@@ -370,7 +370,7 @@ pub fn set_mtu(machine: &mut impl Machine, dir: &Path, key: &Key, mtu: u32) -> R
 
 /// The record and namespace of a pod that lives; its lock is held, and still a DEL may have removed it before that.
 fn living<M: Machine>(machine: &mut M, dir: &Path, key: &Key) -> Result<(Record, M::Netns), Error> {
-    let record = ipam::read(dir)?.into_iter().find(|r| r.key == *key);
+    let record = ipam::find(dir, key)?;
     let Some(record) = record else {
         return Err(Error::new(Code::UnknownContainer, format!("there is no attachment {key} in {}", dir.display())));
     };
@@ -419,8 +419,10 @@ pub fn remove_if_gone<M: Machine>(
     key: &Key,
 ) -> Result<bool, Error> {
     let _lock = lock(machine, dir, &key.link())?;
-    match ipam::read(dir)?.iter().find(|r| r.key == *key) {
-        Some(r) if gc::namespace_gone(r) => remove_locked(machine, registry, dir, key, Wait::Here).map(|r| r.is_some()),
+    match ipam::find(dir, key)? {
+        Some(r) if gc::namespace_gone(&r) => {
+            remove_locked(machine, registry, dir, key, Wait::Here).map(|r| r.is_some())
+        }
         _ => Ok(false),
     }
 }
@@ -432,8 +434,7 @@ fn remove_locked<M: Machine>(
     key: &Key,
     wait: Wait<'_>,
 ) -> Result<Option<Record>, Error> {
-    let record = Journal::open_existing(dir)?.map(|j| j.get(key)).transpose()?.flatten();
-    match record {
+    match ipam::find(dir, key)? {
         Some(r) => unmake(machine, registry, dir, &r, wait).map(|()| Some(r)),
         // Perhaps the record was lost and the link was not.
         None => {
@@ -529,7 +530,7 @@ fn check<M: Machine>(cx: &mut Context<'_, M>, conf: &NetConf) -> Result<(), Erro
         prev.interfaces.iter().find(|i| i.name == key.ifname.as_str() && !i.sandbox.is_empty()).map_or(0, |i| i.mtu);
     let told: Vec<_> = prev.ips.iter().map(|i| i.address).collect();
     let _lock = lock(cx.machine, &conf.data_dir, &key.link())?;
-    let record = ipam::read(&conf.data_dir)?.into_iter().find(|r| r.key == key);
+    let record = ipam::find(&conf.data_dir, &key)?;
     let Some(r) = record else {
         return Err(Error::new(Code::UnknownContainer, format!("{key} is not attached to network {}", conf.name)));
     };

@@ -1,6 +1,5 @@
 //! Which address is next: a pure function of what is used and what was given out last.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use types::{Cidr, Family};
@@ -34,13 +33,57 @@ pub fn usable(range: &Cidr) -> Option<(u128, u128)> {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Pool {
     /// Who has which address, by the digits of the host end's name.
-    pub used: BTreeMap<IpAddr, u64>,
+    pub used: Used,
     /// The address given out last, per family.
     pub last: [Option<IpAddr>; 2],
 }
 
 fn slot(addr: IpAddr) -> usize {
     usize::from(addr.is_ipv6())
+}
+
+/// Addresses and whose they are, each family sorted: they mostly come in order, and whoever reads a thousand wants to write
+/// to as little memory as can be.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Used([Vec<(IpAddr, u64)>; 2]);
+
+impl Used {
+    fn find(&self, addr: &IpAddr) -> Result<usize, usize> {
+        let all = &self.0[slot(*addr)];
+        // The newest is mostly the last.
+        match all.last() {
+            Some((last, _)) if last < addr => Err(all.len()),
+            _ => all.binary_search_by(|(a, _)| a.cmp(addr)),
+        }
+    }
+
+    pub(crate) fn with_capacity(n: usize) -> Self {
+        Self([Vec::with_capacity(n), Vec::with_capacity(n)])
+    }
+
+    pub(crate) fn get(&self, addr: &IpAddr) -> Option<&u64> {
+        self.find(addr).ok().and_then(|i| self.0[slot(*addr)].get(i)).map(|(_, link)| link)
+    }
+
+    pub(crate) fn insert(&mut self, addr: IpAddr, link: u64) {
+        let at = self.find(&addr);
+        let all = &mut self.0[slot(addr)];
+        match at {
+            Ok(i) => all[i].1 = link,
+            Err(i) => all.insert(i, (addr, link)),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, addr: &IpAddr) {
+        if let Ok(i) = self.find(addr) {
+            self.0[slot(*addr)].remove(i);
+        }
+    }
+
+    /// How many are in a range.
+    fn count(&self, range: &Cidr) -> usize {
+        self.0[slot(range.addr())].iter().filter(|(a, _)| range.contains(*a)).count()
+    }
 }
 
 impl Pool {
@@ -50,7 +93,7 @@ impl Pool {
     }
 
     pub(crate) fn usage(&self, range: Cidr) -> Usage {
-        let used = self.used.range(range.addr()..=range.last()).count() as u128;
+        let used = self.used.count(&range) as u128;
         Usage { range, used, usable: usable(&range).map_or(0, |(f, l)| (l - f).saturating_add(1)) }
     }
 
@@ -76,7 +119,7 @@ impl Pool {
                 // Behind the whole exception at once: it may be a /64.
                 let end = range.index_of(e.last()).unwrap_or(last).min(last);
                 (seen, at) = (seen.saturating_add(end - at + 1), end.saturating_add(1));
-            } else if self.used.contains_key(&a) {
+            } else if self.used.get(&a).is_some() {
                 (seen, at) = (seen + 1, at + 1);
             } else {
                 return Some(a);
@@ -134,7 +177,7 @@ impl Pool {
     fn exhausted(&self, sets: &[&Set]) -> IpamError {
         let (mut used, mut usable) = (0, 0);
         for s in sets.iter().flat_map(|s| &s.spans) {
-            used += self.used.range(s.range.addr()..=s.range.last()).count() as u128;
+            used += self.used.count(&s.range) as u128;
             usable += (s.last - s.first).saturating_add(1);
         }
         let names = sets.iter().map(|s| s.name.clone()).collect::<Vec<_>>().join(", ");

@@ -16,9 +16,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::IpamError;
-use crate::alloc::Pool;
+use crate::alloc::{Pool, Used};
 use crate::frame::crc;
-use crate::state::{Few, Live, State};
+use crate::state::{Few, Live, Lives, State};
 
 /// The format's number.
 const FORMAT: u32 = 1;
@@ -29,11 +29,11 @@ const LINES: usize = 32;
 /// What [`crc`] is given for a kind.
 pub(crate) const KIND: u8 = b'I';
 
-/// The state that the index of `journal` holds, and how many lines ago it was written: none when it does not hold.
-pub(crate) fn load(path: &Path, journal: &File, size: u64, boot: &str) -> Option<State> {
+/// The state that the index of `journal` holds, with `only` one attachment of it or with all: none when it does not hold.
+pub(crate) fn load(path: &Path, journal: &File, size: u64, boot: &str, only: Option<u64>) -> Option<State> {
     let mut bytes = Vec::with_capacity(16 << 10);
     File::open(path).ok()?.read_to_end(&mut bytes).ok()?;
-    let (state, witness) = decode(&bytes, boot)?;
+    let (state, witness) = decode(&bytes, boot, only)?;
     let mut seen = [0; WITNESS];
     let seen = seen.get_mut(..witness.len())?;
     let from = state.good.checked_sub(witness.len() as u64)?;
@@ -42,7 +42,7 @@ pub(crate) fn load(path: &Path, journal: &File, size: u64, boot: &str) -> Option
 
 /// For fuzzing: the bytes of the state that an index holds, written again, and what the journal must have had.
 pub(crate) fn read(bytes: &[u8], boot: &str) -> Option<(Vec<u8>, Vec<u8>)> {
-    let (state, witness) = decode(bytes, boot)?;
+    let (state, witness) = decode(bytes, boot, None)?;
     Some((encode(&state, boot, witness), witness.to_vec()))
 }
 
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
 }
 
 /// The state, and the bytes that the journal must have before the place.
-fn decode<'a>(bytes: &'a [u8], boot: &str) -> Option<(State, &'a [u8])> {
+fn decode<'a>(bytes: &'a [u8], boot: &str, only: Option<u64>) -> Option<(State, &'a [u8])> {
     let mut r = Reader(bytes);
     if r.u32()? != crc(KIND, r.0) || r.u32()? != FORMAT || r.text()? != boot.as_bytes() {
         return None;
@@ -167,17 +167,21 @@ fn decode<'a>(bytes: &'a [u8], boot: &str) -> Option<(State, &'a [u8])> {
     }
     let n = r.u32()? as usize;
     // Each has at least 17 bytes: a number that is not true asks for no memory.
-    let room = n.min(r.0.len() / 17);
-    let (mut live, mut used) = (Vec::with_capacity(room), Vec::with_capacity(2 * room));
+    let room = if only.is_some() { 1 } else { n.min(r.0.len() / 17) };
+    let mut live = Lives::with_capacity_and_hasher(room, Default::default());
+    // In the order of the first address, and so mostly of each family's.
+    let mut used = Used::with_capacity(room);
     for _ in 0..n {
         let link = r.u64()?;
         let entry = Live { at: r.u64()?, addresses: r.addresses()? };
-        used.extend(entry.addresses.iter().map(|a| (a, link)));
-        live.push((link, entry));
+        if only.is_some_and(|o| o != link) {
+            continue;
+        }
+        entry.addresses.iter().for_each(|a| used.insert(a, link));
+        live.insert(link, entry);
     }
-    // Both are made in one go from what is sorted but for few.
-    let pool = Pool { used: used.into_iter().collect(), last };
-    Some((State { live: live.into_iter().collect(), pool, lines, good }, witness))
+    let pool = Pool { used, last };
+    Some((State { live, pool, lines, good }, witness))
 }
 
 #[cfg(test)]
@@ -196,8 +200,14 @@ mod tests {
     fn what_is_written_is_read() {
         for s in [State::default(), some()] {
             let bytes = encode(&s, "boot", b"witness");
-            assert_eq!(decode(&bytes, "boot"), Some((s, &b"witness"[..])));
-            assert_eq!(decode(&bytes, "another"), None);
+            assert_eq!(decode(&bytes, "another", None), None);
+            // One of them.
+            for link in [0xabc, 0x12, 0x13] {
+                let (one, _) = decode(&bytes, "boot", Some(link)).unwrap();
+                assert_eq!(one.live.get(&link), s.live.get(&link));
+                assert_eq!((one.live.len(), one.good), (usize::from(s.live.contains_key(&link)), s.good));
+            }
+            assert_eq!(decode(&bytes, "boot", None), Some((s, &b"witness"[..])));
         }
     }
 
@@ -205,17 +215,17 @@ mod tests {
     fn a_torn_or_changed_index_is_none() {
         let bytes = encode(&some(), "boot", b"witness");
         for n in 0..bytes.len() {
-            assert_eq!(decode(&bytes[..n], "boot"), None, "{n} bytes");
+            assert_eq!(decode(&bytes[..n], "boot", None), None, "{n} bytes");
             let mut bad = bytes.clone();
             bad[n] ^= 0x10;
-            assert_eq!(decode(&bad, "boot"), None, "byte {n}");
+            assert_eq!(decode(&bad, "boot", None), None, "byte {n}");
         }
         // With a right checksum, too, nothing is believed beyond the end.
         for n in 4..bytes.len() {
             let mut bad = bytes[..n].to_vec();
             let sum = crc(KIND, &bad[4..]).to_le_bytes();
             bad[..4].copy_from_slice(&sum);
-            assert_eq!(decode(&bad, "boot"), None, "{n} bytes");
+            assert_eq!(decode(&bad, "boot", None), None, "{n} bytes");
         }
     }
 }

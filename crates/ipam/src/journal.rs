@@ -120,6 +120,32 @@ pub fn read(dir: &Path) -> Result<Vec<Record>, IpamError> {
     }
 }
 
+/// One attachment of this boot, without a look at the others. Nothing there is no attachment.
+///
+/// # Errors
+/// As [`read`].
+pub fn find(dir: &Path, key: &Key) -> Result<Option<Record>, IpamError> {
+    let path = dir.join("journal");
+    // A look leaves no lock file in a directory that has no journal.
+    if matches!(fs::metadata(&path), Err(e) if e.kind() == io::ErrorKind::NotFound) {
+        return Ok(None);
+    }
+    let _lock = take(dir, FlockOperation::LockShared)?;
+    let (boot, link) = (boot_id()?, State::digits(key));
+    // Under the lock: another file may have taken its place.
+    let file = File::open(&path).map_err(|e| IpamError::io("open", &path, e))?;
+    let size = size_of(&file, &path)?;
+    let mut state = index::load(&path.with_file_name(INDEX), &file, size, &boot, Some(link)).unwrap_or_default();
+    let from = state.good;
+    let mut bytes = vec![0; usize::try_from(size - from).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, from).map_err(|e| IpamError::io("read", &path, e))?;
+    let text = Text { path: &path, file: Some(&file), bytes: &bytes, from };
+    if !state.go_on(&text, &boot)? {
+        return Ok(None);
+    }
+    Ok(state.record(&text, link)?.filter(|r| r.key == *key))
+}
+
 /// The attachments of this boot, read while no plugin is between looking for a free address and writing down that it
 /// took it: what was taken out of [`crate::Pools`] before and is not in here, nobody has or will get.
 ///
@@ -213,7 +239,7 @@ impl Journal {
         }
         .map_err(|e| IpamError::io("open", &path, e))?;
         let size = size_of(&file, &path)?;
-        let known = index::load(&path.with_file_name(INDEX), &file, size, boot);
+        let known = index::load(&path.with_file_name(INDEX), &file, size, boot, None);
         let mut j = Self {
             path,
             file,

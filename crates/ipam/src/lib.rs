@@ -38,7 +38,7 @@ pub use alloc::{Usage, usable};
 pub use check::{Fault, Report, check, repair};
 pub use error::IpamError;
 pub use extras::{Limits, PortMapping, Rate};
-pub use journal::{Ask, Journal, Request, boot_id, parse, read, read_settled};
+pub use journal::{Ask, Journal, Request, boot_id, find, parse, read, read_settled};
 pub use lock::KeyLock;
 pub use pools::{POOLS, PoolRanges, Pools, Underlay};
 pub use record::{Delegate, Key, PodRef, Record};

@@ -1,7 +1,8 @@
 //! What a journal's bytes mean: replay, from the beginning or from a checkpoint on.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -46,12 +47,33 @@ impl Few {
     }
 }
 
+/// The attachments, by the digits of their host ends' names.
+pub(crate) type Lives = HashMap<u64, Live, BuildHasherDefault<Digits>>;
+
+/// The digits are a hash already.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Digits(u64);
+
+impl Hasher for Digits {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.write_u64(u64::from(*b)));
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        // They have 52 bits, and a table looks at the highest of 64 as well (2^64 divided by the golden ratio).
+        self.0 = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 /// Who lives and who has which address. An attachment is known by the digits of its host end's name, which no two that
 /// live share; the rest of its record stays in the file until somebody asks.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    /// The attachments, by the digits of their host ends' names.
-    pub live: BTreeMap<u64, Live>,
+    pub live: Lives,
     pub pool: Pool,
     /// Complete lines.
     pub lines: usize,

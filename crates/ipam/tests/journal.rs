@@ -223,6 +223,44 @@ fn an_index_of_another_journal_is_not_believed() {
 }
 
 #[test]
+fn one_is_found_without_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("journal");
+    let wide: Vec<Cidr> = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/64".parse().unwrap()];
+    assert_eq!(ipam::find(dir.path(), &key(1)).unwrap(), None);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a look leaves nothing behind");
+    let mut j = Journal::open(dir.path()).unwrap();
+    // The index is of some lines ago; before and behind it some go and some are written anew.
+    for n in 0..100 {
+        let mut r = add(&mut j, n, &wide).unwrap();
+        if n % 5 == 0 {
+            j.release(&key(n / 2)).unwrap();
+        }
+        r.mtu = 1300;
+        j.amend(&r).unwrap();
+    }
+    let all = records(&j);
+    drop(j);
+    assert!(dir.path().join("index").exists());
+    let same = || {
+        for n in 0..110 {
+            let want = all.iter().find(|r| r.key == key(n)).cloned();
+            assert_eq!(ipam::find(dir.path(), &key(n)).unwrap(), want, "{n}");
+        }
+    };
+    same();
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, [&bytes[..], b"A 1234"].concat()).unwrap();
+    same();
+    fs::remove_file(dir.path().join("index")).unwrap();
+    same();
+    fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
+    assert!(ipam::find(dir.path(), &key(3)).is_ok(), "a torn tail");
+    fs::write(&file, [b"A x\n", &bytes[..]].concat()).unwrap();
+    assert!(ipam::find(dir.path(), &key(3)).unwrap_err().to_string().contains("journal"));
+}
+
+#[test]
 fn large_ranges_cost_what_the_pods_cost() {
     let dir = tempfile::tempdir().unwrap();
     let mut j = Journal::open_for_boot(dir.path(), "b").unwrap();
