@@ -1,10 +1,8 @@
 //! Doors for fuzzing: every decoder of the kernel's bytes, on any bytes. They must not panic, hang or hold much memory.
 
-use std::collections::HashMap;
-
+use crate::rt::names::Names;
 use kernel_api::nft::Element;
 use kernel_api::tc::Hook;
-use types::IfName;
 
 use crate::netlink::{Message, Messages, parse_error};
 use crate::{ct, monitor, nft, rt};
@@ -19,7 +17,7 @@ fn each(data: &[u8], mut f: impl FnMut(&Message<'_>)) {
     }
 }
 
-fn names() -> HashMap<u32, IfName> {
+fn names() -> Names {
     (0..4).filter_map(|i| Some((i, format!("if{i}").parse().ok()?))).collect()
 }
 
@@ -33,8 +31,8 @@ pub fn rt_message(data: &[u8]) {
         let _ = rt::decode::rule(m);
         rt::decode::port_vlans(m, &mut Vec::new());
         let _ = rt::tc::qdisc(m, &names);
-        for (link, hook) in names.values().zip([Hook::Ingress, Hook::Egress]) {
-            let _ = rt::tc::filter(m, link, hook);
+        for (link, hook) in [0, 1].into_iter().filter_map(|i| names.get(i)).zip([Hook::Ingress, Hook::Egress]) {
+            let _ = rt::tc::filter(m, &link, hook);
         }
         let _ = rt::decode::neighbour(m, &names);
         let _ = rt::decode::fdb(m, &names);

@@ -1,8 +1,8 @@
 //! Bytes to what they describe. `None` for what is not of interest or malformed; never a panic.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::names::Names;
 use kernel_api::rt::{
     Address, BridgeParams, FdbEntry, IpvlanFlag, IpvlanMode, IpvlanParams, Link, LinkKind, MacvlanMode, MacvlanParams,
     Neighbour, ObservedRoute, ObservedRule, Port, PortVlan, Route, RouteTo, Rule, RuleTo, TunParams, VlanParams,
@@ -20,8 +20,6 @@ const RTA_NH_ID: u16 = 30;
 const RTM_F_CLONED: u32 = 0x200;
 /// `RT_TABLE_LOCAL`
 const LOCAL_TABLE: u32 = 255;
-
-type Names = HashMap<u32, IfName>;
 
 fn mac(b: &[u8]) -> Option<Mac> {
     <[u8; 6]>::try_from(b).ok().map(Mac)
@@ -155,7 +153,7 @@ fn vxlan(a: Attrs<'_>) -> VxlanParams {
 /// `RTM_NEWADDR`
 pub(crate) fn address(m: &Message<'_>, names: &Names) -> Option<Address> {
     let [_, prefix_len, flags, scope] = *m.payload.first_chunk()?;
-    let link = names.get(&ne32(m.payload.get(4..)?)?)?;
+    let link = names.get(ne32(m.payload.get(4..)?)?)?;
     let attrs = m.attrs(8);
     let flags = attrs.get(IFA_FLAGS).and_then(ne32).unwrap_or(u32::from(flags));
     // On a point-to-point link IFA_ADDRESS is the other end's.
@@ -170,7 +168,7 @@ pub(crate) fn address(m: &Message<'_>, names: &Names) -> Option<Address> {
         peer: other.filter(|p| *p != addr),
         no_prefix_route: flags & IFA_F_NOPREFIXROUTE != 0,
         detect_duplicates: addr.is_ipv6() && flags & IFA_F_NODAD == 0,
-        ..Address::new(link.clone(), addr, prefix_len)
+        ..Address::new(link, addr, prefix_len)
     })
 }
 
@@ -192,7 +190,7 @@ pub(crate) fn route(m: &Message<'_>, names: &Names, only: Option<u32>) -> Option
         Some(b) => ip(b).filter(|a| Family::of(*a) == family)?,
         None => family.unspecified(),
     };
-    let link = attrs.get(RTA_OIF).and_then(ne32).and_then(|i| names.get(&i)).cloned();
+    let link = attrs.get(RTA_OIF).and_then(ne32).and_then(|i| names.get(i));
     let gateway = attrs.get(RTA_GATEWAY).and_then(ip);
     let plain = tos == 0 && [RTA_MULTIPATH, RTA_VIA, RTA_NH_ID].iter().all(|k| attrs.get(*k).is_none());
     let to = match (kind, plain) {
@@ -289,8 +287,8 @@ pub(crate) fn port_vlans(m: &Message<'_>, out: &mut Vec<PortVlan>) {
 }
 
 /// The link and state of a `struct ndmsg`.
-fn nd<'n>(m: &Message<'_>, names: &'n Names) -> Option<(&'n IfName, u16)> {
-    Some((names.get(&ne32(m.payload.get(4..)?)?)?, ne16(m.payload.get(8..)?)?))
+fn nd(m: &Message<'_>, names: &Names) -> Option<(IfName, u16)> {
+    Some((names.get(ne32(m.payload.get(4..)?)?)?, ne16(m.payload.get(8..)?)?))
 }
 
 /// `RTM_NEWNEIGH` of IPv4 and IPv6
@@ -301,11 +299,7 @@ pub(crate) fn neighbour(m: &Message<'_>, names: &Names) -> Option<Neighbour> {
         return None;
     }
     let attrs = m.attrs(12);
-    Some(Neighbour {
-        link: link.clone(),
-        addr: attrs.get(NDA_DST).and_then(ip)?,
-        mac: attrs.get(NDA_LLADDR).and_then(mac)?,
-    })
+    Some(Neighbour { link, addr: attrs.get(NDA_DST).and_then(ip)?, mac: attrs.get(NDA_LLADDR).and_then(mac)? })
 }
 
 /// `RTM_NEWNEIGH` of bridges and VXLAN devices
@@ -315,9 +309,5 @@ pub(crate) fn fdb(m: &Message<'_>, names: &Names) -> Option<FdbEntry> {
         return None;
     }
     let attrs = m.attrs(12);
-    Some(FdbEntry {
-        link: link.clone(),
-        mac: attrs.get(NDA_LLADDR).and_then(mac)?,
-        remote: attrs.get(NDA_DST).and_then(ip)?,
-    })
+    Some(FdbEntry { link, mac: attrs.get(NDA_LLADDR).and_then(mac)?, remote: attrs.get(NDA_DST).and_then(ip)? })
 }

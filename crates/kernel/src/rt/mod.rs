@@ -4,6 +4,7 @@ pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod guard;
 pub(crate) mod link;
+pub(crate) mod names;
 pub(crate) mod tc;
 
 use std::collections::{HashMap, HashSet};
@@ -26,6 +27,7 @@ use encode::{
     RTM_NEWROUTE, RTM_NEWRULE,
 };
 use link::{IFLA_EXT_MASK, IFLA_IFNAME};
+use names::Names;
 
 /// At most so many requests in one send: their refusals must fit the receive buffer even at its default size.
 const BATCH: usize = 128;
@@ -180,7 +182,7 @@ impl Rt {
     }
 
     fn routes_of(&mut self, table: Option<u32>) -> Result<Vec<ObservedRoute>, RequestError> {
-        let names = self.link_names()?;
+        let names = self.names("route show")?;
         let attrs: Vec<_> = table.map(|t| (encode::RTA_TABLE, t)).into_iter().collect();
         self.dump_families("route show", RTM_GETROUTE, &attrs, &mut |m| {
             (m.kind == RTM_NEWROUTE).then(|| decode::route(m, &names, table)).flatten()
@@ -208,8 +210,8 @@ impl Rt {
         refused.map_or(Ok(()), Err)
     }
 
-    fn link_names(&mut self) -> Result<HashMap<u32, IfName>, RequestError> {
-        Ok(self.links()?.into_iter().map(|l| (l.index, l.name)).collect())
+    fn names(&self, what: &str) -> Result<Names, RequestError> {
+        Names::of(self.socket.fd()).map_err(|e| Refusal::from(e).of(what, None))
     }
 
     /// Looks up the indexes that `requests` need and `run` does not have yet. Asks for each: a dump of all links would
@@ -313,7 +315,7 @@ impl Rtnetlink for Rt {
     }
 
     fn addresses(&mut self) -> Result<Vec<Address>, RequestError> {
-        let names = self.link_names()?;
+        let names = self.names("address show")?;
         self.dump("address show", RTM_GETADDR, &[0; 8], &[], &mut |m| {
             (m.kind == RTM_NEWADDR).then(|| decode::address(m, &names)).flatten()
         })
@@ -339,14 +341,14 @@ impl Rtnetlink for Rt {
     }
 
     fn neighbours(&mut self) -> Result<Vec<Neighbour>, RequestError> {
-        let names = self.link_names()?;
+        let names = self.names("neigh show")?;
         self.dump("neigh show", RTM_GETNEIGH, &[0; 12], &[], &mut |m| {
             (m.kind == RTM_NEWNEIGH).then(|| decode::neighbour(m, &names)).flatten()
         })
     }
 
     fn fdb(&mut self) -> Result<Vec<FdbEntry>, RequestError> {
-        let names = self.link_names()?;
+        let names = self.names("fdb show")?;
         let mut header = [0u8; 12];
         header[0] = libc::AF_BRIDGE as u8;
         self.dump("fdb show", RTM_GETNEIGH, &header, &[], &mut |m| {
@@ -369,14 +371,14 @@ impl Rtnetlink for Rt {
     }
 
     fn qdiscs(&mut self) -> Result<Vec<Qdisc>, RequestError> {
-        let names = self.link_names()?;
+        let names = self.names("qdisc show")?;
         self.dump("qdisc show", tc::RTM_GETQDISC, &[0; tc::HEADER], &[], &mut |m| {
             (m.kind == tc::RTM_NEWQDISC).then(|| tc::qdisc(m, &names)).flatten()
         })
     }
 
     fn qdiscs_of(&mut self, link: &Link) -> Result<Vec<Qdisc>, RequestError> {
-        let names = HashMap::from([(link.index, link.name.clone())]);
+        let names = Names::from_iter([(link.index, link.name.clone())]);
         let first = self.socket.sequence(tc::PLACES.len());
         let mut b = Builder::new();
         let mut last = first;

@@ -1,11 +1,10 @@
 //! Traffic control to bytes and back (include/uapi/linux/{pkt_sched,pkt_cls}.h, tc_act/tc_mirred.h).
 
-use std::collections::HashMap;
-
 use kernel_api::tc::{Filter, FilterKind, Hook, Qdisc, QdiscKind, QdiscSlot, Tbf};
 use types::IfName;
 
 use super::guard;
+use super::names::Names;
 use crate::netlink::{Attrs, Builder, CREATE, Message, REPLACE, REQUEST, Refusal, cstr, ne16, ne32, ne64};
 
 pub(crate) const RTM_NEWQDISC: u16 = 36;
@@ -59,8 +58,6 @@ const TC_ACT_STOLEN: u32 = 4;
 const EGRESS_REDIR: u32 = 1;
 /// `ETH_P_ALL`
 const ETH_P_ALL: u16 = 3;
-
-type Names = HashMap<u32, IfName>;
 
 /// A `struct tcmsg`.
 pub(crate) fn header(index: u32, handle: u32, parent: u32, info: u32) -> [u8; HEADER] {
@@ -185,12 +182,13 @@ pub(crate) fn filter_del(b: &mut Builder, hook: Hook, priority: u16, index: u32)
 
 /// `RTM_NEWQDISC`; nothing for those that the kernel gives every link.
 pub(crate) fn qdisc(m: &Message<'_>, names: &Names) -> Option<Qdisc> {
-    let link = names.get(&ne32(m.payload.get(4..)?)?)?.clone();
+    let link = ne32(m.payload.get(4..)?)?;
     let (handle, parent) = (ne32(m.payload.get(8..)?)?, ne32(m.payload.get(12..)?)?);
     // Defaults have no handle; those of several queues hang below one that has none.
     if handle == 0 || !matches!(parent, TC_H_ROOT | TC_H_CLSACT) {
         return None;
     }
+    let link = names.get(link)?;
     let attrs = m.attrs(HEADER);
     let kind = match attrs.get(TCA_KIND).and_then(cstr)? {
         "tbf" => tbf_params(attrs.nested(TCA_OPTIONS)).map_or(QdiscKind::Other("tbf".into()), QdiscKind::Tbf),

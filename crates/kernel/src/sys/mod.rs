@@ -91,6 +91,18 @@ pub(crate) fn set_receive_timeout(fd: BorrowedFd<'_>, seconds: i64) -> io::Resul
     .map(drop)
 }
 
+/// The name of a link in the socket's namespace (`SIOCGIFNAME`, netdevice(7)); ENODEV when there is none of that index.
+pub(crate) fn link_name(fd: BorrowedFd<'_>, index: u32) -> io::Result<Vec<u8>> {
+    // SAFETY: ifreq is plain integers, for which zero is valid.
+    let mut r: libc::ifreq = unsafe { mem::zeroed() };
+    r.ifr_ifru.ifru_ifindex = libc::c_int::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
+    // SAFETY: the kernel reads and fills the struct it is given.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut r) })?;
+    let name = r.ifr_name.iter().take_while(|c| **c != 0);
+    #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)] // the type differs between architectures
+    Ok(name.map(|c| *c as u8).collect())
+}
+
 /// Attaches a classic BPF program as the socket's filter. Each instruction is (code, jt, jf, k).
 pub(crate) fn attach_filter(fd: BorrowedFd<'_>, program: &[(u16, u8, u8, u32)]) -> io::Result<()> {
     let mut code: Vec<libc::sock_filter> =
