@@ -302,7 +302,7 @@ fn refused() -> Vec<Case> {
             "a lifetime where there is none",
             vec![rule("a", dynset("plain", DynsetOp::Update, false, true))],
             0,
-            EINVAL,
+            EOPNOTSUPP,
         ),
         no(
             "a set of the same name that rules fill",
