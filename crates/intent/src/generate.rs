@@ -120,13 +120,16 @@ struct RawPort {
     endpoints: Vec<(u8, u8, u16)>,
     external_local: bool,
     internal_local: bool,
-    sticky: bool,
+    timeout: Option<u32>,
+    /// Some endpoints are for Local only, as topology hints leave them.
+    narrowed: bool,
 }
 
 #[derive(Debug, Clone)]
 struct RawService {
     families: u8,
     external: u8,
+    balancer: u8,
     ranges: u8,
     ports: Vec<RawPort>,
 }
@@ -139,22 +142,25 @@ fn raw_port() -> impl Strategy<Value = RawPort> {
         prop::collection::vec((0u8..8, 0u8..6, select(&[80u16, 5353, 8080][..])), 0..5),
         prop::bool::weighted(0.3),
         prop::bool::weighted(0.2),
-        prop::bool::weighted(0.3),
+        select(&[None, None, None, Some(60), Some(10_800)][..]),
+        prop::bool::weighted(0.2),
     )
-        .prop_map(|(proto, port, node_port, endpoints, external_local, internal_local, sticky)| RawPort {
+        .prop_map(|(proto, port, node_port, endpoints, external_local, internal_local, timeout, narrowed)| RawPort {
             proto,
             port,
             node_port,
             endpoints,
             external_local,
             internal_local,
-            sticky,
+            timeout,
+            narrowed,
         })
 }
 
 fn raw_service() -> impl Strategy<Value = RawService> {
-    (0u8..3, 0u8..3, 0u8..4, prop::collection::vec(raw_port(), 1..4))
-        .prop_map(|(families, external, ranges, ports)| RawService { families, external, ranges, ports })
+    (0u8..3, 0u8..3, 0u8..3, 0u8..6, prop::collection::vec(raw_port(), 1..4)).prop_map(
+        |(families, external, balancer, ranges, ports)| RawService { families, external, balancer, ranges, ports },
+    )
 }
 
 fn families(n: u8) -> FamilySet {
@@ -177,23 +183,20 @@ pub fn node_intent_with(reaches: Reaches) -> impl Strategy<Value = NodeIntent> {
     });
     (
         0u8..3,
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
         prop::collection::vec(peer, 0..5),
         prop::collection::vec(pod, 0..5),
         prop::collection::vec(raw_service(), 0..5),
     )
-        .prop_map(move |(fams, [underlay6, vxlan_anyway, masquerade], peers, pods, services)| {
-            build(families(fams), reaches, underlay6, vxlan_anyway, masquerade, &peers, &pods, &services)
+        .prop_map(move |(fams, flags, peers, pods, services)| {
+            build(families(fams), reaches, flags, &peers, &pods, &services)
         })
 }
 
-#[allow(clippy::too_many_arguments)] // one call, in the order the intent is built
 fn build(
     families: FamilySet,
     reaches: Reaches,
-    underlay6: bool,
-    vxlan_anyway: bool,
-    masquerade: bool,
+    [underlay6, vxlan_anyway, masquerade, second_address]: [bool; 4],
     peers: &[RawPeer],
     pods: &[RawPod],
     services: &[RawService],
@@ -208,6 +211,11 @@ fn build(
     };
     for f in families.iter() {
         intent.addresses.insert(node_addr(f, 0));
+        // Where node ports are served: at every address, or not at the second one.
+        intent.node_port_addresses.insert(node_addr(f, 0));
+        if second_address {
+            intent.addresses.insert(node_addr(f, 200));
+        }
         intent.pod_cidrs.push(pod_cidr(f, 0));
         intent.cluster_cidrs.insert(match f {
             Family::V4 => at(Ipv4Addr::new(10, 244, 0, 0), 16),
@@ -301,12 +309,17 @@ fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<Serv
                 for f in fams.iter() {
                     let addr = endpoint_addr(intent, f, *where_, *slot);
                     let e = Endpoint { addr, port: *port };
-                    endpoints.insert(e);
+                    if !p.narrowed || slot % 2 == 0 || endpoints.iter().all(|o: &Endpoint| Family::of(o.addr) != f) {
+                        endpoints.insert(e);
+                    }
                     if intent.attachment_of(addr).is_some() || intent.addresses.contains(&addr) {
                         local_endpoints.insert(e);
                     }
                 }
             }
+            let external = |of: std::ops::Range<u8>| -> BTreeSet<IpAddr> {
+                of.flat_map(|e| fams.iter().map(move |f| external_ip(f, n * 4 + e))).collect()
+            };
             let policy = |local| if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
             let key = ServiceKey {
                 service: ObjectName::new("default", &format!("svc{n}")),
@@ -315,9 +328,8 @@ fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<Serv
             };
             let port = ServicePort {
                 cluster_ips: fams.iter().map(|f| cluster_ip(f, n)).collect(),
-                external_ips: (0..raw.external)
-                    .flat_map(|e| fams.iter().map(move |f| external_ip(f, n * 4 + e)))
-                    .collect(),
+                external_ips: external(0..raw.external),
+                balancer_ips: external(raw.external.saturating_sub(1)..raw.balancer),
                 port: p.port,
                 node_port,
                 families: fams,
@@ -325,8 +337,9 @@ fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<Serv
                 local_endpoints,
                 internal_policy: policy(p.internal_local),
                 external_policy: policy(p.external_local),
-                affinity: if p.sticky { Affinity::ClientIp { timeout: 10800 } } else { Affinity::None },
+                affinity: p.timeout.map_or(Affinity::None, |timeout| Affinity::ClientIp { timeout }),
                 source_ranges: source_ranges(fams, raw.ranges),
+                ..ServicePort::default()
             };
             out.insert(key, Arc::new(port));
         }
@@ -342,6 +355,8 @@ fn source_ranges(fams: FamilySet, kind: u8) -> BTreeSet<Cidr> {
         // Half of the world, or all of it and the nodes.
         1 => of(world, 2),
         2 => of(world, 8).into_iter().chain(of(node_addr, 8)).collect(),
+        // Of one family, which says nothing of the other.
+        3 => of(world, 2).into_iter().take(1).collect(),
         _ => BTreeSet::new(),
     }
 }
@@ -370,7 +385,7 @@ pub fn places(intent: &NodeIntent, f: Family) -> Vec<IpAddr> {
     }
     out.extend(intent.peers.values().flat_map(|p| p.addresses.iter()));
     for s in intent.services.values() {
-        out.extend(s.cluster_ips.iter().chain(&s.external_ips).chain(s.endpoints.iter().map(|e| &e.addr)));
+        out.extend(s.cluster_ips.iter().copied().chain(s.outside_ips()).chain(s.endpoints.iter().map(|e| e.addr)));
     }
     for c in &intent.cluster_cidrs {
         out.insert(c.last());
@@ -395,7 +410,10 @@ pub fn packet(intent: &NodeIntent) -> impl Strategy<Value = Packet> + use<> {
             .collect();
         let (origin, src) = match origin {
             0 => {
-                let own: Vec<IpAddr> = intent.addresses.iter().copied().filter(|a| Family::of(*a) == f).collect();
+                // Also from a load balancer's address that the node has itself.
+                let balancers = intent.services.values().flat_map(|s| s.balancer_ips.iter());
+                let own = intent.addresses.iter().chain(balancers).copied();
+                let own: Vec<IpAddr> = own.filter(|a| Family::of(*a) == f).collect();
                 (Origin::Host, *who.get(&own))
             }
             1 | 2 if !pods.is_empty() => {
@@ -403,7 +421,15 @@ pub fn packet(intent: &NodeIntent) -> impl Strategy<Value = Packet> + use<> {
                 (Origin::Pod((*key).clone()), *addr)
             }
             _ => {
-                let far = [world(f, 1), world(f, 200), node_addr(f, 1), node_addr(f, 2), pod_addr(f, 1, 10)];
+                // The last may be a pod of this node's range that is elsewhere.
+                let far = [
+                    world(f, 1),
+                    world(f, 200),
+                    node_addr(f, 1),
+                    node_addr(f, 2),
+                    pod_addr(f, 1, 10),
+                    pod_addr(f, 0, 151),
+                ];
                 (Origin::Outside, *who.get(&far))
             }
         };
@@ -425,7 +451,7 @@ pub fn packet(intent: &NodeIntent) -> impl Strategy<Value = Packet> + use<> {
             .iter()
             .flat_map(|(k, s)| {
                 let addresses = &intent.addresses;
-                let vips = s.cluster_ips.iter().chain(&s.external_ips).map(|a| (*a, k.proto, s.port));
+                let vips = s.cluster_ips.iter().copied().chain(s.outside_ips()).map(|a| (a, k.proto, s.port));
                 let nodes = s.node_port.into_iter().flat_map(move |p| addresses.iter().map(move |a| (*a, k.proto, p)));
                 vips.chain(nodes)
             })
@@ -468,7 +494,8 @@ mod tests {
                 }
             }
             for s in i.services.values() {
-                prop_assert!(s.local_endpoints.is_subset(&s.endpoints));
+                let of = |f| s.endpoints.iter().any(|e: &Endpoint| Family::of(e.addr) == f);
+                prop_assert!(s.local_endpoints.iter().all(|e| of(Family::of(e.addr))), "a local one without any");
                 prop_assert!(s.families.iter().count() > 0);
             }
         }
@@ -492,7 +519,7 @@ mod tests {
                             Path::Pod(_) => "Pod".into(),
                             other => format!("{other:?}"),
                         };
-                        format!("{path} {:?} {}", leg.snat, if leg.translated.is_some() { "service" } else { "plain" })
+                        format!("{path} {:?} {:?}", leg.snat, leg.choice)
                     })),
                 }
             }
@@ -502,18 +529,25 @@ mod tests {
             "UnusedPort",
             "SourceRange",
             "NoLocalEndpoints",
-            "Pod Keep service",
-            "Pod Masquerade service",
-            "Pod Keep plain",
-            "Host Keep plain",
-            "Host Masquerade service",
-            "Nowhere Keep plain",
-            "Outside Keep plain",
-            "Outside Masquerade plain",
-            "Peer tunnel true Keep plain",
-            "Peer tunnel false Keep plain",
-            "Peer tunnel true Keep service",
-            "Peer tunnel true Masquerade service",
+            "Pod Keep Some(Any)",
+            "Pod Keep Some(Local)",
+            "Pod Masquerade(PolicyCluster) Some(Any)",
+            "Pod Masquerade(InsideToOutside) Some(Any)",
+            "Pod Masquerade(NoPod) Some(Any)",
+            "Pod Masquerade(NoPod) Some(Local)",
+            "Pod Masquerade(Hairpin) Some(Any)",
+            "Pod Keep None",
+            "Host Keep None",
+            "Host Masquerade(NoPod) Some(Any)",
+            "Nowhere Keep None",
+            "Outside Keep None",
+            "Outside Masquerade(LeavesCluster) None",
+            "Outside Masquerade(LeavesCluster) Some(Any)",
+            "Peer tunnel true Keep None",
+            "Peer tunnel false Keep None",
+            "Peer tunnel true Keep Some(Any)",
+            "Peer tunnel true Masquerade(PolicyCluster) Some(Any)",
+            "Peer tunnel true Masquerade(InsideToOutside) Some(Any)",
         ] {
             assert!(met.contains(want), "{want} not met; met: {met:#?}");
         }

@@ -13,9 +13,9 @@ mod verdict;
 
 pub use changes::{Ports, ServiceChanges};
 pub use model::{
-    Affinity, Attachment, AttachmentKey, Backend, Endpoint, HostPort, NodeIntent, Peer, PeerRoute, Policy, PolicyPeer,
-    PolicyPort, PolicyRule, Reach, ServiceKey, ServicePort, TrafficPolicy, Vxlan,
+    Affinity, Attachment, AttachmentKey, Backend, ByFamily, Endpoint, HostPort, NodeIntent, Peer, PeerRoute, Policy, PolicyPeer,
+    PolicyPort, PolicyRule, Reach, Scope, ServiceKey, ServicePort, TrafficPolicy, Vxlan,
 };
-pub use packet::{Drop, L4, Leg, Origin, Packet, Path, Reject, Snat, Verdict};
+pub use packet::{Choice, Drop, L4, Leg, Masquerade, Origin, Packet, Path, Reject, Snat, Verdict};
 pub use pod::{Bandwidth, Mode, Network, PodSpec, Wiring};
 pub use verdict::{path, translate, verdict};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{PodSpec, Wiring};
 use serde::{Deserialize, Serialize};
-use types::{Cidr, FamilySet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
+use types::{Cidr, Family, FamilySet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
 
 /// Everything one node must do. The order of no collection here carries meaning; all are sorted, so equal intents
 /// print equal.
@@ -19,6 +19,8 @@ pub struct NodeIntent {
     pub families: FamilySet,
     /// This node's own addresses (Node `status.addresses`, InternalIP and ExternalIP).
     pub addresses: BTreeSet<IpAddr>,
+    /// The addresses of this node at which node ports are served: its primary ones unless configured otherwise.
+    pub node_port_addresses: BTreeSet<IpAddr>,
     /// Pod ranges this node owns: Node `spec.podCIDRs`, its blocks of address pools, and each address it borrowed from
     /// another node's block as a host range. They do not overlap.
     pub pod_cidrs: Vec<Cidr>,
@@ -54,6 +56,7 @@ impl NodeIntent {
             node,
             families: FamilySet::default(),
             addresses: BTreeSet::new(),
+            node_port_addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
             cluster_cidrs: BTreeSet::new(),
             masqueraded: BTreeSet::new(),
@@ -72,6 +75,15 @@ impl NodeIntent {
     #[must_use]
     pub fn attachment_of(&self, addr: IpAddr) -> Option<(&AttachmentKey, &Attachment)> {
         self.attachments.iter().find(|(_, a)| a.addresses.contains(&addr))
+    }
+
+    /// Whether an address is a pod's of this node, by the ranges: of this node's and its peers' the longest that holds it
+    /// is this node's.
+    #[must_use]
+    pub fn is_own_pod(&self, addr: IpAddr) -> bool {
+        let own = self.pod_cidrs.iter().filter(|c| c.contains(addr)).map(Cidr::len).max();
+        let peers = self.peers.values().flat_map(|p| &p.routes).map(|r| r.cidr);
+        own.is_some_and(|len| peers.filter(|c| c.contains(addr)).all(|c| c.len() <= len))
     }
 
     /// Whether an address belongs to a node of the cluster, this one or another.
@@ -252,15 +264,18 @@ impl fmt::Display for ServiceKey {
 }
 
 /// What a Service port promises. Headless Services have no virtual address and do not appear.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Virtual addresses inside the cluster (`spec.clusterIPs`), at most one per family.
     pub cluster_ips: BTreeSet<IpAddr>,
-    /// Virtual addresses for traffic from outside (`spec.externalIPs` and `status.loadBalancer.ingress[].ip`).
+    /// Virtual addresses for traffic from outside that somebody else brings here (`spec.externalIPs`).
     pub external_ips: BTreeSet<IpAddr>,
+    /// Virtual addresses of load balancers (`status.loadBalancer.ingress[].ip`, unless `ipMode` is Proxy). One that is in
+    /// `external_ips` too is a load balancer's.
+    pub balancer_ips: BTreeSet<IpAddr>,
     /// The port on those addresses.
     pub port: u16,
-    /// The port on every address of every node.
+    /// The port on [`NodeIntent::node_port_addresses`] of every node.
     pub node_port: Option<u16>,
     /// The families NodePort and endpoints are served in (`spec.ipFamilies`).
     pub families: FamilySet,
@@ -270,27 +285,106 @@ pub struct ServicePort {
     pub local_endpoints: BTreeSet<Endpoint>,
     /// Policy for traffic to `cluster_ips`.
     pub internal_policy: TrafficPolicy,
-    /// Policy for traffic to `external_ips` and `node_port`.
+    /// Policy for traffic to `external_ips`, `balancer_ips` and `node_port`.
     pub external_policy: TrafficPolicy,
     /// Session affinity.
     pub affinity: Affinity,
-    /// When not empty, the only sources that may use `external_ips` of the load balancer.
+    /// The only sources that may use `balancer_ips` of a range's family; every source where there is no range of that
+    /// family.
     pub source_ranges: BTreeSet<Cidr>,
+    /// Why `endpoints` are those.
+    pub scope: ByFamily<Scope>,
+    /// Why `local_endpoints` are those: [`Scope::Ready`] or [`Scope::Terminating`].
+    pub local_scope: ByFamily<Scope>,
+}
+
+impl ServicePort {
+    /// Every address for traffic from outside.
+    pub fn outside_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.external_ips.union(&self.balancer_ips).copied()
+    }
+
+    /// Whether `src` may use the addresses of load balancers, `at` being one. A node that has a balancer's address
+    /// itself may speak from it; `node` are the addresses of this node, as kube-proxy asks of its own.
+    #[must_use]
+    pub fn admits(&self, src: IpAddr, at: IpAddr, node: &BTreeSet<IpAddr>) -> bool {
+        let mut ranges = self.source_ranges.iter().filter(|c| c.family() == Family::of(at)).peekable();
+        if ranges.peek().is_none() {
+            return true;
+        }
+        let from_itself = self.balancer_ips.contains(&src);
+        ranges.any(|c| c.contains(src) || from_itself && node.iter().any(|n| c.contains(*n)))
+    }
+}
+
+/// Which of a Service's endpoints may be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scope {
+    /// All that are ready.
+    #[default]
+    Ready,
+    /// Those that are meant for this node (`hints.forNodes`).
+    SameNode,
+    /// Those that are meant for this node's zone (`hints.forZones`).
+    SameZone,
+    /// None is ready: those that still serve while they terminate.
+    Terminating,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "all that are ready",
+            Self::SameNode => "those meant for this node",
+            Self::SameZone => "those meant for this zone",
+            Self::Terminating => "none is ready: those that still serve while they terminate",
+        })
+    }
+}
+
+/// Something of each family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ByFamily<T> {
+    /// Of IPv4.
+    pub v4: T,
+    /// Of IPv6.
+    pub v6: T,
+}
+
+impl<T> ByFamily<T> {
+    /// That of one family.
+    pub fn get(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// Changes that of one family.
+    pub fn get_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
 }
 
 /// `internalTrafficPolicy` and `externalTrafficPolicy`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum TrafficPolicy {
     /// Any endpoint.
+    #[default]
     Cluster,
     /// Only endpoints of this node; the client's address is kept.
     Local,
 }
 
 /// `sessionAffinity`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Affinity {
     /// Each connection chooses anew.
+    #[default]
     None,
     /// A client address keeps its endpoint for so many seconds after its last connection.
     ClientIp {

@@ -65,6 +65,8 @@ pub enum Verdict {
 pub struct Leg {
     /// The destination after service translation; `None` where nothing was translated.
     pub translated: Option<Endpoint>,
+    /// From which endpoints that one was chosen; `None` where nothing was translated.
+    pub choice: Option<Choice>,
     /// The source address afterwards.
     pub snat: Snat,
     /// Where it is routed; `None` in the trace of a plane that does not route.
@@ -77,7 +79,37 @@ pub enum Snat {
     /// Kept.
     Keep,
     /// Replaced by this node's address, with a fully random port.
-    Masquerade,
+    Masquerade(Masquerade),
+}
+
+/// Why a source address is replaced. Where several reasons hold, the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Masquerade {
+    /// A pod's packet leaves the cluster.
+    LeavesCluster,
+    /// Policy Cluster, at a node port or an address for traffic from outside: the endpoint may be on another node, whose
+    /// answer must come back this way.
+    PolicyCluster,
+    /// Policy Local does not hold inside the cluster: neither for another node's pod nor for this node itself.
+    InsideToOutside,
+    /// At a cluster address, from elsewhere than a pod: the answer must come back this way.
+    NoPod,
+    /// A pod reaches itself through its Service: the answer must come back through the node.
+    Hairpin,
+}
+
+/// From which endpoints one is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Choice {
+    /// A random one of all that the node may use.
+    Any,
+    /// Policy Local: a random one of this node's, where others have some too.
+    Local,
+    /// Session affinity: the one that this client had before. No verdict says so, since it is no matter of intent: it
+    /// gives every endpoint that may come to be remembered.
+    Remembered,
 }
 
 /// Where a packet is routed.
@@ -139,6 +171,17 @@ impl Verdict {
         Self::Forward(BTreeSet::from([leg]))
     }
 
+    /// Whether `self` is what `allowed` says, or that part of it that affinity remembers.
+    #[must_use]
+    pub fn is_within(&self, allowed: &Self) -> bool {
+        let (Self::Forward(mine), Self::Forward(legs)) = (self, allowed) else { return self == allowed };
+        if mine.iter().all(|l| l.choice != Some(Choice::Remembered)) {
+            return mine == legs;
+        }
+        let same = |a: &Leg, b: &Leg| Leg { choice: None, ..a.clone() } == Leg { choice: None, ..b.clone() };
+        mine.len() == 1 && mine.iter().all(|l| legs.iter().any(|w| same(l, w)))
+    }
+
     /// The same verdict as a plane that does not route would give it.
     #[must_use]
     pub fn without_paths(self) -> Self {
@@ -146,6 +189,28 @@ impl Verdict {
             Self::Forward(legs) => Self::Forward(legs.into_iter().map(|l| Leg { path: None, ..l }).collect()),
             other => other,
         }
+    }
+}
+
+impl fmt::Display for Masquerade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeavesCluster => "it leaves the cluster",
+            Self::PolicyCluster => "policy Cluster: the endpoint may be on another node",
+            Self::InsideToOutside => "policy Local does not hold inside the cluster",
+            Self::NoPod => "it comes from no pod",
+            Self::Hairpin => "a pod reaches itself",
+        })
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Any => "chosen at random",
+            Self::Local => "policy Local: only this node's",
+            Self::Remembered => "session affinity: the one this client had before",
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use types::{Cidr, Family, PortKey};
 
 use crate::model::{AttachmentKey, Endpoint, NodeIntent, PolicyPeer, PolicyRule, Reach, ServicePort, TrafficPolicy};
-use crate::packet::{Drop, Leg, Origin, Packet, Path, Reject, Snat, Verdict};
+use crate::packet::{Choice, Drop, Leg, Masquerade, Origin, Packet, Path, Reject, Snat, Verdict};
 
 /// What must happen to `packet` on the node of `intent`.
 ///
@@ -43,7 +43,7 @@ pub fn translate(intent: &NodeIntent, packet: &Packet) -> Verdict {
         return if is_cluster_ip(intent, packet.dst) {
             Verdict::Reject(Reject::UnusedPort)
         } else {
-            Verdict::one(Leg { translated: None, snat: snat_plain(intent, packet), path: None })
+            plain(intent, packet)
         };
     };
     let family = Family::of(packet.dst);
@@ -54,10 +54,11 @@ pub fn translate(intent: &NodeIntent, packet: &Packet) -> Verdict {
         if svc.cluster_ips.contains(&packet.dst) {
             return choose(intent, packet, svc, svc.internal_policy, false);
         }
-        if svc.external_ips.contains(&packet.dst) {
-            if !svc.source_ranges.is_empty() && !svc.source_ranges.iter().any(|r| r.contains(packet.src)) {
-                return Verdict::Drop(Drop::SourceRange);
-            }
+        let balancer = svc.balancer_ips.contains(&packet.dst);
+        if balancer && !svc.admits(packet.src, packet.dst, &intent.addresses) {
+            return Verdict::Drop(Drop::SourceRange);
+        }
+        if balancer || svc.external_ips.contains(&packet.dst) {
             return choose(intent, packet, svc, svc.external_policy, true);
         }
     }
@@ -65,13 +66,13 @@ pub fn translate(intent: &NodeIntent, packet: &Packet) -> Verdict {
     if is_cluster_ip(intent, packet.dst) {
         return Verdict::Reject(Reject::UnusedPort);
     }
-    if intent.addresses.contains(&packet.dst) {
+    if intent.node_port_addresses.contains(&packet.dst) {
         let mut serving = of_proto().filter(|s| s.node_port == Some(port.port) && s.families.has(family));
         if let Some(svc) = serving.next() {
             return choose(intent, packet, svc, svc.external_policy, true);
         }
     }
-    Verdict::one(Leg { translated: None, snat: snat_plain(intent, packet), path: None })
+    plain(intent, packet)
 }
 
 fn is_cluster_ip(intent: &NodeIntent, addr: IpAddr) -> bool {
@@ -80,6 +81,16 @@ fn is_cluster_ip(intent: &NodeIntent, addr: IpAddr) -> bool {
 
 fn in_any(cidrs: &BTreeSet<Cidr>, addr: IpAddr) -> bool {
     cidrs.iter().any(|c| c.contains(addr))
+}
+
+/// The legs of a packet that no Service translates.
+fn plain(intent: &NodeIntent, packet: &Packet) -> Verdict {
+    let snat = if leaves_cluster(intent, packet.src, packet.dst) {
+        Snat::Masquerade(Masquerade::LeavesCluster)
+    } else {
+        Snat::Keep
+    };
+    Verdict::one(Leg { translated: None, choice: None, snat, path: None })
 }
 
 /// The legs of a Service port. `external` is traffic to a NodePort or an external address.
@@ -94,6 +105,8 @@ fn choose(intent: &NodeIntent, packet: &Packet, svc: &ServicePort, policy: Traff
     let from_cluster = in_any(&intent.cluster_cidrs, packet.src) || packet.origin == Origin::Host;
     let local = policy == TrafficPolicy::Local && !(external && from_cluster);
     let usable = if local { of_family(&svc.local_endpoints) } else { all.clone() };
+    // Session affinity narrows the choice by what happened before, which is no matter of intent.
+    let choice = if local && usable != all { Choice::Local } else { Choice::Any };
     if usable.is_empty() {
         return if local && !all.is_empty() {
             Verdict::Drop(Drop::NoLocalEndpoints)
@@ -102,19 +115,37 @@ fn choose(intent: &NodeIntent, packet: &Packet, svc: &ServicePort, policy: Traff
         };
     }
     let legs = usable.into_iter().map(|e| {
-        let hairpin = e.addr == packet.src;
-        let masquerade = hairpin
-            || if external {
-                policy == TrafficPolicy::Cluster || from_cluster
-            } else {
-                !in_any(&intent.cluster_cidrs, packet.src)
-            }
-            || leaves_cluster(intent, packet.src, e.addr);
-        let masquerade = masquerade && !stays(intent, packet, e.addr);
-        let snat = if masquerade { Snat::Masquerade } else { Snat::Keep };
-        Leg { translated: Some(e), snat, path: None }
+        let why = masquerade(intent, packet, e, policy, external).filter(|_| !stays(intent, packet, e.addr));
+        let snat = why.map_or(Snat::Keep, Snat::Masquerade);
+        Leg { translated: Some(e), choice: Some(choice), snat, path: None }
     });
     Verdict::Forward(legs.collect())
+}
+
+/// Why a packet to this endpoint of a Service must take the node's address, if it must.
+fn masquerade(
+    intent: &NodeIntent,
+    packet: &Packet,
+    to: Endpoint,
+    policy: TrafficPolicy,
+    external: bool,
+) -> Option<Masquerade> {
+    let from_pod = in_any(&intent.cluster_cidrs, packet.src);
+    let host = packet.origin == Origin::Host;
+    if leaves_cluster(intent, packet.src, to.addr) {
+        Some(Masquerade::LeavesCluster)
+    } else if external && policy == TrafficPolicy::Cluster {
+        Some(Masquerade::PolicyCluster)
+    } else if external && (host || from_pod && !intent.is_own_pod(packet.src)) {
+        // A pod of this node is answered through this node whatever address it has.
+        Some(Masquerade::InsideToOutside)
+    } else if !external && !from_pod {
+        Some(Masquerade::NoPod)
+    } else if to.addr == packet.src {
+        Some(Masquerade::Hairpin)
+    } else {
+        None
+    }
 }
 
 /// Whether the packet ends at this node without leaving any interface: then there is no source to replace, the node
@@ -129,10 +160,6 @@ fn leaves_cluster(intent: &NodeIntent, src: IpAddr, dst: IpAddr) -> bool {
         && !in_any(&intent.cluster_cidrs, dst)
         && !intent.is_node_address(dst)
         && !dst.is_multicast()
-}
-
-fn snat_plain(intent: &NodeIntent, packet: &Packet) -> Snat {
-    if leaves_cluster(intent, packet.src, packet.dst) { Snat::Masquerade } else { Snat::Keep }
 }
 
 /// Where an address is routed on this node: the part of [`verdict`] that the fabric decides.
@@ -211,7 +238,13 @@ mod tests {
     use types::{FamilySet, ObjectName, Proto};
 
     use super::*;
-    use crate::{Affinity, L4, ServiceKey};
+    use crate::{L4, ServiceKey};
+
+    const LEAVES: Snat = Snat::Masquerade(Masquerade::LeavesCluster);
+    const CLUSTER: Snat = Snat::Masquerade(Masquerade::PolicyCluster);
+    const INSIDE: Snat = Snat::Masquerade(Masquerade::InsideToOutside);
+    const NO_POD: Snat = Snat::Masquerade(Masquerade::NoPod);
+    const HAIRPIN: Snat = Snat::Masquerade(Masquerade::Hairpin);
 
     const POD: &str = "10.244.0.2";
     const OTHER: &str = "10.244.0.3";
@@ -232,16 +265,12 @@ mod tests {
     fn service(endpoints: &[&str]) -> ServicePort {
         ServicePort {
             cluster_ips: [ip(VIP)].into(),
-            external_ips: [ip(LB)].into(),
+            balancer_ips: [ip(LB)].into(),
             port: 80,
             node_port: Some(30080),
             families: FamilySet { v4: true, v6: false },
             endpoints: endpoints.iter().map(|e| to(e)).collect(),
-            local_endpoints: BTreeSet::new(),
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            affinity: Affinity::None,
-            source_ranges: BTreeSet::new(),
+            ..ServicePort::default()
         }
     }
 
@@ -250,6 +279,7 @@ mod tests {
         i.families = FamilySet { v4: true, v6: false };
         i.masqueraded.insert("10.244.0.0/24".parse().unwrap());
         i.addresses.insert(ip(NODE));
+        i.node_port_addresses.insert(ip(NODE));
         i.pod_cidrs.push("10.244.0.0/24".parse().unwrap());
         i.cluster_cidrs.insert("10.244.0.0/16".parse().unwrap());
         for (name, svc) in services {
@@ -275,7 +305,7 @@ mod tests {
     }
 
     fn leg(endpoint: Option<&str>, snat: Snat) -> Leg {
-        Leg { translated: endpoint.map(to), snat, path: None }
+        Leg { translated: endpoint.map(to), choice: endpoint.map(|_| Choice::Any), snat, path: None }
     }
 
     #[test]
@@ -283,16 +313,16 @@ mod tests {
         let i = intent_with(vec![("web", service(&[OTHER]))]);
         for (src, dst, port, translated, snat) in [
             (POD, VIP, 80, Some(OTHER), Snat::Keep),
-            (OTHER, VIP, 80, Some(OTHER), Snat::Masquerade),
+            (OTHER, VIP, 80, Some(OTHER), HAIRPIN),
             (FAR, VIP, 80, Some(OTHER), Snat::Keep),
-            (NODE, VIP, 80, Some(OTHER), Snat::Masquerade),
-            (WORLD, VIP, 80, Some(OTHER), Snat::Masquerade),
-            (WORLD, LB, 80, Some(OTHER), Snat::Masquerade),
-            (WORLD, NODE, 30080, Some(OTHER), Snat::Masquerade),
-            (POD, NODE, 30080, Some(OTHER), Snat::Masquerade),
+            (NODE, VIP, 80, Some(OTHER), NO_POD),
+            (WORLD, VIP, 80, Some(OTHER), NO_POD),
+            (WORLD, LB, 80, Some(OTHER), CLUSTER),
+            (WORLD, NODE, 30080, Some(OTHER), CLUSTER),
+            (POD, NODE, 30080, Some(OTHER), CLUSTER),
             (POD, FAR, 80, None, Snat::Keep),
             (POD, NODE, 22, None, Snat::Keep),
-            (POD, WORLD, 443, None, Snat::Masquerade),
+            (POD, WORLD, 443, None, LEAVES),
             (POD, "224.0.0.5", 443, None, Snat::Keep),
             (NODE, WORLD, 443, None, Snat::Keep),
             (WORLD, OTHER, 8080, None, Snat::Keep),
@@ -308,7 +338,7 @@ mod tests {
     #[test]
     fn an_endpoint_outside_the_cluster_sees_the_node() {
         let i = intent_with(vec![("db", service(&[WORLD]))]);
-        assert_eq!(translate(&i, &packet(POD, VIP, 80)), Verdict::one(leg(Some(WORLD), Snat::Masquerade)));
+        assert_eq!(translate(&i, &packet(POD, VIP, 80)), Verdict::one(leg(Some(WORLD), LEAVES)));
     }
 
     #[test]
@@ -319,7 +349,7 @@ mod tests {
             assert_eq!(got, Verdict::one(leg(Some(NODE), Snat::Keep)), "{src} to {dst}:{port}");
         }
         // The node to itself passes postrouting, on loopback.
-        assert_eq!(translate(&i, &packet(NODE, VIP, 80)), Verdict::one(leg(Some(NODE), Snat::Masquerade)));
+        assert_eq!(translate(&i, &packet(NODE, VIP, 80)), Verdict::one(leg(Some(NODE), NO_POD)));
     }
 
     #[test]
@@ -331,7 +361,7 @@ mod tests {
         assert_eq!(translate(&i, &packet(POD, VIP, 81)), Verdict::Reject(Reject::UnusedPort));
         assert_eq!(translate(&i, &ping(VIP)), Verdict::Reject(Reject::UnusedPort));
         // An external address is no cluster address: its other ports belong to whoever has it.
-        assert_eq!(translate(&i, &ping(LB)), Verdict::one(leg(None, Snat::Masquerade)));
+        assert_eq!(translate(&i, &ping(LB)), Verdict::one(leg(None, LEAVES)));
     }
 
     #[test]
@@ -340,13 +370,15 @@ mod tests {
         svc.external_policy = TrafficPolicy::Local;
         svc.local_endpoints = [to(OTHER)].into();
         let i = intent_with(vec![("web", svc.clone())]);
+        let both = |snat| Verdict::Forward([leg(Some(OTHER), snat), leg(Some(FAR), snat)].into());
         for (dst, port) in [(LB, 80), (NODE, 30080)] {
             let got = translate(&i, &packet(WORLD, dst, port));
-            assert_eq!(got, Verdict::one(leg(Some(OTHER), Snat::Keep)));
-            // From inside the cluster every endpoint is good, and the answer must come back this way.
-            let both = [leg(Some(OTHER), Snat::Masquerade), leg(Some(FAR), Snat::Masquerade)];
-            assert_eq!(translate(&i, &packet(POD, dst, port)), Verdict::Forward(both.into()));
-            assert_eq!(translate(&i, &packet(NODE, dst, port)), Verdict::Forward(both_of(OTHER, FAR)));
+            assert_eq!(got, Verdict::one(Leg { choice: Some(Choice::Local), ..leg(Some(OTHER), Snat::Keep) }));
+            // From inside the cluster every endpoint is good. The answer comes back this way to this node's pods; for
+            // others it must be made to.
+            assert_eq!(translate(&i, &packet(POD, dst, port)), both(Snat::Keep));
+            assert_eq!(translate(&i, &packet(NODE, dst, port)), both(INSIDE));
+            assert_eq!(translate(&i, &packet("10.244.9.9", dst, port)), both(INSIDE));
         }
         svc.local_endpoints.clear();
         svc.internal_policy = TrafficPolicy::Local;
@@ -355,18 +387,53 @@ mod tests {
         assert_eq!(translate(&i, &packet(POD, VIP, 80)), Verdict::Drop(Drop::NoLocalEndpoints));
     }
 
-    fn both_of(a: &str, b: &str) -> BTreeSet<Leg> {
-        [leg(Some(a), Snat::Masquerade), leg(Some(b), Snat::Masquerade)].into()
-    }
-
     #[test]
-    fn source_ranges_guard_the_external_address_only() {
+    fn source_ranges_guard_the_load_balancers_address_only() {
+        const EXTERNAL: &str = "198.51.100.2";
         let mut svc = service(&[OTHER]);
+        svc.external_ips = [ip(EXTERNAL)].into();
         svc.source_ranges = ["203.0.113.0/31".parse().unwrap()].into();
-        let i = intent_with(vec![("web", svc)]);
+        let i = intent_with(vec![("web", svc.clone())]);
         assert!(matches!(translate(&i, &packet(WORLD, LB, 80)), Verdict::Forward(_)));
         assert_eq!(translate(&i, &packet("203.0.113.2", LB, 80)), Verdict::Drop(Drop::SourceRange));
-        assert!(matches!(translate(&i, &packet("203.0.113.2", NODE, 30080)), Verdict::Forward(_)));
+        for (dst, port) in [(NODE, 30080), (EXTERNAL, 80), (VIP, 80)] {
+            assert!(matches!(translate(&i, &packet("203.0.113.2", dst, port)), Verdict::Forward(_)), "{dst}");
+        }
+        // A node that has the address itself speaks from it.
+        let own = from(Origin::Host, LB, LB, 80);
+        assert_eq!(translate(&i, &own), Verdict::Drop(Drop::SourceRange));
+        svc.source_ranges.insert("192.168.7.0/24".parse().unwrap());
+        assert!(matches!(translate(&intent_with(vec![("web", svc.clone())]), &own), Verdict::Forward(_)));
+        // Ranges of the other family say nothing.
+        svc.source_ranges = ["2001:db8::/32".parse().unwrap()].into();
+        assert!(matches!(translate(&intent_with(vec![("web", svc)]), &packet(WORLD, LB, 80)), Verdict::Forward(_)));
+    }
+
+    /// What affinity remembers is one of those that may come to be remembered.
+    #[test]
+    fn a_remembered_endpoint_is_within_the_choice() {
+        let i = intent_with(vec![("web", service(&[OTHER, FAR]))]);
+        let all = translate(&i, &packet(POD, VIP, 80));
+        let remembered = |e| Verdict::one(Leg { choice: Some(Choice::Remembered), ..leg(Some(e), Snat::Keep) });
+        assert!(all.is_within(&all) && remembered(OTHER).is_within(&all) && remembered(FAR).is_within(&all));
+        assert!(!remembered(POD).is_within(&all));
+        assert!(!Verdict::one(leg(Some(OTHER), Snat::Keep)).is_within(&all), "a choice is from all");
+        assert!(!Verdict::Drop(Drop::Policy).is_within(&all));
+    }
+
+    /// Of this node's range an address that a peer borrowed is the peer's.
+    #[test]
+    fn own_pods_are_those_of_the_longest_range() {
+        let mut i = intent_with(vec![]);
+        let borrowed = crate::PeerRoute {
+            cidr: "10.244.0.7/32".parse().unwrap(),
+            reach: Reach::Direct { next_hop: ip("192.168.7.11") },
+        };
+        let peer = crate::Peer { addresses: BTreeSet::new(), routes: vec![borrowed] };
+        i.peers.insert("node1".parse().unwrap(), peer);
+        assert!(i.is_own_pod(ip(POD)) && !i.is_own_pod(ip("10.244.0.7")) && !i.is_own_pod(ip(FAR)));
+        i.pod_cidrs.push("10.244.0.7/32".parse().unwrap());
+        assert!(i.is_own_pod(ip("10.244.0.7")));
     }
 
     /// `externalIPs` may hold a node's address; what names address and port comes before another's node port, whatever
@@ -381,6 +448,6 @@ mod tests {
         by_address.port = 30080;
         by_address.node_port = None;
         let i = intent_with(vec![("a", by_port), ("b", by_address)]);
-        assert_eq!(translate(&i, &packet(WORLD, NODE, 30080)), Verdict::one(leg(Some(FAR), Snat::Masquerade)));
+        assert_eq!(translate(&i, &packet(WORLD, NODE, 30080)), Verdict::one(leg(Some(FAR), CLUSTER)));
     }
 }
