@@ -145,15 +145,8 @@ fn raw_port() -> impl Strategy<Value = RawPort> {
         select(&[None, None, None, Some(60), Some(10_800)][..]),
         prop::bool::weighted(0.2),
     )
-        .prop_map(|(proto, port, node_port, endpoints, external_local, internal_local, timeout, narrowed)| RawPort {
-            proto,
-            port,
-            node_port,
-            endpoints,
-            external_local,
-            internal_local,
-            timeout,
-            narrowed,
+        .prop_map(|(proto, port, node_port, endpoints, external_local, internal_local, timeout, narrowed)| {
+            RawPort { proto, port, node_port, endpoints, external_local, internal_local, timeout, narrowed }
         })
 }
 

@@ -13,8 +13,8 @@ mod verdict;
 
 pub use changes::{Ports, ServiceChanges};
 pub use model::{
-    Affinity, Attachment, AttachmentKey, Backend, ByFamily, Endpoint, HostPort, NodeIntent, Peer, PeerRoute, Policy, PolicyPeer,
-    PolicyPort, PolicyRule, Reach, Scope, ServiceKey, ServicePort, TrafficPolicy, Vxlan,
+    Affinity, Attachment, AttachmentKey, Backend, ByFamily, Endpoint, HostPort, NodeIntent, Peer, PeerRoute, Policy,
+    PolicyPeer, PolicyPort, PolicyRule, Reach, Scope, ServiceKey, ServicePort, TrafficPolicy, Vxlan,
 };
 pub use packet::{Choice, Drop, L4, Leg, Masquerade, Origin, Packet, Path, Reject, Snat, Verdict};
 pub use pod::{Bandwidth, Mode, Network, PodSpec, Wiring};

@@ -192,6 +192,12 @@ impl Verdict {
     }
 }
 
+impl Masquerade {
+    /// Every reason.
+    pub const ALL: [Self; 5] =
+        [Self::LeavesCluster, Self::PolicyCluster, Self::InsideToOutside, Self::NoPod, Self::Hairpin];
+}
+
 impl fmt::Display for Masquerade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -12,6 +12,8 @@ use types::{Cidr, Family, Proto};
 use crate::image::{Chain, Data, Image, Key, Set};
 use crate::key::KeyBytes;
 use crate::layout::{self, Pick, in_family};
+use crate::ranges::{own_pods, ranges};
+use crate::sticky::{self, ServiceId};
 use crate::tracker::Tracker;
 
 /// Kernel features without which nothing of this plane works, as [`Caps::missing`] names them.
@@ -172,7 +174,7 @@ impl Fragment {
     pub(crate) fn of<'a>(ports: impl IntoIterator<Item = (&'a ServiceKey, &'a Arc<ServicePort>)>) -> Self {
         let mut out = Self::default();
         for (key, svc) in ports {
-            out.port(key, svc);
+            out.port(Of { key, svc, id: (svc.affinity != Affinity::None).then(|| sticky::service_id(key)) });
         }
         out
     }
@@ -187,9 +189,13 @@ impl Fragment {
 
     fn put_ranges<'a>(&mut self, set: &str, cidrs: impl IntoIterator<Item = &'a Cidr>) {
         for (first, last) in ranges(cidrs) {
-            let key = Key::range(KeyBytes::new().addr(first).done(), KeyBytes::new().addr(last).done());
-            self.put(in_family(set, Family::of(first)), key, Data::Member);
+            self.put_range(set, first, last);
         }
+    }
+
+    fn put_range(&mut self, set: &str, first: IpAddr, last: IpAddr) {
+        let key = Key::range(KeyBytes::new().addr(first).done(), KeyBytes::new().addr(last).done());
+        self.put(in_family(set, Family::of(first)), key, Data::Member);
     }
 
     /// Addresses and ranges of the cluster.
@@ -201,6 +207,12 @@ impl Fragment {
         }
         for a in &intent.addresses {
             self.put_addr("own_addresses", *a);
+        }
+        for a in &intent.node_port_addresses {
+            self.put_addr("node_port_addresses", *a);
+        }
+        for (first, last) in own_pods(intent) {
+            self.put_range("own_pods", first, last);
         }
         if let Some(v) = &intent.vxlan {
             let key = Key::one(v.port.to_be_bytes().to_vec());
@@ -223,55 +235,49 @@ impl Fragment {
     }
 
     /// Every place where a Service port is reached, none of which is another's ([`NodeIntent::services`]).
-    fn port(&mut self, key: &ServiceKey, svc: &ServicePort) {
+    fn port(&mut self, of: Of<'_>) {
+        let svc = of.svc;
         for ip in &svc.cluster_ips {
             self.put_addr("cluster_ips", *ip);
-            self.internal(key, svc, *ip);
+            self.internal(of, *ip);
         }
-        for ip in &svc.external_ips {
-            self.firewall(key, svc, *ip);
-            self.external(key, svc, Front::Vip(*ip), svc.port);
+        for ip in svc.outside_ips() {
+            if svc.balancer_ips.contains(&ip) {
+                self.firewall(of, ip);
+            }
+            self.external(of, Front::Vip(ip), svc.port);
         }
         for f in svc.families.iter() {
             let Some(port) = svc.node_port else { continue };
-            self.external(key, svc, Front::Node(f), port);
-        }
-        if let Affinity::ClientIp { .. } = svc.affinity {
-            self.refused.push(Refused {
-                object: service(key),
-                field: "spec.sessionAffinity".into(),
-                why: "ClientIP is not done yet in mode nftables: the Service works, but each connection chooses its \
-                      endpoint anew; set None to say so"
-                    .into(),
-            });
+            self.external(of, Front::Node(f), port);
         }
     }
 
-    fn internal(&mut self, key: &ServiceKey, svc: &ServicePort, ip: IpAddr) {
-        let front = Front::Vip(ip);
+    fn internal(&mut self, of: Of<'_>, ip: IpAddr) {
+        let (svc, front) = (of.svc, Front::Vip(ip));
         let all = of_family(&svc.endpoints, front.family());
-        let verdict = if svc.internal_policy == TrafficPolicy::Local {
-            let local = of_family(&svc.local_endpoints, front.family());
-            self.endpoints(key, front, svc.port, &local, !all.is_empty(), false)
+        let local = of_family(&svc.local_endpoints, front.family());
+        let verdict = if svc.internal_policy == TrafficPolicy::Local && local != all {
+            self.endpoints(of, front, svc.port, &local, !all.is_empty(), true)
         } else {
-            self.endpoints(key, front, svc.port, &all, false, false)
+            self.endpoints(of, front, svc.port, &all, false, false)
         };
         let services = front.set("services", "nodeports");
-        self.put(services, Key::one(front.key(None, key.proto, svc.port).done()), Data::Verdict(verdict));
+        self.put(services, Key::one(front.key(None, of.key.proto, svc.port).done()), Data::Verdict(verdict));
     }
 
-    fn external(&mut self, key: &ServiceKey, svc: &ServicePort, front: Front, port: u16) {
-        let at = || Key::one(front.key(None, key.proto, port).done());
-        let all = of_family(&svc.endpoints, front.family());
-        let verdict = self.endpoints(key, front, port, &all, false, false);
+    fn external(&mut self, of: Of<'_>, front: Front, port: u16) {
+        let at = || Key::one(front.key(None, of.key.proto, port).done());
+        let all = of_family(&of.svc.endpoints, front.family());
+        let verdict = self.endpoints(of, front, port, &all, false, false);
         self.put(front.set("services", "nodeports"), at(), Data::Verdict(verdict));
-        let masquerade = match svc.external_policy {
+        let masquerade = match of.svc.external_policy {
             TrafficPolicy::Cluster => layout::MASQUERADE_EXTERNAL.into(),
             TrafficPolicy::Local => {
                 // Sources inside the cluster use all endpoints; only those outside need the other entry.
-                let local = of_family(&svc.local_endpoints, front.family());
+                let local = of_family(&of.svc.local_endpoints, front.family());
                 if local != all {
-                    let verdict = self.endpoints(key, front, port, &local, !all.is_empty(), true);
+                    let verdict = self.endpoints(of, front, port, &local, !all.is_empty(), true);
                     self.put(front.set("local_services", "local_nodeports"), at(), Data::Verdict(verdict));
                 }
                 in_family("masquerade_local", front.family())
@@ -283,7 +289,7 @@ impl Fragment {
     /// Fills the slots of one front and gives the verdict that leads to them.
     fn endpoints(
         &mut self,
-        key: &ServiceKey,
+        of: Of<'_>,
         front: Front,
         port: u16,
         endpoints: &[Endpoint],
@@ -293,7 +299,7 @@ impl Fragment {
         let usable = endpoints.get(..layout::MAX_ENDPOINTS).unwrap_or(endpoints);
         if usable.len() < endpoints.len() {
             self.refused.push(Refused {
-                object: service(key),
+                object: service(of.key),
                 field: "endpoints".into(),
                 why: format!(
                     "{} endpoints, of which the first {} are used: split the Service",
@@ -306,77 +312,77 @@ impl Fragment {
         if count == 0 {
             return Verdict::Goto(if elsewhere { layout::DROP_NO_LOCAL } else { layout::REJECT_NO_ENDPOINTS }.into());
         }
-        let family = front.family();
-        let pick = Pick { family, node: matches!(front, Front::Node(_)), local, count };
-        let set = front.set("endpoints", "node_endpoints");
-        for (slot, e) in (0u32..).zip(usable) {
-            let at = front.key(Some(pick.slot_mark(slot)), key.proto, port).done();
-            let to = KeyBytes::new().addr(e.addr).port(e.port).done();
-            self.put(set.clone(), Key::one(at), Data::Value(to.into()));
-            self.shared.push(Shared::Hairpin(e.addr));
+        let sticky = match of.svc.affinity {
+            Affinity::None => None,
+            Affinity::ClientIp { timeout } => Some(timeout),
+        };
+        let pick = Pick { family: front.family(), node: matches!(front, Front::Node(_)), local, count, sticky };
+        self.shared.extend(usable.iter().map(|e| Shared::Hairpin(e.addr)));
+        match of.id {
+            Some(id) => self.sticky(of, id, front, port, pick, usable),
+            None => {
+                let set = front.set("endpoints", "node_endpoints");
+                for (slot, e) in (0u32..).zip(usable) {
+                    let at = front.key(Some(pick.slot_mark(slot)), of.key.proto, port).done();
+                    self.put(set.clone(), Key::one(at), target(*e));
+                }
+            }
         }
         self.picks.insert(pick);
         Verdict::Goto(pick.chain())
     }
 
-    fn firewall(&mut self, key: &ServiceKey, svc: &ServicePort, ip: IpAddr) {
-        if svc.source_ranges.is_empty() {
+    /// The slots and endpoints of a Service port with session affinity: the same for all its fronts, so put more than
+    /// once.
+    fn sticky(&mut self, of: Of<'_>, id: ServiceId, front: Front, port: u16, pick: Pick, usable: &[Endpoint]) {
+        let at = || Key::one(front.key(None, of.key.proto, port).done());
+        self.put(front.set("sticky_a", "sticky_node_a"), at(), number(id.a));
+        self.put(front.set("sticky_b", "sticky_node_b"), at(), number(id.b));
+        let everyone = of.svc.endpoints.union(&of.svc.local_endpoints).copied();
+        let everyone: BTreeSet<Endpoint> = everyone.filter(|e| Family::of(e.addr) == pick.family).collect();
+        let ids = sticky::endpoint_ids(&everyone);
+        let set = in_family(if pick.local { "local_sticky_endpoints" } else { "sticky_endpoints" }, pick.family);
+        for (slot, e) in (0u32..).zip(usable) {
+            let Some(endpoint) = ids.get(e).copied() else { continue };
+            let slot = KeyBytes::new().mark(pick.slot_mark(slot)).mark(id.a).mark(id.b).done();
+            self.put(in_family("sticky_slots", pick.family), Key::one(slot), number(endpoint));
+            let key = KeyBytes::new().mark(endpoint).mark(id.a).mark(id.b).proto(of.key.proto).done();
+            self.put(set.clone(), Key::one(key), target(*e));
+        }
+    }
+
+    fn firewall(&mut self, of: Of<'_>, ip: IpAddr) {
+        let family = Family::of(ip);
+        let svc = of.svc;
+        let allowed: Vec<Cidr> = svc.source_ranges.iter().filter(|c| c.family() == family).copied().collect();
+        if allowed.is_empty() {
             return;
         }
-        let family = Family::of(ip);
-        let at = || Front::Vip(ip).key(None, key.proto, svc.port);
+        let at = || Front::Vip(ip).key(None, of.key.proto, svc.port);
         self.put(in_family("firewalled", family), Key::one(at().done()), Data::Member);
-        for (first, last) in ranges(svc.source_ranges.iter().filter(|c| c.family() == family)) {
+        for (first, last) in ranges(&allowed) {
             let key = Key::range(at().addr(first).done(), at().addr(last).done());
             self.put(in_family("source_ranges", family), key, Data::Member);
         }
     }
 }
 
+/// A Service port, with its number if it has session affinity.
+#[derive(Clone, Copy)]
+struct Of<'a> {
+    key: &'a ServiceKey,
+    svc: &'a ServicePort,
+    id: Option<ServiceId>,
+}
+
+fn target(e: Endpoint) -> Data {
+    Data::Value(KeyBytes::new().addr(e.addr).port(e.port).done().into())
+}
+
+fn number(id: u32) -> Data {
+    Data::Value(KeyBytes::new().mark(id).done().into())
+}
+
 fn of_family(endpoints: &BTreeSet<Endpoint>, family: Family) -> Vec<Endpoint> {
     endpoints.iter().copied().filter(|e| Family::of(e.addr) == family).collect()
-}
-
-/// The addresses of some ranges as ranges that neither overlap nor touch: the kernel refuses the former and cannot tell
-/// the latter from one.
-fn ranges<'a>(cidrs: impl IntoIterator<Item = &'a Cidr>) -> Vec<(IpAddr, IpAddr)> {
-    let mut sorted: Vec<(IpAddr, IpAddr)> = cidrs.into_iter().map(|c| (c.addr(), c.last())).collect();
-    sorted.sort();
-    let mut out: Vec<(IpAddr, IpAddr)> = Vec::with_capacity(sorted.len());
-    for (first, last) in sorted {
-        match out.last_mut() {
-            Some((_, end)) if first <= *end || follows(*end) == Some(first) => *end = last.max(*end),
-            _ => out.push((first, last)),
-        }
-    }
-    out
-}
-
-/// The next address of the same family.
-fn follows(addr: IpAddr) -> Option<IpAddr> {
-    match addr {
-        IpAddr::V4(a) => u32::from(a).checked_add(1).map(|n| std::net::Ipv4Addr::from(n).into()),
-        IpAddr::V6(a) => u128::from(a).checked_add(1).map(|n| std::net::Ipv6Addr::from(n).into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_neither_overlap_nor_touch() {
-        let parse = |s: &str| s.parse::<Cidr>().unwrap();
-        let of = |s: &[&str]| -> Vec<String> {
-            let cidrs: Vec<Cidr> = s.iter().map(|c| parse(c)).collect();
-            ranges(&cidrs).into_iter().map(|(a, b)| format!("{a}-{b}")).collect()
-        };
-        assert_eq!(of(&["10.1.0.0/16", "10.0.0.0/16", "10.0.3.0/24"]), ["10.0.0.0-10.1.255.255"]);
-        assert_eq!(
-            of(&["0.0.0.0/0", "10.0.0.0/8", "::/0"]),
-            ["0.0.0.0-255.255.255.255", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
-        );
-        assert_eq!(of(&["255.255.255.255/32", "::/128"]), ["255.255.255.255-255.255.255.255", "::-::"]);
-        assert_eq!(of(&["10.0.0.0/24", "10.0.2.0/24"]), ["10.0.0.0-10.0.0.255", "10.0.2.0-10.0.2.255"]);
-    }
 }

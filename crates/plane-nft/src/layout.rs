@@ -4,6 +4,7 @@
 //! ```text
 //! prerouting -> prerouting4 -+-> (services4) pick4_N          dnat to a random one of N
 //! output ----> output4 ------+-> (nodeports4) node4_N
+//!                            +-> sticky4_N_Ts | sticky_node4_N_Ts   to the one that affinity4 remembers, see `sticky`
 //!                            +-> reject_no_endpoints | reject_unused_port | drop_no_local | drop_source_range
 //! postrouting --------------> (externals4) masquerade_external | masquerade_local4, or masquerade_cluster4
 //! ```
@@ -23,6 +24,7 @@
 
 use std::sync::Arc;
 
+use intent::Masquerade;
 use kernel_api::nft::{
     ChainKind, CmpOp, CtKey, DataType, Expr, Hook, HookPoint, LookupInto, MetaKey, PayloadBase, Reg, RejectWith,
     SetData, Verdict,
@@ -31,6 +33,7 @@ use types::{Family, Mark, Proto};
 
 use crate::image::{Rule, Shape};
 use crate::key::addr_type;
+use crate::sticky;
 
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` (include/uapi/linux/netfilter/nf_nat.h).
 const RANDOM_FULLY: u32 = 16;
@@ -48,6 +51,10 @@ pub(crate) const REJECT_UNUSED_PORT: &str = "reject_unused_port";
 pub(crate) const DROP_NO_LOCAL: &str = "drop_no_local";
 pub(crate) const DROP_SOURCE_RANGE: &str = "drop_source_range";
 pub(crate) const MASQUERADE_EXTERNAL: &str = "masquerade_external";
+/// How the name of a chain ends that picks from this node's endpoints.
+pub(crate) const LOCAL: &str = "_local";
+/// Where a rule that borrows the packet's mark keeps it.
+pub(crate) const OWN: Reg = Reg(15);
 
 /// A set's name in one family: `services4`.
 pub(crate) fn in_family(name: &str, family: Family) -> String {
@@ -62,10 +69,11 @@ const fn digit(family: Family) -> char {
 }
 
 /// Sets whose elements belong to one Service port, named without family; the key holds address, protocol and port.
-pub(crate) const VIP_SETS: [&str; 6] =
-    ["services", "local_services", "endpoints", "externals", "firewalled", "source_ranges"];
+pub(crate) const VIP_SETS: [&str; 7] =
+    ["services", "local_services", "endpoints", "sticky", "externals", "firewalled", "source_ranges"];
 /// The same for node ports; the key holds protocol and port.
-pub(crate) const NODE_SETS: [&str; 4] = ["nodeports", "local_nodeports", "node_endpoints", "external_ports"];
+pub(crate) const NODE_SETS: [&str; 5] =
+    ["nodeports", "local_nodeports", "node_endpoints", "sticky_node", "external_ports"];
 
 /// The shape of each set, by name without family.
 pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
@@ -79,6 +87,15 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
     let shape = |key: Vec<DataType>, data: Option<SetData>, interval: bool| {
         Arc::new(Shape { key, data, interval, timeout: false, constant: false, dynamic: None })
     };
+    let number = || Some(SetData::Value(vec![Mark]));
+    let affinity = Arc::new(Shape {
+        key: vec![Mark, addr],
+        data: number(),
+        interval: false,
+        timeout: true,
+        constant: false,
+        dynamic: Some(sticky::REMEMBERED),
+    });
     vec![
         ("services", shape(vip.clone(), verdict(), false)),
         ("local_services", shape(vip.clone(), verdict(), false)),
@@ -89,13 +106,21 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
         ("nodeports", shape(node.clone(), verdict(), false)),
         ("local_nodeports", shape(node.clone(), verdict(), false)),
         ("node_endpoints", shape(marked(&node), endpoint(), false)),
-        ("external_ports", shape(node, verdict(), false)),
+        ("external_ports", shape(node.clone(), verdict(), false)),
+        ("sticky", shape(vip.clone(), number(), false)),
+        ("sticky_node", shape(node.clone(), number(), false)),
+        ("sticky_slots", shape(vec![Mark, Mark], number(), false)),
+        ("sticky_endpoints", shape(vec![Mark, Mark, InetProto], endpoint(), false)),
+        ("local_sticky_endpoints", shape(vec![Mark, Mark, InetProto], endpoint(), false)),
+        ("affinity", affinity),
         ("cluster_cidrs", shape(vec![addr], None, true)),
         ("cluster_ips", shape(vec![addr], None, false)),
         ("hairpin", shape(vec![addr, addr], None, false)),
         ("masqueraded", shape(vec![addr], None, true)),
         ("node_addresses", shape(vec![addr], None, false)),
         ("own_addresses", shape(vec![addr], None, false)),
+        ("own_pods", shape(vec![addr], None, true)),
+        ("node_port_addresses", shape(vec![addr], None, false)),
         ("tunnel_ports", shape(vec![InetService], None, false)),
         ("sources", shape(vec![InetProto], Some(SetData::Value(vec![addr])), false)),
         ("stale", shape(vip, None, false)),
@@ -112,13 +137,22 @@ pub(crate) struct Pick {
     pub local: bool,
     /// How many there are.
     pub count: u32,
+    /// Session affinity, with its timeout in seconds.
+    pub sticky: Option<u32>,
 }
 
 impl Pick {
-    /// The chain's name: `pick4_3`, `node6_1_local`.
+    /// The chain's name: `pick4_3`, `node6_1_local`, `sticky4_3_10800s`, `sticky_node4_2_60s_local`.
     pub(crate) fn chain(self) -> String {
-        let Self { family, node, local, count } = self;
-        format!("{}{}_{count}{}", if node { "node" } else { "pick" }, digit(family), if local { "_local" } else { "" })
+        let Self { family, node, local, count, sticky } = self;
+        let base = match (sticky, node) {
+            (None, false) => "pick",
+            (None, true) => "node",
+            (Some(_), false) => "sticky",
+            (Some(_), true) => "sticky_node",
+        };
+        let timeout = sticky.map_or(String::new(), |t| format!("_{t}s"));
+        format!("{base}{}_{count}{timeout}{}", digit(family), if local { LOCAL } else { "" })
     }
 
     /// The mark of a slot.
@@ -128,8 +162,18 @@ impl Pick {
 
     /// `meta mark set numgen random mod N offset M meta mark set meta mark dnat ip to meta mark . .. map @endpoints`.
     pub(crate) fn rules(self) -> Vec<Rule> {
-        /// Where the packet's own mark is kept.
-        const OWN: Reg = Reg(15);
+        // A slot that is not there means that somebody changed the map: nothing is better than the wrong endpoint.
+        let end = plain(vec![Expr::Verdict(Verdict::Drop)]);
+        match self.sticky {
+            None => vec![self.random(), end],
+            Some(timeout) => {
+                let [remembered, learned, full] = sticky::rules(self, timeout);
+                vec![remembered, learned, full, end]
+            }
+        }
+    }
+
+    fn random(self) -> Rule {
         let mut r = RuleBuilder::of(self.family);
         r.push(Expr::Meta { key: MetaKey::Mark, dreg: OWN });
         r.push(Expr::Numgen { dreg: Reg(0), modulus: self.count, offset: self.slot_mark(0), random: true });
@@ -152,20 +196,19 @@ impl Pick {
             port: Some(Reg(words(self.family))),
             flags: 0,
         });
-        // A slot that is not there means that somebody changed the map: nothing is better than the wrong endpoint.
-        vec![r.done(), plain(vec![Expr::Verdict(Verdict::Drop)])]
+        r.done()
     }
 }
 
 /// Registers that an address takes.
-const fn words(family: Family) -> u8 {
+pub(crate) const fn words(family: Family) -> u8 {
     match family {
         Family::V4 => 1,
         Family::V6 => 4,
     }
 }
 
-const fn dport(dreg: Reg) -> Expr {
+pub(crate) const fn dport(dreg: Reg) -> Expr {
     // Same place in TCP, UDP and SCTP.
     Expr::Payload { base: PayloadBase::Transport, offset: 2, len: 2, dreg }
 }
@@ -179,14 +222,14 @@ fn goto(chain: &str) -> Expr {
 }
 
 /// Composes one rule for packets of one family.
-struct RuleBuilder {
+pub(crate) struct RuleBuilder {
     family: Family,
     exprs: Vec<Expr>,
 }
 
 impl RuleBuilder {
     /// Begins with the family's match: without it `nft list` cannot name the header fields.
-    fn of(family: Family) -> Self {
+    pub(crate) fn of(family: Family) -> Self {
         let nfproto = match family {
             Family::V4 => 2,
             Family::V6 => 10,
@@ -198,16 +241,16 @@ impl RuleBuilder {
         Self { family, exprs }
     }
 
-    fn push(&mut self, e: Expr) {
+    pub(crate) fn push(&mut self, e: Expr) {
         self.exprs.push(e);
     }
 
-    fn saddr(&self, dreg: Reg) -> Expr {
+    pub(crate) fn saddr(&self, dreg: Reg) -> Expr {
         let (offset, len) = if self.family == Family::V4 { (12, 4) } else { (8, 16) };
         Expr::Payload { base: PayloadBase::Network, offset, len, dreg }
     }
 
-    fn daddr(&self, dreg: Reg) -> Expr {
+    pub(crate) fn daddr(&self, dreg: Reg) -> Expr {
         let (offset, len) = if self.family == Family::V4 { (16, 4) } else { (24, 16) };
         Expr::Payload { base: PayloadBase::Network, offset, len, dreg }
     }
@@ -232,7 +275,7 @@ impl RuleBuilder {
     }
 
     /// Loads `ip daddr . meta l4proto . th dport`; returns the next free register.
-    fn load_vip(&mut self) -> u8 {
+    pub(crate) fn load_vip(&mut self) -> u8 {
         self.push(self.daddr(Reg(0)));
         let n = words(self.family);
         self.push(Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(n) });
@@ -351,13 +394,20 @@ impl RuleBuilder {
         self
     }
 
-    fn then(mut self, e: Expr) -> Rule {
+    pub(crate) fn then(mut self, e: Expr) -> Rule {
         self.push(e);
         self.done()
     }
 
-    fn done(self) -> Rule {
+    pub(crate) fn done(self) -> Rule {
         plain(self.exprs)
+    }
+}
+
+impl Rule {
+    /// With the reason for which it replaces the source, for people and for the trace.
+    fn why(self, why: Masquerade) -> Self {
+        Self { comment: Some(why.to_string()), ..self }
     }
 }
 
@@ -393,7 +443,11 @@ pub(crate) fn chains() -> Vec<ChainRow> {
         (REJECT_UNUSED_PORT.into(), None, reject()),
         (DROP_NO_LOCAL.into(), None, vec![plain(vec![Expr::Verdict(Verdict::Drop)])]),
         (DROP_SOURCE_RANGE.into(), None, vec![plain(vec![Expr::Verdict(Verdict::Drop)])]),
-        (MASQUERADE_EXTERNAL.into(), None, by_family("as_node")),
+        (
+            MASQUERADE_EXTERNAL.into(),
+            None,
+            by_family("as_node").into_iter().map(|r| r.why(Masquerade::PolicyCluster)).collect(),
+        ),
     ];
     out.extend(Family::BOTH.into_iter().flat_map(family_chains));
     out
@@ -430,7 +484,8 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
             .daddr_in("cluster_cidrs", true)
             .daddr_in("node_addresses", true)
             .not_to_multicast()
-            .then(masquerade()),
+            .then(masquerade())
+            .why(Masquerade::LeavesCluster),
         rule().translated().then(goto(&in_family("translated", f))),
     ];
     let mut translated: Vec<Rule> = Vec::new();
@@ -438,7 +493,8 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
     // Before the node's own addresses, as in the spec: a cluster address has no node ports.
     translated.push(rule().original_daddr_in("cluster_ips").then(goto(&in_family("masquerade_cluster", f))));
     translated.extend(
-        Proto::ALL.map(|p| rule().proto(p).original_daddr_in("own_addresses").original_port_vmap("external_ports")),
+        Proto::ALL
+            .map(|p| rule().proto(p).original_daddr_in("node_port_addresses").original_port_vmap("external_ports")),
     );
     vec![
         (
@@ -449,7 +505,10 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
                 rule().saddr_in("cluster_cidrs", true).vip_vmap("local_services"),
                 rule().vip_vmap("services"),
                 rule().daddr_in("cluster_ips", false).then(goto(REJECT_UNUSED_PORT)),
-                rule().saddr_in("cluster_cidrs", true).daddr_in("own_addresses", false).port_vmap("local_nodeports"),
+                rule()
+                    .saddr_in("cluster_cidrs", true)
+                    .daddr_in("node_port_addresses", false)
+                    .port_vmap("local_nodeports"),
                 rule().then(goto(&rest)),
             ],
         ),
@@ -464,13 +523,16 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
                 rule().then(goto(&rest)),
             ],
         ),
-        (rest, None, vec![rule().daddr_in("own_addresses", false).port_vmap("nodeports")]),
+        (rest, None, vec![rule().daddr_in("node_port_addresses", false).port_vmap("nodeports")]),
         (in_family("postrouting", f), None, postrouting),
         (in_family("translated", f), None, translated),
         (
             in_family("masquerade_cluster", f),
             None,
-            vec![rule().saddr_in("cluster_cidrs", true).then(as_node()), rule().hairpin().then(as_node())],
+            vec![
+                rule().saddr_in("cluster_cidrs", true).then(as_node()).why(Masquerade::NoPod),
+                rule().hairpin().then(as_node()).why(Masquerade::Hairpin),
+            ],
         ),
         (
             in_family("as_node", f),
@@ -481,9 +543,14 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
             in_family("masquerade_local", f),
             None,
             vec![
-                rule().saddr_in("cluster_cidrs", false).then(as_node()),
-                rule().made_here().then(as_node()),
-                rule().hairpin().then(as_node()),
+                // A pod of this node is answered through this node whatever address it has.
+                rule()
+                    .saddr_in("cluster_cidrs", false)
+                    .saddr_in("own_pods", true)
+                    .then(as_node())
+                    .why(Masquerade::InsideToOutside),
+                rule().made_here().then(as_node()).why(Masquerade::InsideToOutside),
+                rule().hairpin().then(as_node()).why(Masquerade::Hairpin),
             ],
         ),
     ]

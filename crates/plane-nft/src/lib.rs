@@ -12,7 +12,9 @@ mod layout;
 mod op;
 mod parse;
 mod plan;
+mod ranges;
 pub mod render;
+mod sticky;
 mod trace;
 mod tracker;
 

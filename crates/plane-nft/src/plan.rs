@@ -102,7 +102,8 @@ pub(crate) fn plan_chunked(want: &Image, have: &Image, max: usize) -> Vec<Vec<Op
     let empty = BTreeMap::new();
     for (name, set) in &want.sets {
         let (base, v6) = base_name(name);
-        if base == "stale" {
+        // What waits to be forgotten is below; what rules put in is theirs.
+        if base == "stale" || set.shape.dynamic.is_some() {
             continue;
         }
         let old = from.sets.get(name).map_or(&empty, |s| &s.elements);
@@ -210,6 +211,14 @@ fn stale(want: &Image, have: &Image, from: &Image) -> (BTreeSet<To>, Changes) {
                 }
             });
         }
+        // Both numbers of their keys have one place; the second is the Service's.
+        for base in ["sticky_slots", "sticky_endpoints", "local_sticky_endpoints"] {
+            let mut ids = BTreeSet::new();
+            changed(want, have, &set(base), |key| ids.extend(key.get(4..8).and_then(number_of)));
+            for image in [want, have] {
+                touched.extend(sticky_fronts(image, family, &own, &ids));
+            }
+        }
         touched.retain(|t| t.1 != Proto::Tcp && goes_stale(&served(want, *t), &served(have, *t)));
         let Some(shape) = want.sets.get(&set("stale")).map(|s| s.shape.clone()) else { continue };
         let waiting = have.sets.get(&set("stale")).filter(|s| s.shape == shape);
@@ -243,11 +252,65 @@ fn to(r: &mut KeyReader<'_>, family: Family) -> Option<To> {
     Some((r.addr(family)?, r.proto()?, r.port()?))
 }
 
-/// The node's own addresses in either image.
+/// A number as a register holds it.
+fn number_of(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+/// Where the Services of these numbers are reached.
+fn sticky_fronts(image: &Image, family: Family, own: &BTreeSet<IpAddr>, ids: &BTreeSet<u32>) -> Vec<To> {
+    let mut out = Vec::new();
+    for (base, vip) in [("sticky", true), ("sticky_node", false)] {
+        let set = image.sets.get(&in_family(base, family)).filter(|_| !ids.is_empty());
+        for (key, data) in set.iter().flat_map(|s| &s.elements) {
+            if !matches!(data, Data::Value(v) if number_of(v).is_some_and(|id| ids.contains(&id))) {
+                continue;
+            }
+            let mut r = KeyReader::new(&key.first);
+            if vip {
+                out.extend(to(&mut r, family));
+            } else if let (Some(proto), Some(port)) = (r.proto(), r.port()) {
+                out.extend(own.iter().map(|a| (*a, proto, port)));
+            }
+        }
+    }
+    out
+}
+
+/// The endpoints that a Service of session affinity is translated to at one place, whichever the policy.
+fn served_sticky(image: &Image, family: Family, front: &str, key: Vec<u8>, proto: Proto) -> BTreeSet<Endpoint> {
+    let number = |set: &str, key: Vec<u8>| match image.get(&in_family(set, family), key) {
+        Some(Data::Value(v)) => number_of(v),
+        _ => None,
+    };
+    let mut out = BTreeSet::new();
+    let Some(id) = number(front, key) else { return out };
+    for local in [0, LOCAL_SLOT] {
+        let slots = (0..LOCAL_SLOT).map_while(|slot| {
+            let mark = types::Mark::OURS.0 | local | slot;
+            number("sticky_slots", KeyBytes::new().mark(mark).mark(id).done())
+        });
+        let set = in_family(if local == 0 { "sticky_endpoints" } else { "local_sticky_endpoints" }, family);
+        out.extend(slots.filter_map(|endpoint| {
+            match image.get(&set, KeyBytes::new().mark(endpoint).mark(id).proto(proto).done()) {
+                Some(Data::Value(v)) => endpoint_of(v, family),
+                _ => None,
+            }
+        }));
+    }
+    out
+}
+
+fn endpoint_of(bytes: &[u8], family: Family) -> Option<Endpoint> {
+    let mut r = KeyReader::new(bytes);
+    Some(Endpoint { addr: r.addr(family)?, port: r.port()? })
+}
+
+/// The node's addresses for node ports in either image.
 fn addresses(want: &Image, have: &Image, family: Family) -> BTreeSet<IpAddr> {
     [want, have]
         .into_iter()
-        .filter_map(|i| i.sets.get(&in_family("own_addresses", family)))
+        .filter_map(|i| i.sets.get(&in_family("node_port_addresses", family)))
         .flat_map(|s| s.elements.keys())
         .filter_map(|k| KeyReader::new(&k.first).addr(family))
         .collect()
@@ -273,7 +336,7 @@ fn served(image: &Image, (addr, proto, port): To) -> BTreeSet<Endpoint> {
     let mut out = BTreeSet::new();
     let vip = |m: u32| KeyBytes::new().mark(m).addr(addr).proto(proto).port(port).done();
     let node = |m: u32| KeyBytes::new().mark(m).proto(proto).port(port).done();
-    let own = image.get(&in_family("own_addresses", family), KeyBytes::new().addr(addr).done()).is_some();
+    let own = image.get(&in_family("node_port_addresses", family), KeyBytes::new().addr(addr).done()).is_some();
     for local in [0, LOCAL_SLOT] {
         for (set, key, counts) in [("endpoints", &vip as &dyn Fn(u32) -> Vec<u8>, true), ("node_endpoints", &node, own)]
         {
@@ -285,11 +348,18 @@ fn served(image: &Image, (addr, proto, port): To) -> BTreeSet<Endpoint> {
                 Some(Data::Value(v)) => Some(v),
                 _ => None,
             });
-            out.extend(values.filter_map(|v| {
-                let mut r = KeyReader::new(v);
-                Some(Endpoint { addr: r.addr(family)?, port: r.port()? })
-            }));
+            out.extend(values.filter_map(|v| endpoint_of(v, family)));
         }
+    }
+    out.extend(served_sticky(
+        image,
+        family,
+        "sticky",
+        KeyBytes::new().addr(addr).proto(proto).port(port).done(),
+        proto,
+    ));
+    if own {
+        out.extend(served_sticky(image, family, "sticky_node", KeyBytes::new().proto(proto).port(port).done(), proto));
     }
     out
 }

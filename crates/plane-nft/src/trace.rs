@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use intent::{Drop, Endpoint, L4, Leg, Origin, Packet, Reject, Snat, Verdict};
+use intent::{Choice, Drop, Endpoint, L4, Leg, Masquerade, Origin, Packet, Reject, Snat, Verdict};
 use kernel_api::nft::{
     ChainKind, CmpOp, CtKey, Expr, HookPoint, LookupInto, MetaKey, PayloadBase, Reg, Verdict as NftVerdict,
 };
 use types::{Family, Proto};
 
-use crate::image::{Data, Image, Key, Set};
+use crate::image::{Data, Image, Key, Rule, Set};
 use crate::key::{KeyBytes, KeyReader, addr_of, padded_len};
 use crate::layout::{self, in_family};
 
@@ -81,7 +81,10 @@ struct Flow {
     mark: u32,
     ct_mark: u32,
     translated: Option<Endpoint>,
+    choice: Option<Choice>,
     snat: Snat,
+    /// The reason that the last rule gave which led to where we are.
+    why: Option<Masquerade>,
     /// Its connection is not tracked: no nat chain sees it.
     untracked: bool,
 }
@@ -113,7 +116,9 @@ fn run(image: &Image, packet: &Packet, choices: &mut Choices) -> Result<Leg, Ver
         mark: 0,
         ct_mark: 0,
         translated: None,
+        choice: None,
         snat: Snat::Keep,
+        why: None,
         untracked: false,
     };
     let own =
@@ -127,7 +132,7 @@ fn run(image: &Image, packet: &Packet, choices: &mut Choices) -> Result<Leg, Ver
         }
         hook(image, HookPoint::Postrouting, &mut flow, choices)?;
     }
-    Ok(Leg { translated: flow.translated, snat: flow.snat, path: None })
+    Ok(Leg { translated: flow.translated, choice: flow.choice, snat: flow.snat, path: None })
 }
 
 /// All base chains of one hook, by priority.
@@ -174,7 +179,7 @@ fn chain(image: &Image, name: &str, flow: &mut Flow, choices: &mut Choices, dept
         return Some(End::Drop(name.into()));
     }
     for rule in &image.chains.get(name)?.rules {
-        match rule_verdict(image, &rule.exprs, flow, choices) {
+        match rule_verdict(image, name, rule, flow, choices) {
             Step::Next => {}
             Step::Translated => return Some(End::Translated),
             Step::Reject => return Some(End::Reject(name.into())),
@@ -224,9 +229,10 @@ impl Regs {
     }
 }
 
-fn rule_verdict(image: &Image, exprs: &[Expr], flow: &mut Flow, choices: &mut Choices) -> Step {
+fn rule_verdict(image: &Image, chain: &str, rule: &Rule, flow: &mut Flow, choices: &mut Choices) -> Step {
     let mut regs = Regs([0; 64]);
-    for e in exprs {
+    let mut remembered = false;
+    for e in &rule.exprs {
         match e {
             Expr::Meta { key, dreg } => regs.set(*dreg, &meta(flow, *key)),
             Expr::SetMark { sreg } => flow.mark = number(regs.at(*sreg, 4)),
@@ -261,6 +267,7 @@ fn rule_verdict(image: &Image, exprs: &[Expr], flow: &mut Flow, choices: &mut Ch
             Expr::Lookup { set, sreg, into, invert } => {
                 let Some(set) = image.sets.get(set) else { return Step::Next };
                 let found = find(set, regs.at(*sreg, padded_len(&set.shape.key)));
+                remembered |= set.shape.dynamic.is_some() && found.is_some();
                 match (found, into) {
                     (found, LookupInto::Nothing) => {
                         if found.is_some() == *invert {
@@ -277,7 +284,10 @@ fn rule_verdict(image: &Image, exprs: &[Expr], flow: &mut Flow, choices: &mut Ch
                 }
             }
             Expr::Immediate { dreg, data } => regs.set(*dreg, data),
-            Expr::Verdict(v) => return Step::Verdict(v.clone()),
+            Expr::Verdict(v) => {
+                flow.why = reason(rule).or(flow.why);
+                return Step::Verdict(v.clone());
+            }
             Expr::Numgen { dreg, modulus, offset, .. } => {
                 let n = offset.wrapping_add(choices.choose(*modulus));
                 regs.set(*dreg, &n.to_ne_bytes());
@@ -297,11 +307,18 @@ fn rule_verdict(image: &Image, exprs: &[Expr], flow: &mut Flow, choices: &mut Ch
                 let len = if *v6 { 16 } else { 4 };
                 let to = addr.and_then(|r| addr_of(regs.at(r, len)));
                 let to_port = port.and_then(|r| KeyReader::new(regs.at(r, 4)).port());
-                translate(flow, *dnat, to, to_port);
+                let choice = match (remembered, chain.ends_with(layout::LOCAL)) {
+                    (true, _) => Choice::Remembered,
+                    (false, true) => Choice::Local,
+                    (false, false) => Choice::Any,
+                };
+                flow.why = reason(rule).or(flow.why);
+                translate(flow, *dnat, to, to_port, choice);
                 return Step::Translated;
             }
             Expr::Masquerade { .. } => {
-                flow.snat = Snat::Masquerade;
+                flow.why = reason(rule).or(flow.why);
+                replace_source(flow);
                 return Step::Translated;
             }
             Expr::Reject(_) => return Step::Reject,
@@ -319,10 +336,21 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.try_into().map_or(0, u32::from_ne_bytes)
 }
 
-fn translate(flow: &mut Flow, dnat: bool, addr: Option<IpAddr>, port: Option<u16>) {
+/// The reason for which our rules replace a source is in their comment.
+fn reason(rule: &Rule) -> Option<Masquerade> {
+    let said = rule.comment.as_deref()?;
+    Masquerade::ALL.into_iter().find(|m| m.to_string() == said)
+}
+
+/// A rule of others gives no reason that we know: then it is that of a packet that goes away.
+fn replace_source(flow: &mut Flow) {
+    flow.snat = Snat::Masquerade(flow.why.unwrap_or(Masquerade::LeavesCluster));
+}
+
+fn translate(flow: &mut Flow, dnat: bool, addr: Option<IpAddr>, port: Option<u16>, choice: Choice) {
     if !dnat {
         // Only masquerade is ours; another's source translation replaces the source as well.
-        flow.snat = Snat::Masquerade;
+        replace_source(flow);
         return;
     }
     let old = flow.ports.map_or(0, |(_, d)| d);
@@ -330,6 +358,7 @@ fn translate(flow: &mut Flow, dnat: bool, addr: Option<IpAddr>, port: Option<u16
     flow.dst = to.addr;
     flow.ports = flow.ports.map(|(s, _)| (s, to.port));
     flow.translated = Some(to);
+    flow.choice = Some(choice);
 }
 
 fn meta(flow: &Flow, key: MetaKey) -> Vec<u8> {
@@ -358,7 +387,7 @@ fn ct(flow: &Flow, key: CtKey) -> Option<Vec<u8>> {
         (CtKey::State, _) => Some(NEW.to_ne_bytes().to_vec()),
         (CtKey::Status, _) => {
             let dst = if flow.translated.is_some() { DST_NAT } else { 0 };
-            let src = if flow.snat == Snat::Masquerade { SRC_NAT } else { 0 };
+            let src = if flow.snat == Snat::Keep { 0 } else { SRC_NAT };
             Some((dst | src).to_ne_bytes().to_vec())
         }
         (CtKey::Mark, _) => Some(flow.ct_mark.to_ne_bytes().to_vec()),

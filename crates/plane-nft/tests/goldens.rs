@@ -35,6 +35,7 @@ fn cluster(families: FamilySet) -> NodeIntent {
     let mut peer = Peer { addresses: BTreeSet::new(), routes: vec![] };
     for f in families.iter() {
         i.addresses.insert(addr(&of(f, "192.168.7.10", "fd00:7::10")));
+        i.node_port_addresses.extend(i.addresses.iter());
         i.pod_cidrs.push(of(f, "10.244.0.0/24", "fd00:10:244::/64").parse().unwrap());
         i.masqueraded.extend(i.pod_cidrs.last());
         i.cluster_cidrs.insert(of(f, "10.244.0.0/16", "fd00:10:244::/48").parse().unwrap());
@@ -56,8 +57,7 @@ fn service(ips: &[&str], port: u16, endpoints: &[(&str, u16)]) -> ServicePort {
         local_endpoints: BTreeSet::new(),
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
-        affinity: Affinity::None,
-        source_ranges: BTreeSet::new(),
+        ..ServicePort::default()
     }
 }
 
@@ -80,11 +80,16 @@ fn shop() -> NodeIntent {
     add(&mut i, "dns", Proto::Tcp, dns);
     let mut web = service(&["10.96.0.20"], 80, &[("10.244.0.7", 8080), ("10.244.1.7", 8080)]);
     web.node_port = Some(30080);
-    web.external_ips.insert(addr("198.51.100.1"));
+    web.external_ips.insert(addr("198.51.100.2"));
+    web.balancer_ips.insert(addr("198.51.100.1"));
     web.external_policy = TrafficPolicy::Local;
     web.local_endpoints.insert(Endpoint { addr: addr("10.244.0.7"), port: 8080 });
     web.source_ranges.insert("203.0.113.0/24".parse().unwrap());
     add(&mut i, "web", Proto::Tcp, web);
+    let mut cart = service(&["10.96.0.40"], 80, &[("10.244.0.9", 8080), ("10.244.1.9", 8080)]);
+    cart.node_port = Some(30090);
+    cart.affinity = Affinity::ClientIp { timeout: 5400 };
+    add(&mut i, "cart", Proto::Tcp, cart);
     add(&mut i, "empty", Proto::Sctp, service(&["10.96.0.30"], 3868, &[]));
     i
 }

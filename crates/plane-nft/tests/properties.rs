@@ -152,7 +152,7 @@ proptest! {
     }
 
     /// The number of chains and sets is that of the node without Services, but for one chain per distinct number of
-    /// endpoints.
+    /// endpoints and timeout of session affinity.
     #[test]
     fn chains_and_sets_do_not_grow_with_services(i in node_intent()) {
         let empty = compile(&NodeIntent { services: [].into(), ..i.clone() });
@@ -160,9 +160,10 @@ proptest! {
         prop_assert_eq!(image.sets.len(), empty.sets.len());
         let mut counts = BTreeSet::new();
         for s in i.services.values() {
+            let timeout = if let intent::Affinity::ClientIp { timeout } = s.affinity { timeout } else { 0 };
             for set in [&s.endpoints, &s.local_endpoints] {
                 for f in Family::BOTH {
-                    counts.insert((f, set.iter().filter(|e| Family::of(e.addr) == f).count()));
+                    counts.insert((f, set.iter().filter(|e| Family::of(e.addr) == f).count(), timeout));
                 }
             }
         }
@@ -188,15 +189,20 @@ proptest! {
             let text = op.to_string();
             match op {
                 Op::ElementAdd(set, ..) | Op::ElementDel(set, ..) if set.starts_with("hairpin") => {}
+                // By its number: those of others are other numbers.
+                Op::ElementAdd(set, ..) | Op::ElementDel(set, ..) if set.contains("sticky_") && !set.contains("node") => {
+                    let id = number_of(&compile(&j), &svc, &key);
+                    prop_assert!(text.contains(&format!(". {id}")), "{} {}", id, text);
+                }
                 Op::ElementAdd(..) | Op::ElementDel(..) | Op::Forget(_) => {
-                    let vips = svc.cluster_ips.iter().chain(&svc.external_ips);
+                    let vips = svc.cluster_ips.iter().copied().chain(svc.outside_ips());
                     let mut places: Vec<String> =
-                        vips.flat_map(|a| [format!("{a} . "), IpAddr::to_string(a), format!("[{a}]")]).collect();
+                        vips.flat_map(|a| [format!("{a} . "), a.to_string(), format!("[{a}]")]).collect();
                     places.extend(svc.node_port.map(|p| p.to_string()));
                     prop_assert!(places.iter().any(|p| text.contains(p.as_str())), "{}", text);
                 }
                 Op::ChainAdd(name, None) | Op::ChainFlush(name) | Op::ChainDel(name) | Op::RuleAdd(name, ..) => {
-                    prop_assert!(name.starts_with("pick") || name.starts_with("node"), "{}", text);
+                    prop_assert!(["pick", "node", "sticky"].iter().any(|p| name.starts_with(p)), "{}", text);
                 }
                 other => prop_assert!(false, "{}", other),
             }
@@ -204,6 +210,23 @@ proptest! {
         // The elements of the table and its marks in one transaction, then what is to be forgotten.
         prop_assert!(NftPlane.plan(&compile(&j), &compile(&i)).len() <= 2);
     }
+}
+
+/// The number by which the rules know a Service port with session affinity, as nft prints it.
+fn number_of(image: &Image, svc: &intent::ServicePort, key: &ServiceKey) -> String {
+    let proto = key.proto.to_string().to_lowercase();
+    let mut fronts: Vec<String> = svc
+        .cluster_ips
+        .iter()
+        .copied()
+        .chain(svc.outside_ips())
+        .map(|ip| format!("{ip} . {proto} . {} : ", svc.port))
+        .collect();
+    fronts.extend(svc.node_port.map(|p| format!("{proto} . {p} : ")));
+    let text = plane_nft::render::image(image);
+    let sticky: Vec<&str> = text.split("\tmap ").filter(|m| m.starts_with("sticky")).flat_map(str::lines).collect();
+    let find = |f: &String| sticky.iter().find_map(|l| l.split_once(f.as_str()).map(|(_, n)| n[..10].to_owned()));
+    fronts.iter().find_map(find).unwrap_or_else(|| panic!("none of {fronts:?} is in {text}"))
 }
 
 /// Every chain that picks one of N finds N slots, wherever it is used.
@@ -260,7 +283,7 @@ fn fronts(i: &NodeIntent) -> Vec<((IpAddr, u16), Proto, BTreeSet<Endpoint>)> {
         .services
         .values()
         .flat_map(|s| {
-            let vips = s.cluster_ips.iter().chain(&s.external_ips).map(|a| (*a, s.port));
+            let vips = s.cluster_ips.iter().copied().chain(s.outside_ips()).map(|a| (a, s.port));
             vips.chain(s.node_port.into_iter().flat_map(|p| i.addresses.iter().map(move |a| (*a, p))))
         })
         .collect();
@@ -403,7 +426,7 @@ fn stranger(f: Family) -> (NodeIntent, Vec<Packet>) {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Local,
         affinity: intent::Affinity::None,
-        source_ranges: BTreeSet::new(),
+        ..intent::ServicePort::default()
     };
     let service = types::ObjectName::new("default", "own");
     i.services.insert(ServiceKey { service, port: "".into(), proto: Proto::Tcp }, svc.into());
@@ -430,14 +453,14 @@ fn refusals_name_object_field_and_way_out() {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: intent::Affinity::ClientIp { timeout: 1 },
-        source_ranges: BTreeSet::new(),
+        ..intent::ServicePort::default()
     };
     let service = types::ObjectName::new("default", "web");
     i.services = [(ServiceKey { service, port: "http".into(), proto: Proto::Tcp }, svc.into())].into_iter().collect();
     let policy = intent::Policy { selects: BTreeSet::new(), ingress: None, egress: None };
     i.policies.insert(types::ObjectName::new("default", "deny"), policy);
     let refused: Vec<String> = NftPlane.compile(&i, &Caps::default()).refused.iter().map(ToString::to_string).collect();
-    assert!(refused.iter().any(|r| r.starts_with("Service/default/web:http spec.sessionAffinity: ")), "{refused:?}");
+    assert!(refused.iter().all(|r| !r.contains("sessionAffinity")), "{refused:?}");
     assert!(refused.iter().any(|r| r.starts_with("NetworkPolicy/default/deny spec: ")), "{refused:?}");
 
     let caps = Caps { missing: ["nft_numgen".into()].into(), ..Caps::default() };
