@@ -144,6 +144,7 @@ fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
         node: "node1".parse().ok()?,
         attachments: Default::default(),
         on_link: vec!["192.0.2.0/24".parse().ok()?],
+        addresses: Default::default(),
         vxlan_mac: "02:00:00:00:00:01".parse().ok()?,
         vxlan_supported: true,
         vxlan_in_use: false,

@@ -138,6 +138,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         node: args.node.clone(),
         attachments: std::collections::BTreeMap::new(),
         on_link,
+        addresses: node.addresses().collect(),
         vxlan_mac: crate::agent::vxlan_mac(&args.node, snapshot.settings.vni),
         vxlan_supported: true,
         vxlan_in_use: false,

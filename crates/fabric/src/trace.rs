@@ -78,7 +78,7 @@ impl fmt::Display for Step {
 
 /// The fabric translates nothing: one leg, with the path of the destination.
 pub fn trace(image: &Image, packet: &Packet) -> Verdict {
-    Verdict::one(Leg { translated: None, snat: Snat::Keep, path: Some(way(image, packet.dst).path) })
+    Verdict::one(Leg { translated: None, choice: None, snat: Snat::Keep, path: Some(way(image, packet.dst).path) })
 }
 
 /// The way of a packet to `dst`. An observed image should be [`Image::named_by`] the compiled one; else peers and pods

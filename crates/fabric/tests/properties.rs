@@ -100,7 +100,7 @@ proptest! {
         // The summary route of another program has no part in what the fabric promises.
         seen.index.foreign.retain(|f| f.metric != 100);
         for p in &packets {
-            let want = Verdict::one(Leg { translated: None, snat: Snat::Keep, path: Some(intent::path(&i, p.dst)) });
+            let want = Verdict::one(Leg { translated: None, choice: None, snat: Snat::Keep, path: Some(intent::path(&i, p.dst)) });
             prop_assert_eq!(Fabric.trace(&image, p), want.clone(), "{:?}", p);
             prop_assert_eq!(Fabric.trace(&seen, p), want, "observed: {:?}", p);
         }

@@ -21,7 +21,8 @@ mod services;
 pub mod settings;
 mod snapshot;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use intent::{Attachment, AttachmentKey, HostPort, NodeIntent};
@@ -50,6 +51,8 @@ pub struct LocalState {
     /// The ranges that this node's own interfaces make on-link: for each address of an interface that other nodes
     /// may be reached by, its prefix. Host prefixes (/32, /128) count for nothing.
     pub on_link: Vec<Cidr>,
+    /// Every address of this node's own interfaces, but for loopback's and those of our making.
+    pub addresses: BTreeSet<IpAddr>,
     /// The hardware address that this node's VXLAN device has or will have; stable over restarts.
     pub vxlan_mac: Mac,
     /// The kernel can make VXLAN devices.

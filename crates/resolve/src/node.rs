@@ -8,7 +8,7 @@ use types::{Cidr, Family, NodeName};
 
 use crate::pools::routes::{self, Ranges};
 use crate::problem::Problem;
-use crate::settings::{Ipam, Settings};
+use crate::settings::{Ipam, NodePorts, Settings};
 use crate::snapshot::{ClusterSnapshot, Key, Kind, Node};
 use crate::{LocalState, annotations};
 
@@ -54,6 +54,7 @@ pub(crate) fn fill(
     match own {
         Some(own) => {
             intent.addresses = own.addresses();
+            intent.node_port_addresses = node_port_addresses(own, settings, local);
             intent.pod_cidrs = own.cidrs.iter().chain(of_blocks(&local.node)).copied().collect();
             if settings.masquerade {
                 intent.masqueraded = own.cidrs.iter().copied().collect();
@@ -93,6 +94,25 @@ pub(crate) fn fill(
             }
         }
         intent.peers.insert(name.clone(), Peer { addresses: peer.addresses(), routes });
+    }
+}
+
+/// Where node ports are served, as kube-proxy's `--nodeport-addresses` has it.
+fn node_port_addresses(own: &Sound<'_>, settings: &Settings, local: &LocalState) -> BTreeSet<IpAddr> {
+    let of_family = |f: Family| move |a: &IpAddr| Family::of(*a) == f;
+    match &settings.node_ports {
+        NodePorts::Primary => {
+            let first = |f| own.internal.iter().chain(&own.external).copied().find(of_family(f));
+            Family::BOTH.into_iter().filter_map(first).collect()
+        }
+        NodePorts::In(ranges) => {
+            let all = own.addresses().into_iter().chain(local.addresses.iter().copied());
+            all.filter(|a| {
+                let mut of = ranges.iter().filter(|c| c.family() == Family::of(*a)).peekable();
+                crate::services::unusable_endpoint(*a).is_none() && (of.peek().is_none() || of.any(|c| c.contains(*a)))
+            })
+            .collect()
+        }
     }
 }
 

@@ -1,19 +1,21 @@
 //! Services and endpoint slices to service ports, as kube-proxy means them (`pkg/proxy` of Kubernetes 1.36).
 
 mod claims;
+mod endpoints;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use intent::{Endpoint, NodeIntent, Ports, ServiceKey, ServicePort, TrafficPolicy};
+use intent::{NodeIntent, Ports, ServiceKey, ServicePort};
 use types::{Cidr, Family, FamilySet, NodeName, ObjectName};
 
 use crate::follow::Changes;
 use crate::problem::Problem;
-use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Service, ServiceType, SliceEndpoint, SvcPort};
+use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Service, ServiceType, SvcPort};
 
 use claims::{Claim, Claims, Wanted};
+use endpoints::{Usable, endpoints};
 
 /// The node label that zone hints are compared with.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -49,6 +51,8 @@ pub(crate) struct Env {
     zone: Option<Box<str>>,
     /// Addresses of all nodes.
     nodes: BTreeSet<IpAddr>,
+    /// This node's.
+    own: BTreeSet<IpAddr>,
     /// Pod ranges of the cluster.
     cluster_cidrs: BTreeSet<Cidr>,
 }
@@ -61,14 +65,20 @@ impl Env {
             node: Some(intent.node.clone()),
             zone: zone.map(Into::into),
             nodes: intent.peers.values().flat_map(|p| p.addresses.iter()).chain(&intent.addresses).copied().collect(),
+            own: intent.addresses.clone(),
             cluster_cidrs: intent.cluster_cidrs.clone(),
         }
     }
 }
 
-/// Whether this proxy serves it at all.
+/// Whether this proxy serves it at all: not before it has a cluster address.
 fn served(svc: &Service) -> bool {
-    !svc.headless && !svc.foreign_proxy && svc.kind != ServiceType::ExternalName
+    !svc.headless && !svc.foreign_proxy && svc.kind != ServiceType::ExternalName && !svc.cluster_ips.is_empty()
+}
+
+/// The families it is served in: those of its cluster addresses, whatever other addresses it has.
+fn families(svc: &Service) -> FamilySet {
+    svc.cluster_ips.iter().map(|a| Family::of(*a)).collect()
 }
 
 /// The ports of a Service that can be served, with the index of each: of two of one name, or of one number, the first.
@@ -201,11 +211,7 @@ impl Book {
                 vips.insert(ip);
             }
         }
-        let families: FamilySet = if svc.families.is_empty() {
-            svc.cluster_ips.iter().map(|a| Family::of(*a)).collect()
-        } else {
-            svc.families.iter().copied().collect()
-        };
+        let families = families(svc);
         for (i, p) in svc.ports.iter().enumerate() {
             if let Some((field, why)) = svc.ports.iter().take(i).find_map(|q| clash(p, q)) {
                 problems.push(Problem::new(object(name), format!("spec.ports[{i}].{field}"), why));
@@ -215,12 +221,13 @@ impl Book {
         let mut out = Ports::new();
         for (i, port) in ports(svc) {
             let key = ServiceKey { service: name.clone(), port: port.name.clone(), proto: port.port.proto };
-            let mut external_ips = BTreeSet::new();
+            let (mut external_ips, mut balancer_ips) = (BTreeSet::new(), BTreeSet::new());
             for w in claims::external_ips(svc, port.port) {
                 if has(&w, problems)
                     && let Claim::External(ip, _) = w.claim
                 {
-                    external_ips.insert(ip);
+                    let balancer = svc.kind == ServiceType::LoadBalancer && svc.ingress_ips.contains(&ip);
+                    if balancer { &mut balancer_ips } else { &mut external_ips }.insert(ip);
                 }
             }
             let mut node_port = None;
@@ -229,25 +236,25 @@ impl Book {
             {
                 node_port = port.node_port;
             }
-            let (endpoints, local_endpoints) = endpoints(&slices, port, svc, &self.env, families);
+            let usable = endpoints(&slices, port, svc, &self.env, families);
+            let Usable { cluster, local, scope, local_scope } = usable;
             out.push((
                 key,
                 Arc::new(ServicePort {
                     cluster_ips: vips.clone(),
                     external_ips,
+                    balancer_ips,
                     port: port.port.port,
                     node_port,
                     families,
-                    endpoints,
-                    local_endpoints,
+                    endpoints: cluster,
+                    local_endpoints: local,
                     internal_policy: svc.internal_policy,
                     external_policy: svc.external_policy,
                     affinity: svc.affinity,
-                    source_ranges: if svc.kind == ServiceType::LoadBalancer {
-                        svc.source_ranges.iter().copied().collect()
-                    } else {
-                        BTreeSet::new()
-                    },
+                    source_ranges: source_ranges(svc, &self.env),
+                    scope,
+                    local_scope,
                 }),
             ));
         }
@@ -255,6 +262,22 @@ impl Book {
         out.sort_by(|(a, _), (b, _)| a.cmp(b));
         out
     }
+}
+
+/// The sources that a Service's load balancers admit. A node of such a range may have a balancer's address itself and
+/// speak from it, so that is admitted as well, as kube-proxy does.
+fn source_ranges(svc: &Service, env: &Env) -> BTreeSet<Cidr> {
+    if svc.kind != ServiceType::LoadBalancer {
+        return BTreeSet::new();
+    }
+    let mut out: BTreeSet<Cidr> = svc.source_ranges.iter().copied().collect();
+    for ip in &svc.ingress_ips {
+        let of_family = |c: &Cidr| c.family() == Family::of(*ip);
+        if svc.source_ranges.iter().filter(|c| of_family(c)).any(|c| env.own.iter().any(|n| c.contains(*n))) {
+            out.insert(Cidr::host(*ip));
+        }
+    }
+    out
 }
 
 /// A word on every endpoint of a slice that none may use.
@@ -273,91 +296,4 @@ fn slice_problems(name: &ObjectName, slice: &EndpointSlice) -> Vec<Problem> {
         out.push(Problem::new(key, format!("endpoints[{i}].addresses[0]"), why));
     }
     out
-}
-
-/// The endpoints of one port: for policy Cluster, and for policy Local. As kube-proxy's `CategorizeEndpoints`: ready
-/// ones; when there is none, those that still serve while they terminate.
-fn endpoints(
-    slices: &[&EndpointSlice],
-    port: &SvcPort,
-    svc: &Service,
-    env: &Env,
-    families: FamilySet,
-) -> (BTreeSet<Endpoint>, BTreeSet<Endpoint>) {
-    let Some(node) = &env.node else { return (BTreeSet::new(), BTreeSet::new()) };
-    let all: Vec<(&SliceEndpoint, Endpoint)> = slices
-        .iter()
-        .filter(|s| s.family.is_some_and(|f| families.has(f)))
-        .flat_map(|s| {
-            let target = s.ports.iter().find(|p| *p.name == *port.name && p.port.proto == port.port.proto);
-            target.into_iter().flat_map(move |p| {
-                s.endpoints
-                    .iter()
-                    .filter(move |e| Some(Family::of(e.addr)) == s.family && unusable_endpoint(e.addr).is_none())
-                    .map(move |e| (e, Endpoint { addr: e.addr, port: p.port.port }))
-            })
-        })
-        .collect();
-    let is_local = |e: &SliceEndpoint| e.node.as_deref() == Some(node.as_str());
-    let zone = env.zone.as_deref();
-    let mut cluster = BTreeSet::new();
-    let mut local = BTreeSet::new();
-    // Each family is served by its own rules, so each falls back on its own.
-    for family in Family::BOTH {
-        let of = |keep: &dyn Fn(&SliceEndpoint) -> bool| -> BTreeSet<Endpoint> {
-            all.iter().filter(|(e, at)| Family::of(at.addr) == family && keep(e)).map(|(_, at)| *at).collect()
-        };
-        let ready: Vec<&SliceEndpoint> =
-            all.iter().filter(|(e, at)| Family::of(at.addr) == family && e.ready).map(|(e, _)| *e).collect();
-        let near = Topology::of(&ready, svc, node, zone);
-        let mut usable = of(&|e| e.ready && near.allows(e, node, zone));
-        if usable.is_empty() {
-            usable = of(&|e| e.serving && e.terminating);
-        }
-        cluster.extend(usable);
-        let mut usable = of(&|e| e.ready && is_local(e));
-        if usable.is_empty() {
-            usable = of(&|e| e.serving && e.terminating && is_local(e));
-        }
-        local.extend(usable);
-    }
-    // The Local set is only asked for when a policy says so.
-    if svc.internal_policy == TrafficPolicy::Cluster && svc.external_policy == TrafficPolicy::Cluster {
-        local.clear();
-    }
-    (cluster, local)
-}
-
-/// Which hints of the ready endpoints count on this node (KEP-2433, KEP-3015): only when every endpoint has them and
-/// some endpoint is meant for this node.
-enum Topology {
-    Any,
-    Node,
-    Zone,
-}
-
-impl Topology {
-    fn of(ready: &[&SliceEndpoint], svc: &Service, node: &NodeName, zone: Option<&str>) -> Self {
-        if ready.is_empty() {
-            return Self::Any;
-        }
-        let node_hint = |e: &SliceEndpoint| e.node_hints.iter().any(|h| **h == *node.as_str());
-        if svc.prefer_same_node && ready.iter().all(|e| !e.node_hints.is_empty()) && ready.iter().any(|e| node_hint(e))
-        {
-            return Self::Node;
-        }
-        let zone_hint = |e: &SliceEndpoint| zone.is_some_and(|z| e.zone_hints.iter().any(|h| **h == *z));
-        if ready.iter().all(|e| !e.zone_hints.is_empty()) && ready.iter().any(|e| zone_hint(e)) {
-            return Self::Zone;
-        }
-        Self::Any
-    }
-
-    fn allows(&self, e: &SliceEndpoint, node: &NodeName, zone: Option<&str>) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Node => e.node_hints.iter().any(|h| **h == *node.as_str()),
-            Self::Zone => zone.is_some_and(|z| e.zone_hints.iter().any(|h| **h == *z)),
-        }
-    }
 }

@@ -51,10 +51,22 @@ pub struct Settings {
     pub load_balancer_default: bool,
     /// `l2RestartSeconds`: how long a node that was asked to end keeps the addresses it announces.
     pub l2_restart: u32,
+    /// `nodePortAddresses`: at which of a node's addresses node ports are served.
+    pub node_ports: NodePorts,
     /// `mode` and `modeOptions`: how pods are wired that, and whose namespaces, do not say.
     pub wiring: Wiring,
     /// `hostPortRange`: where random host ports come from, on nodes that do not say.
     pub host_port_range: PortRange,
+}
+
+/// At which of a node's addresses node ports are served.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum NodePorts {
+    /// `primary`: the first address of each family that the Node says it has.
+    #[default]
+    Primary,
+    /// Every address of the node's interfaces in one of these ranges; where no range is of a family, all of that family.
+    In(Vec<Cidr>),
 }
 
 /// Where pods' addresses come from.
@@ -82,6 +94,7 @@ impl Default for Settings {
             load_balancer_class: crate::load_balancer::CLASS.into(),
             load_balancer_default: true,
             l2_restart: DEFAULT_L2_RESTART,
+            node_ports: NodePorts::Primary,
             wiring: Wiring::default(),
             host_port_range: PortRange::default(),
         }
@@ -163,6 +176,15 @@ impl Settings {
                     .map(|b| s.load_balancer_default = b)
                     .err()
                     .map(|_| format!("{value:?}: write true or false")),
+                "nodePortAddresses" => match value {
+                    "" | "primary" => {
+                        s.node_ports = NodePorts::Primary;
+                        None
+                    }
+                    _ => cidrs(value).map(|c| s.node_ports = NodePorts::In(c)).err().map(|e| {
+                        format!("{e}: write primary, or ranges of the nodes' addresses separated by commas")
+                    }),
+                },
                 "l2RestartSeconds" => match value.parse::<u32>() {
                     Ok(n @ 0..=60) => {
                         s.l2_restart = n;
@@ -171,7 +193,7 @@ impl Settings {
                     _ => Some(format!("{value:?}: write a number of seconds from 0 to 60; 0 hands over at once")),
                 },
                 _ => Some(
-                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, vni or \
+                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, nodePortAddresses, vni or \
                      vxlanPort"
                         .into(),
                 ),
@@ -184,13 +206,13 @@ impl Settings {
     }
 }
 
+fn cidrs(text: &str) -> Result<Vec<Cidr>, String> {
+    let each = text.split(',').map(str::trim).filter(|t| !t.is_empty());
+    each.map(|t| t.parse::<Cidr>().map_err(|e| e.to_string())).collect()
+}
+
 fn cluster_cidrs(text: &str) -> Result<Vec<Cidr>, String> {
-    let all = text
-        .split(',')
-        .map(str::trim)
-        .filter(|t| !t.is_empty())
-        .map(|t| t.parse::<Cidr>().map_err(|e| e.to_string()))
-        .collect::<Result<Vec<_>, _>>()?;
+    let all = cidrs(text)?;
     let families: BTreeSet<_> = all.iter().map(Cidr::family).collect();
     if families.len() == all.len() {
         Ok(all)

@@ -403,8 +403,6 @@ pub struct Service {
     pub affinity: Affinity,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
-    /// `spec.trafficDistribution` is PreferSameNode: node hints count.
-    pub prefer_same_node: bool,
     /// What it asks of load balancers.
     pub balancer: Option<Box<Ask>>,
 }
@@ -429,7 +427,6 @@ impl Default for Service {
             external_policy: TrafficPolicy::Cluster,
             affinity: Affinity::None,
             publish_not_ready: false,
-            prefer_same_node: false,
             balancer: None,
         }
     }
@@ -464,6 +461,10 @@ pub struct EndpointSlice {
     pub service: Arc<str>,
     /// Label `endpointslice.kubernetes.io/managed-by`; empty when not set.
     pub managed_by: Box<str>,
+    /// Label `service.kubernetes.io/headless` is set: its endpoints are for names, not for a proxy.
+    pub headless: bool,
+    /// `metadata.resourceVersion` as the number it is (KEP-5504): the greater was written later. 0 when it is none.
+    pub revision: u64,
     /// The controlling owner reference's uid; empty when there is none.
     pub owner_uid: Box<str>,
     /// `addressType`; `None` for FQDN, which no proxy serves.
@@ -493,7 +494,7 @@ pub struct SliceEndpoint {
     pub addr: IpAddr,
     /// `conditions.ready`; unset is true.
     pub ready: bool,
-    /// `conditions.serving`; unset is `ready`.
+    /// `conditions.serving`; unset is true.
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,

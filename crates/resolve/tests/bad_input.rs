@@ -197,9 +197,15 @@ fn services() {
         "spec.clusterIPs[0]",
         &["also the address of Service default/web"],
     );
-    let ext = json!({"clusterIPs": [], "clusterIP": "", "externalIPs": ["203.0.113.1"]});
+    let ext = |ip: &str| json!({"clusterIPs": [ip], "clusterIP": ip, "externalIPs": ["203.0.113.1", "2001:db8::1"]});
     case(
-        plus([service(ext.clone()), young(ext)]),
+        plus([service(ext("10.96.0.1"))]),
+        web,
+        "spec.externalIPs",
+        &["no IPv6 cluster address, so 2001:db8::1 is not served: add the family to spec.ipFamilies"],
+    );
+    case(
+        plus([service(ext("10.96.0.1")), young(ext("10.96.0.2"))]),
         "Service/default/a-web",
         "spec.externalIPs",
         &["203.0.113.1 port 80/TCP is already served by Service default/web"],

@@ -145,6 +145,13 @@ pub const SETTINGS: &[Setting] = &[
          is no pool, nothing is done about any Service.",
     ),
     cluster(
+        "nodePortAddresses",
+        "primary, or ranges separated by commas",
+        "primary",
+        "At which addresses of a node its node ports are served. primary: the first of each family that the Node object \
+         has. Ranges: every address of the node's interfaces that is in one; all of a family that no range is of.",
+    ),
+    cluster(
         "l2RestartSeconds",
         "number from 0 to 60",
         "8",

@@ -148,7 +148,7 @@ fn external_addresses_local_policy_and_source_ranges() {
     let mut i = cluster(DUAL);
     let mut web = service(DUAL, 1, 80);
     to_pods(&mut web, &PODS[..2], 8080);
-    web.external_ips = Family::BOTH.map(|f| external_ip(f, 1)).into();
+    web.balancer_ips = Family::BOTH.map(|f| external_ip(f, 1)).into();
     web.node_port = Some(30080);
     web.external_policy = TrafficPolicy::Local;
     web.local_endpoints.retain(|e| e.addr == ip(Family::of(e.addr), 0));

@@ -1,7 +1,6 @@
 //! One node as a router between three pods and the world, each a network namespace without a name: it ends with the
 //! last handle, so nothing is left behind however a test ends.
 
-use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
@@ -11,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use intent::generate::{cluster_ip, node_addr, node_name, pod_addr, pod_cidr, world};
-use intent::{Affinity, Endpoint, NodeIntent, Peer, ServiceKey, ServicePort, TrafficPolicy};
+use intent::{Endpoint, NodeIntent, Peer, ServiceKey, ServicePort};
 use kernel::{Ct, Netns, Nftables, Rt, Sysctls};
 use kernel_api::rt::{NewLink, NewLinkKind, RtRequest, SetLink};
 use kernel_api::{Rtnetlink, Sysctl};
@@ -124,6 +123,7 @@ pub fn cluster(families: FamilySet) -> NodeIntent {
     i.families = families;
     for f in families.iter() {
         i.addresses.insert(node_addr(f, 0));
+        i.node_port_addresses.insert(node_addr(f, 0));
         i.pod_cidrs.push(pod_cidr(f, 0));
         i.masqueraded.insert(pod_cidr(f, 0));
         let whole: Cidr = if f == Family::V4 { "10.244.0.0/16" } else { "fd00:10:244::/48" }.parse().unwrap();
@@ -138,16 +138,9 @@ pub fn cluster(families: FamilySet) -> NodeIntent {
 pub fn service(families: FamilySet, n: u8, port: u16) -> ServicePort {
     ServicePort {
         cluster_ips: families.iter().map(|f| cluster_ip(f, n)).collect(),
-        external_ips: BTreeSet::new(),
         port,
-        node_port: None,
         families,
-        endpoints: BTreeSet::new(),
-        local_endpoints: BTreeSet::new(),
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: Affinity::None,
-        source_ranges: BTreeSet::new(),
+        ..ServicePort::default()
     }
 }
 

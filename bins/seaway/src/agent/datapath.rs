@@ -323,6 +323,7 @@ pub fn local_state(setup: &Setup, facts: &Facts, records: &[ipam::Record], snaps
         node: setup.node.clone(),
         attachments: attachments(records),
         on_link: facts.on_link.clone(),
+        addresses: facts.addresses.clone(),
         vxlan_mac: facts::vxlan_mac(&setup.node, snapshot.settings.vni),
         vxlan_supported: !setup.missing.contains("vxlan"),
         vxlan_in_use: false,

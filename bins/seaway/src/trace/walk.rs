@@ -174,7 +174,7 @@ fn translated(packet: &Packet, leg: &Leg, view: &NodeView) -> Packet {
             *dst = e.port;
         }
     }
-    if leg.snat == Snat::Masquerade {
+    if leg.snat != Snat::Keep {
         let family = types::Family::of(p.dst);
         if let Some(a) = view.intent.addresses.iter().find(|a| types::Family::of(**a) == family) {
             p.src = *a;
@@ -226,11 +226,11 @@ impl Walk<'_> {
 
     fn way(&self, node: &NodeName, view: &NodeView, packet: &Packet, leg: &Leg) -> Way {
         let mut hops = Vec::new();
-        if leg.snat == Snat::Masquerade {
+        if let Snat::Masquerade(why) = leg.snat {
             hops.push(hop(
                 node,
                 Stage::Nat,
-                format!("source {} becomes an address of {node} (masquerade)", packet.src),
+                format!("source {} becomes an address of {node} (masquerade: {why})", packet.src),
             ));
         }
         let p = translated(packet, leg, view);

@@ -243,7 +243,6 @@ pub(super) fn service(root: &At<'_>) -> Option<Service> {
         .filter(|i| i.get("ipMode").value().as_str() != Some("Proxy"))
         .filter_map(|i| i.get("ip").ip())
         .collect();
-    let prefer = spec.get("trafficDistribution");
     Some(Service {
         uid: metadata.get("uid").boxed(),
         created: metadata.get("creationTimestamp").boxed(),
@@ -254,16 +253,21 @@ pub(super) fn service(root: &At<'_>) -> Option<Service> {
         families: spec.get("ipFamilies").items().filter_map(|f| family(&f)).collect(),
         external_ips: ips(&spec.get("externalIPs")).into(),
         ingress_ips: ingress_ips.into(),
-        source_ranges: spec.get("loadBalancerSourceRanges").items().filter_map(|c| c.parse()).collect(),
+        source_ranges: spec.get("loadBalancerSourceRanges").items().filter_map(|c| range(&c)).collect(),
         ports: spec.get("ports").items().filter_map(|p| service_port(&p)).collect(),
         selector: spec.get("selector").labels(),
         internal_policy: traffic_policy(&spec.get("internalTrafficPolicy")),
         external_policy: traffic_policy(&spec.get("externalTrafficPolicy")),
         affinity,
         publish_not_ready: spec.get("publishNotReadyAddresses").bool().unwrap_or(false),
-        prefer_same_node: prefer.str() == Some("PreferSameNode"),
         balancer: super::load_balancer::ask(&metadata, &spec, &status, kind == ServiceType::LoadBalancer),
     })
+}
+
+/// A range, with white space around it: the API server lets that pass here.
+fn range(at: &At<'_>) -> Option<Cidr> {
+    let text = at.str()?.trim();
+    text.parse().map_err(|e| at.bad(format!("{e}"))).ok()
 }
 
 fn service_port(p: &At<'_>) -> Option<SvcPort> {
@@ -317,6 +321,8 @@ pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
     Some(EndpointSlice {
         service: labels.get("kubernetes.io/service-name").boxed().into(),
         managed_by: labels.get("endpointslice.kubernetes.io/managed-by").boxed(),
+        headless: labels.get("service.kubernetes.io/headless").is_set(),
+        revision: metadata.get("resourceVersion").value().as_str().and_then(|v| v.parse().ok()).unwrap_or(0),
         owner_uid: owner(&metadata).map(|o| o.uid).unwrap_or_default(),
         family,
         ports,
@@ -365,7 +371,7 @@ fn endpoint(e: &At<'_>) -> Option<SliceEndpoint> {
     Some(SliceEndpoint {
         addr,
         ready,
-        serving: conditions.get("serving").bool().unwrap_or(ready),
+        serving: conditions.get("serving").bool().unwrap_or(true),
         terminating: conditions.get("terminating").bool().unwrap_or(false),
         node: e.get("nodeName").str().map(Into::into),
         pod: if pod { target.get("name").str().map(Into::into) } else { None },

@@ -58,10 +58,18 @@ pub(super) fn external_ips(svc: &Service, port: PortKey) -> Vec<Wanted> {
     let ingress: &[IpAddr] = if svc.kind == ServiceType::LoadBalancer { &svc.ingress_ips } else { &[] };
     let spec = svc.external_ips.iter().map(|ip| ("spec.externalIPs", *ip));
     let status = ingress.iter().map(|ip| ("status.loadBalancer.ingress", *ip));
+    let families = super::families(svc);
     let each = spec.chain(status).map(|(field, ip)| Wanted {
         claim: Claim::External(ip, port),
         field: field.into(),
-        bad: unusable_endpoint(ip).map(|why| format!("{ip} is {why}: no Service can have it")),
+        bad: match unusable_endpoint(ip) {
+            Some(why) => Some(format!("{ip} is {why}: no Service can have it")),
+            None if families.has(Family::of(ip)) => None,
+            None => Some(format!(
+                "the Service has no {} cluster address, so {ip} is not served: add the family to spec.ipFamilies, or remove the address",
+                Family::of(ip)
+            )),
+        },
     });
     each.collect()
 }
@@ -99,7 +107,7 @@ fn shown(ports: &Ports) -> BTreeSet<Claim> {
     let of = |(key, p): &(ServiceKey, std::sync::Arc<ServicePort>)| {
         let at = PortKey { proto: key.proto, port: p.port };
         let mut out: Vec<Claim> = p.cluster_ips.iter().map(|ip| Claim::Cluster(*ip)).collect();
-        out.extend(p.external_ips.iter().map(|ip| Claim::External(*ip, at)));
+        out.extend(p.outside_ips().map(|ip| Claim::External(ip, at)));
         out.extend(p.node_port.map(|port| Claim::NodePort(PortKey { proto: key.proto, port })));
         out
     };

@@ -22,6 +22,7 @@ pub fn local() -> LocalState {
         node: "node1".parse().unwrap(),
         attachments: BTreeMap::new(),
         on_link: ["192.168.0.0/24", "fd00:1::/64", "10.9.9.9/32"].map(|c| c.parse().unwrap()).into(),
+        addresses: ["192.168.0.1", "fd00:1::1", "10.9.9.9"].map(|a| a.parse().unwrap()).into(),
         vxlan_mac: "02:00:00:00:00:01".parse().unwrap(),
         vxlan_supported: true,
         vxlan_in_use: false,
