@@ -181,7 +181,8 @@ impl Batch {
                         }
                     }
                     Shape::Plain | Shape::Ranges => {
-                        let end = e.key_end.as_deref().filter(|k| *k != e.key);
+                        // Of a range of one key too: nft lists the whole set wrong when one element has no end.
+                        let end = (shape == Shape::Ranges).then(|| e.key_end.as_deref().unwrap_or(&e.key));
                         element(&mut self.out, &e.key, end, e.data.as_ref(), 0, e.comment.as_deref())?;
                     }
                 }
