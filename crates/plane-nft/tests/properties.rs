@@ -190,7 +190,7 @@ proptest! {
             match op {
                 Op::ElementAdd(set, ..) | Op::ElementDel(set, ..) if set.starts_with("hairpin") => {}
                 // By its number: those of others are other numbers.
-                Op::ElementAdd(set, ..) | Op::ElementDel(set, ..) if set.contains("sticky_") && !set.contains("node") => {
+                Op::ElementAdd(set, ..) | Op::ElementDel(set, ..) if set.contains("sticky_slots") || set.contains("sticky_endpoints") => {
                     let id = number_of(&compile(&j), &svc, &key);
                     prop_assert!(text.contains(&format!(". {id}")), "{} {}", id, text);
                 }
