@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use types::{Cidr, Family, NodeName, ObjectName, Proto};
 
 use crate::problem::Problem;
-use crate::services::unusable_endpoint;
+use crate::services::{Rank, rank, unusable_endpoint};
 use crate::snapshot::{
     ClusterSnapshot, EndpointSlice, Key, Kind, Service, ServiceType, SliceEndpoint, SvcPort, TargetPort,
 };
@@ -185,8 +185,8 @@ pub fn explain(
         };
         endpoints.extend(of.endpoints(&slices));
     }
-    let all = |get: fn(&ServicePort) -> &BTreeSet<IpAddr>| -> Vec<IpAddr> {
-        ports_of.values().flat_map(|p| get(p)).copied().collect::<BTreeSet<_>>().into_iter().collect()
+    let all = |get: fn(&ServicePort) -> BTreeSet<IpAddr>| -> Vec<IpAddr> {
+        ports_of.values().flat_map(|p| get(p)).collect::<BTreeSet<_>>().into_iter().collect()
     };
     let mine: BTreeSet<String> = slices
         .iter()
@@ -199,7 +199,7 @@ pub fn explain(
         kind: kind(svc).into(),
         not_proxied,
         cluster_ips: if svc.headless { Vec::new() } else { svc.cluster_ips.to_vec() },
-        external_ips: all(|p| &p.external_ips),
+        external_ips: all(|p| p.outside_ips().collect()),
         ports: svc.ports.iter().map(port_view).collect(),
         internal_policy: svc.internal_policy,
         external_policy: has_outside.then_some(svc.external_policy),
@@ -266,21 +266,25 @@ struct View<'a> {
 
 impl View<'_> {
     fn endpoints(&self, slices: &[(&ObjectName, &EndpointSlice)]) -> Vec<EndpointView> {
-        // One listed twice, as while it is moved from slice to slice, is one; it is what the better of the two says.
-        let mut rows: BTreeMap<(IpAddr, Option<u16>), (EndpointView, &SliceEndpoint)> = BTreeMap::new();
+        // One listed twice, as while it is moved from slice to slice, is one; it is what the one says that counts.
+        let mut rows: BTreeMap<(IpAddr, Option<u16>), (EndpointView, Rank)> = BTreeMap::new();
         for (name, slice) in slices {
             let Some(family) = slice.family else { continue };
-            let at = slice.ports.iter().find(|p| *p.name == *self.port.name && p.port.proto == self.port.port.proto);
-            let at = at.map(|p| p.port.port);
-            for e in &*slice.endpoints {
+            let of = slice.ports.iter().filter(|p| *p.name == *self.port.name && p.port.proto == self.port.port.proto);
+            let mut numbers: Vec<Option<u16>> = of.map(|p| Some(p.port.port)).collect();
+            if numbers.is_empty() {
+                numbers.push(None);
+            }
+            for (e, at) in slice.endpoints.iter().flat_map(|e| numbers.iter().map(move |at| (e, *at))) {
                 let row = self.endpoint(e, at, family, &name.name);
+                let rank = rank(slice, e);
                 match rows.get_mut(&(e.addr, at)) {
-                    None => drop(rows.insert((e.addr, at), (row, e))),
-                    Some((old, of)) => {
+                    None => drop(rows.insert((e.addr, at), (row, rank))),
+                    Some((old, best)) => {
                         let mut slices = std::mem::take(&mut old.slices);
                         slices.extend(row.slices.clone());
-                        if row.state < old.state {
-                            (*old, *of) = (row, e);
+                        if rank >= *best {
+                            (*old, *best) = (row, rank);
                         }
                         old.slices = slices;
                     }

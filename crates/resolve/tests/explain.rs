@@ -118,12 +118,12 @@ fn each_reason() {
 }
 
 #[test]
-fn one_listed_twice_is_one_and_as_good_as_the_better() {
-    let v = view(&[
-        service(json!({})),
-        slice("old", &[("10.244.1.2", "node1", json!({"ready": false}))]),
-        slice("new", &[("10.244.1.2", "node1", json!({}))]),
-    ]);
+fn one_listed_twice_is_one_and_as_the_slice_says_that_was_written_last() {
+    let mut old = slice("old", &[("10.244.1.2", "node1", json!({"ready": false}))]);
+    let mut new = slice("new", &[("10.244.1.2", "node1", json!({}))]);
+    old["metadata"]["resourceVersion"] = "99".into();
+    new["metadata"]["resourceVersion"] = "100".into();
+    let v = view(&[service(json!({})), old, new]);
     assert_eq!(v.endpoints.len(), 1);
     assert_eq!((v.endpoints[0].state, v.endpoints[0].used), (State::Ready, true));
     assert_eq!(v.endpoints[0].slices, ["new", "old"]);

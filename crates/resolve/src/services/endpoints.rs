@@ -64,11 +64,19 @@ pub(super) fn endpoints(
     out
 }
 
+/// Of two entries for one endpoint, the greater counts; of equals, the one of the later slice by name.
+pub(crate) type Rank = (bool, u64);
+
+/// See [`Rank`].
+pub(crate) fn rank(slice: &EndpointSlice, e: &SliceEndpoint) -> Rank {
+    (!e.terminating, slice.revision)
+}
+
 /// What the slices say of each endpoint of a port in one family. While an endpoint is moved from one slice to another it
 /// may be in both: then the slice that was written last speaks. And when a new pod has the address of one that is not
 /// quite gone, the new pod's entry does.
 fn of_port<'a>(slices: &[&'a EndpointSlice], port: &SvcPort, family: Family) -> BTreeMap<Endpoint, &'a SliceEndpoint> {
-    let mut out: BTreeMap<Endpoint, (bool, u64, &SliceEndpoint)> = BTreeMap::new();
+    let mut out: BTreeMap<Endpoint, (Rank, &SliceEndpoint)> = BTreeMap::new();
     for s in slices.iter().filter(|s| s.family == Some(family) && !s.headless) {
         // A port name may have several numbers, here or in several slices: where pods name different ones.
         for p in s.ports.iter().filter(|p| *p.name == *port.name && p.port.proto == port.port.proto) {
@@ -77,17 +85,14 @@ fn of_port<'a>(slices: &[&'a EndpointSlice], port: &SvcPort, family: Family) -> 
                     continue;
                 }
                 let at = Endpoint { addr: e.addr, port: p.port.port };
-                let rank = (!e.terminating, s.revision);
-                match out.get(&at) {
-                    Some((running, revision, _)) if (*running, *revision) > rank => {}
-                    _ => {
-                        out.insert(at, (rank.0, rank.1, e));
-                    }
+                let rank = rank(s, e);
+                if out.get(&at).is_none_or(|(best, _)| rank >= *best) {
+                    out.insert(at, (rank, e));
                 }
             }
         }
     }
-    out.into_iter().map(|(at, (.., e))| (at, e)).collect()
+    out.into_iter().map(|(at, (_, e))| (at, e)).collect()
 }
 
 /// Which hints of the ready endpoints count on this node (KEP-2433, KEP-3015): those that every one has and that mean
