@@ -69,6 +69,7 @@ pub fn report(snapshot: &ClusterSnapshot, node: &NodeName, which: &Which) -> Rep
         node: node.clone(),
         attachments: Default::default(),
         on_link: Vec::new(),
+        addresses: Default::default(),
         vxlan_mac: crate::agent::vxlan_mac(node, snapshot.settings.vni),
         vxlan_supported: true,
         vxlan_in_use: false,
