@@ -360,6 +360,13 @@ pub fn now() -> String {
     rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
+/// The time of day with microseconds, as leases have it (`metav1.MicroTime`).
+#[must_use]
+pub fn now_micros() -> String {
+    let t = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}.{:06}Z", rfc3339(t.as_secs()).trim_end_matches('Z'), t.subsec_micros())
+}
+
 /// Seconds since 1970 as the API writes times (RFC 3339, UTC). The civil date from the day count follows the
 /// Gregorian 400-year cycle of 146,097 days.
 #[must_use]

@@ -10,7 +10,7 @@ mod events;
 mod folder;
 mod watch;
 
-pub use api::{Api, ApiResource, now};
+pub use api::{Api, ApiResource, now, now_micros};
 pub use connect::{Target, connect};
 pub use controllers::{Applied, run_controllers};
 pub use error::SourceError;

@@ -238,6 +238,7 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
             let (ns, name) = (resolve::settings::NAMESPACE, resolve::settings::NAME);
             (kube::Api::<Watched>::namespaced_with(client, ns, &kind), Some(format!("metadata.name={name}")))
         }
+        Kind::Lease => (kube::Api::<Watched>::namespaced_with(client, resolve::settings::NAMESPACE, &kind), None),
         _ => (kube::Api::all_with(client, &kind), pods_of.map(|n| format!("spec.nodeName={n}"))),
     };
     let mut first = First::Streamed;
@@ -246,6 +247,8 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
         let config = watcher::Config {
             page_size: Some(PAGE),
             field_selector: fields.clone(),
+            // Those of other programs change as often, and are none of ours.
+            label_selector: (kind == Kind::Lease).then(|| resolve::load_balancer::ANNOUNCER.to_owned()),
             initial_list_strategy: match first {
                 First::Streamed => watcher::InitialListStrategy::StreamingList,
                 First::Paged => watcher::InitialListStrategy::ListWatch,

@@ -4,6 +4,7 @@
 //! annotations. The other owns every socket to the kernel, since a network namespace belongs to a thread and netlink
 //! is request and response; it sleeps in `poll` until the snapshot, a record of the CNI plugin or the kernel changes.
 
+mod announce;
 mod answers;
 mod cleanup;
 mod conf_files;
@@ -126,6 +127,10 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let (status, statuses) = tokio::sync::watch::channel(network_status::Statuses::new());
     let pools = Arc::new(pools::Shared::default());
     let (woken, mut wake) = std::io::pipe().context("make a pipe")?;
+    let recorder = source::Recorder::start(&api, "seaway-agent", node.as_str());
+    let balancers = Arc::new(tokio::sync::Notify::new());
+    let announcer =
+        announce::start(&api, &setup, source.reader(), recorder.clone(), Arc::clone(&shared), Arc::clone(&balancers))?;
     let turn = turn::Turn {
         setup,
         conflist: conflist::Writer::new(args.cni_conf_dir.clone(), args.ipam_dir.clone()),
@@ -135,7 +140,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         reader: source.reader(),
         published,
         pools: Arc::clone(&pools),
-        recorder: source::Recorder::start(&api, "seaway-agent", node.as_str()),
+        recorder: recorder.clone(),
         told: events::Told::default(),
         pods: BTreeMap::new(),
         network_status: status,
@@ -159,6 +164,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
                 turn::heard(&shared, &source.in_sync());
                 shared.metrics.proxy.queued(SystemTime::now());
                 pools.changed.notify_one();
+                balancers.notify_one();
                 // A full pipe means that the thread has not looked yet, and will.
                 let _ = std::io::Write::write(&mut wake, &[0]);
                 // Bursts become one wake-up.
@@ -176,5 +182,6 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     publisher.abort();
     statuses.abort();
     keeper.abort();
+    announcer.leave().await;
     result
 }

@@ -19,6 +19,8 @@ pub struct Status {
     pub attachments: usize,
     /// Service ports.
     pub services: usize,
+    /// Load balancer addresses that it answers for on its links.
+    pub announcing: Vec<String>,
     /// What could not be honoured: bad input of the cluster, or what a plane cannot express here.
     pub refused: Vec<Refused>,
     /// The last error of each dataplane that is failing.

@@ -234,7 +234,9 @@ impl Turn {
         for r in status.refused.iter().filter(|r: &&Refused| !pass.refused.contains(r)) {
             tracing::info!("no longer refused: {r}");
         }
+        let announcing = std::mem::take(&mut status.announcing);
         *status = status::Status {
+            announcing,
             node: i.node.to_string(),
             backend: i.backend.to_string(),
             pod_cidrs: i.pod_cidrs.iter().map(ToString::to_string).collect(),

@@ -51,6 +51,9 @@ pub const SHARING_ACROSS: [&str; 3] = [
     "io.cilium/lb-ipam-sharing-cross-namespace",
 ];
 
+/// Label of the leases by which announcers agree.
+pub const ANNOUNCER: &str = "seaway.io/announcer";
+
 /// How the addresses of a pool are made known to the network outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Means {
