@@ -3,7 +3,7 @@
 mod socket;
 mod wire;
 
-pub(crate) use socket::{Refusal, Socket, parse_error};
+pub(crate) use socket::{Refusal, Socket, parse_error, until_whole};
 pub(crate) use wire::{Attrs, Builder, Message, Messages, be16, be32, cstr, ne16, ne32, ne64};
 
 /// `NLMSG_ERROR`

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kernel_api::RequestError;
 
@@ -24,8 +24,28 @@ const PATIENCE_S: i64 = 20;
 const RECEIVE_BUFFER: i32 = 4 << 20;
 /// Bytes that one datagram may have before the buffer grows; the kernel's replies to dumps have at most half.
 const RECEIVE: usize = 64 << 10;
-/// How often an interrupted dump is tried again.
-const DUMP_TRIES: usize = 20;
+/// How long a reading that changes by others interrupt is tried again. While a hundred processes make links at once, a dump
+/// may be interrupted dozens of times.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
+/// The longest pause between two tries.
+const READ_PAUSE_MS: u64 = 20;
+
+/// Reads until a reading was not interrupted, with pauses that let those who interrupt get on.
+pub(crate) fn until_whole<T>(why: &str, mut read: impl FnMut() -> Result<Option<T>, Refusal>) -> Result<T, Refusal> {
+    let start = Instant::now();
+    for n in 0u64.. {
+        if let Some(whole) = read()? {
+            return Ok(whole);
+        }
+        if start.elapsed() > READ_PATIENCE {
+            break;
+        }
+        if n > 2 {
+            std::thread::sleep(Duration::from_millis(n.min(READ_PAUSE_MS)));
+        }
+    }
+    Err(Refusal { errno: libc::EINTR, message: Some(why.into()) })
+}
 /// A reply larger than this is refused rather than held (the kernel's own bound on one is 64 KiB per attribute).
 const LARGEST_REPLY: usize = 16 << 20;
 
@@ -249,18 +269,11 @@ impl Socket {
         build: &mut dyn FnMut(&mut Builder, u32),
         decode: &mut dyn FnMut(&Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>, Refusal> {
-        let mut out = Vec::new();
-        for n in 0..DUMP_TRIES {
-            if n > 2 {
-                // Somebody is busy; let them get on.
-                std::thread::sleep(Duration::from_millis(n as u64));
-            }
-            out.clear();
-            if self.dump_once(build, &mut |m| out.extend(decode(m)))? {
-                return Ok(out);
-            }
-        }
-        Err(Refusal { errno: libc::EINTR, message: Some("the dump was interrupted by changes every time".into()) })
+        until_whole("the dump was interrupted by changes every time", || {
+            let mut out = Vec::new();
+            let whole = self.dump_once(build, &mut |m| out.extend(decode(m)))?;
+            Ok(whole.then_some(out))
+        })
     }
 }
 
@@ -308,6 +321,18 @@ mod tests {
             .unwrap();
         assert_eq!(found.len(), 1, "the loopback");
         assert!(tries > 1 && s.buf.capacity() > 32);
+    }
+
+    #[test]
+    fn a_reading_is_tried_far_more_often_than_a_storm_can_interrupt_it() {
+        let mut n = 0;
+        let read = || {
+            n += 1;
+            Ok((n == 60).then_some(n))
+        };
+        assert_eq!(until_whole("interrupted", read), Ok(60));
+        let e = until_whole("interrupted", || -> Result<Option<()>, _> { Err(Refusal::errno(libc::EPERM)) });
+        assert_eq!(e, Err(Refusal::errno(libc::EPERM)), "a refusal is no interruption");
     }
 
     #[test]

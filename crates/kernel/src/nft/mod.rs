@@ -12,7 +12,9 @@ use std::io;
 use kernel_api::nft::{Element, NftRequest, Rule, Set, Table, TableName};
 use kernel_api::{Nft, RequestError};
 
-use crate::netlink::{ACK, Builder, DUMP, Message, Messages, NLMSG_ERROR, REQUEST, Refusal, Socket, parse_error};
+use crate::netlink::{
+    ACK, Builder, DUMP, Message, Messages, NLMSG_ERROR, REQUEST, Refusal, Socket, parse_error, until_whole,
+};
 use crate::netns::Netns;
 use consts::*;
 use encode::{Batch, Shape, Shapes};
@@ -22,8 +24,6 @@ pub(crate) use interval::join;
 
 /// `NETLINK_NETFILTER`
 pub(crate) const NETLINK_NETFILTER: i32 = 12;
-/// How often a read of a table that commits overtake is tried.
-const TRIES: usize = 20;
 /// At most so many objects asked for in one send: an answer takes some hundred bytes of receive buffer.
 const ASK_AT_ONCE: usize = 64;
 
@@ -179,7 +179,7 @@ impl Nftables {
 
     /// The elements of a set, sorted by key.
     fn read_elements(&mut self, table: &str, set: &Set) -> Result<Vec<Element>, Refusal> {
-        for _ in 0..TRIES {
+        until_whole("commits by others interrupted the dump every time", || {
             let (mut found, mut ends) = (Vec::new(), Vec::new());
             let whole = self.socket.dump_once(
                 &mut |b, seq| {
@@ -195,16 +195,12 @@ impl Nftables {
                     }
                 },
             )?;
-            if !whole {
-                continue;
-            }
             if Shape::of(set) == Shape::Pairs {
-                return Ok(interval::join(found, ends));
+                return Ok(whole.then(|| interval::join(found, ends)));
             }
             found.sort_unstable();
-            return Ok(found);
-        }
-        Err(Refusal { errno: libc::EINTR, message: Some("commits by others interrupted the dump every time".into()) })
+            Ok(whole.then_some(found))
+        })
     }
 
     /// How each set that gets or loses elements keeps them: from the batch itself, else from the kernel.
@@ -337,22 +333,16 @@ impl Nft for Nftables {
 
 impl Nftables {
     fn read_still(&mut self, table: &TableName, whole: bool) -> Result<Option<Table>, RequestError> {
-        let name = format!("list table inet {table}");
-        for _ in 0..TRIES {
-            let before = self.read_generation().map_err(|r| r.of(&name, None))?;
+        until_whole("commits by others overtook every reading", || {
+            let before = self.read_generation()?;
             match self.read(table.as_str(), whole) {
                 // Deleted while reading.
-                Err(r) if r.errno == libc::ENOENT => continue,
-                Err(r) => return Err(r.of(&name, None)),
-                Ok(found) => {
-                    if self.read_generation().map_err(|r| r.of(&name, None))? == before {
-                        return Ok(found);
-                    }
-                }
+                Err(r) if r.errno == libc::ENOENT => Ok(None),
+                Err(r) => Err(r),
+                Ok(found) => Ok((self.read_generation()? == before).then_some(found)),
             }
-        }
-        Err(Refusal { errno: libc::EINTR, message: Some("commits by others overtook every reading".into()) }
-            .of(name, None))
+        })
+        .map_err(|r| r.of(format!("list table inet {table}"), None))
     }
 
     fn commit_if(&mut self, generation: Option<u32>, requests: &[NftRequest]) -> Result<(), RequestError> {
