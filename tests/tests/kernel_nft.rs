@@ -14,5 +14,7 @@ mod refusals;
 mod sctp;
 #[path = "kernel_nft/stale.rs"]
 mod stale;
+#[path = "kernel_nft/table/mod.rs"]
+mod table;
 #[path = "kernel_nft/world.rs"]
 mod world;

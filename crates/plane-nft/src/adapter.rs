@@ -63,6 +63,20 @@ impl<N: Nft, C: Conntrack> NftKernel<N, C> {
         std::mem::take(&mut self.walks)
     }
 
+    /// Puts into an image what the rules remember of clients, for [`crate::NftPlane`]'s trace to follow. It is no part of
+    /// what is planned.
+    ///
+    /// # Errors
+    /// When a dump fails.
+    pub fn remembered(&mut self, image: &mut Image) -> Result<(), KernelError> {
+        for (name, set) in image.sets.iter_mut().filter(|(_, s)| s.shape.dynamic.is_some()) {
+            let list = self.nft.elements(&table(), name);
+            let list = list.map_err(|e| failed(format!("list map inet seaway {name}"), e))?;
+            set.elements = parse::elements(&list, &set.shape).collect();
+        }
+        Ok(())
+    }
+
     /// Stale connections deleted since the start.
     #[must_use]
     pub fn forgotten(&self) -> usize {

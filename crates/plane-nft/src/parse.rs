@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kernel_api::nft::{ElementData, Table};
+use kernel_api::nft::{Element, ElementData, Table};
 
 use crate::image::{Chain, Data, Image, Key, Rule, Set, Shape};
 
@@ -32,20 +32,25 @@ pub fn parse(table: Option<&Table>) -> Image {
     }
     for (name, elements) in &table.elements {
         let Some(set) = image.sets.get_mut(name) else { continue };
-        let interval = set.shape.interval;
-        set.elements.extend(elements.iter().map(|e| {
-            // A range of one address may come without its end.
-            let last = interval.then(|| e.key_end.as_ref().unwrap_or(&e.key).as_slice().into());
-            let key = Key { first: e.key.as_slice().into(), last };
-            let data = match &e.data {
-                None => Data::Member,
-                Some(ElementData::Value(v)) => Data::Value(v.as_slice().into()),
-                Some(ElementData::Verdict(v)) => Data::Verdict(v.clone()),
-            };
-            (key, data)
-        }));
+        let shape = set.shape.clone();
+        set.elements.extend(self::elements(elements, &shape));
     }
     image
+}
+
+/// The elements of a set of this shape.
+pub(crate) fn elements<'a>(list: &'a [Element], shape: &'a Shape) -> impl Iterator<Item = (Key, Data)> + 'a {
+    list.iter().map(|e| {
+        // A range of one address may come without its end.
+        let last = shape.interval.then(|| e.key_end.as_ref().unwrap_or(&e.key).as_slice().into());
+        let key = Key { first: e.key.as_slice().into(), last };
+        let data = match &e.data {
+            None => Data::Member,
+            Some(ElementData::Value(v)) => Data::Value(v.as_slice().into()),
+            Some(ElementData::Verdict(v)) => Data::Verdict(v.clone()),
+        };
+        (key, data)
+    })
 }
 
 /// A set that lives and dies with a rule, named by the kernel (`__set%d`, `__map%d`). We write none; the rule that has

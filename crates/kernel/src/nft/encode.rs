@@ -182,7 +182,10 @@ impl Batch {
                     }
                     Shape::Plain | Shape::Ranges => {
                         // Of a range of one key too: nft lists the whole set wrong when one element has no end.
-                        let end = (shape == Shape::Ranges).then(|| e.key_end.as_deref().unwrap_or(&e.key));
+                        let end = match shape {
+                            Shape::Ranges => Some(e.key_end.as_deref().unwrap_or(&e.key)),
+                            _ => e.key_end.as_deref().filter(|k| *k != e.key),
+                        };
                         element(&mut self.out, &e.key, end, e.data.as_ref(), 0, e.comment.as_deref())?;
                     }
                 }

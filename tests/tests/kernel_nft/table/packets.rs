@@ -1,0 +1,114 @@
+//! A row of the table with real packets.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::process::Command;
+
+use intent::L4;
+use kernel::Netns;
+use types::{Family, Proto};
+
+use super::{addr, l4_of};
+use crate::world::{Answer, Server, World, at, sh, tcp, udp};
+
+/// Ports that endpoints of the table listen at.
+const PORTS: [u16; 2] = [8080, 8081];
+
+/// A server at each place where an endpoint may be, named `p0:8080`. `far`, `world` and `node1` are one machine here.
+pub fn servers(w: &World) -> Vec<Server> {
+    for (f, len) in [(Family::V4, 24), (Family::V6, 64)] {
+        sh(&w.node, &format!("ip addr add {}/{len} dev up", addr("node2", f)));
+    }
+    let places = [("p0", &w.pods[0]), ("p1", &w.pods[1]), ("p2", &w.pods[2]), ("out", &w.out), ("node", &w.node)];
+    let all = places.iter().flat_map(|(name, ns)| PORTS.map(|p| Server::start(ns, &format!("{name}:{p}"), p)));
+    all.collect()
+}
+
+fn netns<'a>(w: &'a World, from: &str) -> &'a Netns {
+    match from {
+        "p0" => &w.pods[0],
+        "p1" => &w.pods[1],
+        "p2" => &w.pods[2],
+        "node" => &w.node,
+        _ => &w.out,
+    }
+}
+
+/// The name under which the server of an endpoint answers.
+fn server(endpoint: &str) -> String {
+    let (name, port) = endpoint.split_once(':').unwrap();
+    let name = if ["far", "world", "node1"].contains(&name) { "out" } else { name };
+    format!("{name}:{port}")
+}
+
+/// Asks until every endpoint that is wanted has answered, and that none else does; and which address they see.
+pub fn ask(w: &World, from: &str, to: &str, f: Family, want: &str, sticky: bool) -> Result<(), String> {
+    let ns = netns(w, from);
+    let (name, l4) = l4_of(to);
+    let L4::Ports { proto, dst, .. } = l4 else { return ping(ns, addr(name, f)) };
+    let to = at(addr(name, f), dst);
+    // What the node and the pods send comes from their own address anyway.
+    let src = Some(addr(from, f)).filter(|_| std::ptr::eq(ns, &w.out));
+    let once = || match proto {
+        Proto::Udp => udp(ns, src, to),
+        _ => tcp(ns, src, to),
+    };
+    let (how, rest) = want.split_once(' ').unwrap();
+    match how {
+        // Raw sockets see it in the test of its own.
+        _ if proto == Proto::Sctp => Ok(()),
+        "any" | "local" => {
+            let list: Vec<(&str, &str)> = rest.split(", ").map(|e| e.split_once(' ').unwrap()).collect();
+            let wanted: BTreeSet<String> = list.iter().map(|(e, _)| server(e)).collect();
+            let mut met = BTreeSet::new();
+            for _ in 0..120 {
+                if sticky {
+                    sh(&w.node, "nft flush map inet seaway affinity4; nft flush map inet seaway affinity6");
+                }
+                let (who, seen): Answer = once().map_err(|e| format!("{e}, having met {met:?}"))?;
+                let snats: BTreeSet<&str> = list.iter().filter(|(e, _)| server(e) == who).map(|(_, s)| *s).collect();
+                let kept = seen == addr(from, f);
+                match snats.len() {
+                    0 => return Err(format!("{who} answered")),
+                    // The node's own address is what it would take, too. Of two endpoints on one machine, either.
+                    1 if from != "node" && kept != snats.contains("keep") => {
+                        return Err(format!("{who} saw {seen}"));
+                    }
+                    _ => {}
+                }
+                met.insert(who);
+                if met == wanted {
+                    return Ok(());
+                }
+            }
+            Err(format!("only {met:?} answered"))
+        }
+        "reject" => match once() {
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+        "drop" => match once() {
+            Err(e) if e.kind() != ErrorKind::ConnectionRefused => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+        // Nobody's Service: an endpoint answers as it is, the node has nothing there.
+        _ if ["p0", "world"].contains(&name) => match once() {
+            Ok((who, _)) if who == server(&format!("{name}:{dst}")) => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+        _ if ["node", "node2"].contains(&name) => match once() {
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(()),
+            // Errors of ICMPv6 are told so many a second, no more.
+            Err(_) if proto == Proto::Udp => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+        // To addresses that nothing in this world has.
+        _ => Ok(()),
+    }
+}
+
+fn ping(ns: &Netns, to: IpAddr) -> Result<(), String> {
+    let out = ns.run(|| Command::new("ping").args(["-c1", "-W1", &to.to_string()]).output()).unwrap().unwrap();
+    if out.status.success() { Err("it answers".into()) } else { Ok(()) }
+}
