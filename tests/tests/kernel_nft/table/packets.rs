@@ -1,9 +1,10 @@
 //! A row of the table with real packets.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use intent::L4;
 use kernel::Netns;
@@ -42,6 +43,17 @@ fn server(endpoint: &str) -> String {
     format!("{name}:{port}")
 }
 
+/// The same again while nobody answers, for 20 seconds: on a busy machine a packet may be late.
+pub fn patient(once: impl Fn() -> io::Result<Answer>) -> io::Result<Answer> {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        match once() {
+            Err(e) if e.kind() != ErrorKind::ConnectionRefused && Instant::now() < until => {}
+            done => return done,
+        }
+    }
+}
+
 /// Asks until every endpoint that is wanted has answered, and that none else does; and which address they see.
 pub fn ask(w: &World, from: &str, to: &str, f: Family, want: &str, sticky: bool) -> Result<(), String> {
     let ns = netns(w, from);
@@ -66,7 +78,7 @@ pub fn ask(w: &World, from: &str, to: &str, f: Family, want: &str, sticky: bool)
                 if sticky {
                     sh(&w.node, "nft flush map inet seaway affinity4; nft flush map inet seaway affinity6");
                 }
-                let (who, seen): Answer = once().map_err(|e| format!("{e}, having met {met:?}"))?;
+                let (who, seen): Answer = patient(once).map_err(|e| format!("{e}, having met {met:?}"))?;
                 let snats: BTreeSet<&str> = list.iter().filter(|(e, _)| server(e) == who).map(|(_, s)| *s).collect();
                 let kept = seen == addr(from, f);
                 match snats.len() {
@@ -84,7 +96,7 @@ pub fn ask(w: &World, from: &str, to: &str, f: Family, want: &str, sticky: bool)
             }
             Err(format!("only {met:?} answered"))
         }
-        "reject" => match once() {
+        "reject" => match patient(once) {
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => Ok(()),
             other => Err(format!("{other:?}")),
         },
@@ -93,7 +105,7 @@ pub fn ask(w: &World, from: &str, to: &str, f: Family, want: &str, sticky: bool)
             other => Err(format!("{other:?}")),
         },
         // Nobody's Service: an endpoint answers as it is, the node has nothing there.
-        _ if ["p0", "world"].contains(&name) => match once() {
+        _ if ["p0", "world"].contains(&name) => match patient(once) {
             Ok((who, _)) if who == server(&format!("{name}:{dst}")) => Ok(()),
             other => Err(format!("{other:?}")),
         },
