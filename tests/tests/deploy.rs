@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use controller::{Options, Which};
-use resolve::api::WriteOp;
+use resolve::api::{ApiWrite, WriteOp};
 use resolve::{ClusterSnapshot, Event, apply, parse};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -72,9 +72,6 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
         let r = resolve::api::Resource::from(kind);
         wants.extend(["get", "list", "watch"].map(|v| (r.group.to_string(), r.plural.to_string(), v.to_owned())));
     }
-    // What announcers agree by; the rest of the role's namespace is nothing to them.
-    let leases = ["get", "list", "watch", "create", "patch", "delete"];
-    wants.extend(leases.map(|v| ("coordination.k8s.io".to_owned(), "leases".to_owned(), v.to_owned())));
     assert_eq!(rights, wants);
     let role = find(&all, "Role");
     assert_eq!(role["metadata"]["namespace"], resolve::settings::NAMESPACE);
@@ -113,6 +110,13 @@ fn the_controller_of_pools_has_the_rights_it_needs_and_no_other() {
         apply(&mut snapshot, Event::Put(parse(&v).unwrap()));
     }
     let does = controller::reconcile(&snapshot, &options).writes;
+    assert!(does.len() >= 4, "{does:?}");
+    has_its_rights(&all, &options, &does, Rights::new(), &["ClusterRole"]);
+}
+
+/// The one account of a controller's manifest may read what the controller looks at and do what it does, and nothing
+/// else.
+fn has_its_rights(all: &[Value], options: &Options, does: &[ApiWrite], more: Rights, roles: &[&str]) {
     let mut wants: Rights = does
         .iter()
         .map(|w| {
@@ -125,13 +129,35 @@ fn the_controller_of_pools_has_the_rights_it_needs_and_no_other() {
             }
         })
         .collect();
-    assert_eq!(wants.len(), 4, "{does:?}");
+    wants.extend(more);
     for kind in options.kinds() {
         let r = resolve::api::Resource::from(kind);
         wants.extend(["get", "list", "watch"].map(|v| right(&r.group, &r.plural, v)));
     }
-    assert_eq!(rights(&all, &["ClusterRole"]), wants);
-    let account = &find(&all, "ServiceAccount")["metadata"];
-    let subject = &find(&all, "ClusterRoleBinding")["subjects"][0];
+    assert_eq!(rights(all, roles), wants);
+    let account = &find(all, "ServiceAccount")["metadata"];
+    let subject = &find(all, "ClusterRoleBinding")["subjects"][0];
     assert_eq!((&subject["name"], &subject["namespace"]), (&account["name"], &account["namespace"]));
+}
+
+#[test]
+fn the_controller_of_load_balancers_has_the_rights_it_needs_and_no_other() {
+    let all = documents("load-balancer-controller.yaml");
+    let container = &find(&all, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let args: Vec<&str> = container["args"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+    assert_eq!(args, ["controller", "--only", "load-balancers"]);
+    let options = Options { which: ["load-balancers".parse::<Which>().unwrap()].into(), ..Options::default() };
+    let mut snapshot = ClusterSnapshot::default();
+    for v in [
+        json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": "p"}, "spec": {"addresses": ["192.0.2.1"]}}),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
+            "spec": {"type": "LoadBalancer", "ipFamilies": ["IPv4"], "ports": [{"port": 80}]}}),
+    ] {
+        apply(&mut snapshot, Event::Put(parse(&v).unwrap()));
+    }
+    let does = controller::reconcile(&snapshot, &options).writes;
+    assert_eq!(does.len(), 3, "{does:?}");
+    // What cannot be had is told.
+    let events = ["create", "delete", "get", "patch"].map(|v| right("", "events", v));
+    has_its_rights(&all, &options, &does, events.into(), &["ClusterRole", "Role"]);
 }

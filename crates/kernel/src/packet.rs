@@ -83,12 +83,11 @@ pub fn udp_socket(netns: &Netns, addr: Ipv4Addr, port: u16) -> io::Result<UdpSoc
 /// `ETH_P_ARP`, `ETH_P_IPV6` (include/uapi/linux/if_ether.h).
 const ETH_P_ARP: u16 = 0x0806;
 const ETH_P_IPV6: u16 = 0x86dd;
-/// `SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT`, `SKF_AD_OFF + SKF_AD_PKTTYPE` (include/uapi/linux/filter.h), as loads take
-/// them.
-const VLAN_TAG: u32 = (-0x1000_i32 + 48).cast_unsigned();
+/// `SKF_AD_OFF + SKF_AD_PKTTYPE` (include/uapi/linux/filter.h), as loads take it.
 const PACKET_TYPE: u32 = (-0x1000_i32 + 4).cast_unsigned();
-/// `PACKET_OUTGOING` (include/uapi/linux/if_packet.h).
-const OUTGOING: u32 = 4;
+/// `PACKET_MULTICAST` (include/uapi/linux/if_packet.h). What is beyond is not for us: frames to other hosts, frames with
+/// the tag of a VLAN that has no link here (`__netif_receive_skb_core`, net/core/dev.c), our own.
+const MULTICAST: u32 = 2;
 
 /// A socket that sees who on a link asks where an address of a family is (ARP requests, neighbour solicitations), and
 /// sends frames there. Frames of a VLAN are another link's.
@@ -108,38 +107,34 @@ impl NeighbourSocket {
     /// `NotConnected` (ENETDOWN) when the link is down, ENODEV when it is gone.
     pub fn open(index: u32, family: Family) -> io::Result<Self> {
         let fd = sys::frame_socket()?;
-        let head = [
-            (0x30, 0, 0, VLAN_TAG),    // ldb: 1 when a tag was taken off
-            (0x15, 1, 0, 0),           // jeq 0
-            (0x06, 0, 0, 0),           // drop
-            (0x30, 0, 0, PACKET_TYPE), // ldb
-        ];
-        let (protocol, tail) = match family {
+        let (protocol, filter) = match family {
             Family::V4 => (
                 ETH_P_ARP,
                 vec![
-                    (0x15, 3, 0, OUTGOING), // jeq: ours
-                    (0x28, 0, 0, 20),       // ldh [20]: the operation
-                    (0x15, 0, 1, 1),        // jeq request
-                    (0x06, 0, 0, 128),      // keep
-                    (0x06, 0, 0, 0),        // drop
+                    (0x30, 0, 0, PACKET_TYPE), // ldb
+                    (0x25, 3, 0, MULTICAST),   // jgt: not for us
+                    (0x28, 0, 0, 20),          // ldh [20]: the operation
+                    (0x15, 0, 1, 1),           // jeq request
+                    (0x06, 0, 0, 128),         // keep
+                    (0x06, 0, 0, 0),           // drop
                 ],
             ),
             Family::V6 => (
                 ETH_P_IPV6,
                 vec![
-                    (0x15, 5, 0, OUTGOING), // jeq: ours
-                    (0x30, 0, 0, 20),       // ldb [20]: next header
-                    (0x15, 0, 3, 58),       // jeq ICMPv6
-                    (0x30, 0, 0, 54),       // ldb [54]: its type
-                    (0x15, 0, 1, 135),      // jeq neighbour solicitation
-                    (0x06, 0, 0, 1500),     // keep
-                    (0x06, 0, 0, 0),        // drop
+                    (0x30, 0, 0, PACKET_TYPE), // ldb
+                    (0x25, 5, 0, MULTICAST),   // jgt: not for us
+                    (0x30, 0, 0, 20),          // ldb [20]: next header
+                    (0x15, 0, 3, 58),          // jeq ICMPv6
+                    (0x30, 0, 0, 54),          // ldb [54]: its type
+                    (0x15, 0, 1, 135),         // jeq neighbour solicitation
+                    (0x06, 0, 0, 1500),        // keep
+                    (0x06, 0, 0, 0),           // drop
                 ],
             ),
         };
         // Before it listens, so that nothing else is ever queued.
-        sys::attach_filter(fd.as_fd(), &[&head[..], &tail].concat())?;
+        sys::attach_filter(fd.as_fd(), &filter)?;
         sys::listen(fd.as_fd(), index, protocol)?;
         let groups = UdpSocket::bind((
             if family == Family::V6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() },

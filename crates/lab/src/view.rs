@@ -155,6 +155,8 @@ pub struct Status {
     pub processes: Vec<(String, i32, bool)>,
     /// Its nodes, or why the API server does not say.
     pub nodes: Result<Vec<NodeStatus>, String>,
+    /// Load balancer addresses: the Services that have each, and the node that answers for it.
+    pub balancers: BTreeMap<String, (Vec<String>, Option<String>)>,
 }
 
 impl Status {
@@ -171,8 +173,30 @@ impl Status {
 pub async fn status(lab: &Lab) -> Status {
     let dir = lab.spec.name.dir();
     let processes = recorded(&dir.pids()).into_iter().map(|(n, p)| (n, p.pid, p.alive())).collect();
-    let nodes = nodes(&Api::new(&dir.api_sock())).await.map_err(|e| e.to_string());
-    Status { lab: lab.clone(), processes, nodes }
+    let api = Api::new(&dir.api_sock());
+    let nodes = nodes(&api).await.map_err(|e| e.to_string());
+    let balancers = balancers(&api).await.unwrap_or_default();
+    Status { lab: lab.clone(), processes, nodes, balancers }
+}
+
+async fn balancers(api: &Api) -> Result<BTreeMap<String, (Vec<String>, Option<String>)>, LabError> {
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let mut out: BTreeMap<String, (Vec<String>, Option<String>)> = BTreeMap::new();
+    for s in api.list("/api/v1/services").await? {
+        let name = format!("{}/{}", text(&s["metadata"]["namespace"]), text(&s["metadata"]["name"]));
+        for i in s["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten() {
+            out.entry(text(&i["ip"])).or_default().0.push(name.clone());
+        }
+    }
+    if !out.is_empty() {
+        for l in api.list("/apis/coordination.k8s.io/v1/leases").await? {
+            let holder = text(&l["spec"]["holderIdentity"]);
+            if let Some(b) = out.get_mut(&text(&l["metadata"]["annotations"]["seaway.io/address"])) {
+                b.1 = Some(holder).filter(|h| !h.is_empty());
+            }
+        }
+    }
+    Ok(out)
 }
 
 async fn nodes(api: &Api) -> Result<Vec<NodeStatus>, LabError> {
@@ -246,6 +270,14 @@ pub fn render(s: &Status) -> String {
             }
         }
         Err(e) => out.push_str(&format!("{e}\n")),
+    }
+    if !s.balancers.is_empty() {
+        let mut rows = vec![["LOAD BALANCER", "ANSWERS", "SERVICES"].map(str::to_owned).to_vec()];
+        rows.extend(s.balancers.iter().map(|(ip, (services, node))| {
+            vec![ip.clone(), node.clone().unwrap_or_else(|| "nobody".into()), services.join(", ")]
+        }));
+        out.push('\n');
+        out.push_str(&columns(&rows));
     }
     let dead: Vec<&str> = s.processes.iter().filter(|p| !p.2).map(|p| p.0.as_str()).collect();
     out.push_str(&format!("\nProcesses: {} of {} alive", s.processes.len() - dead.len(), s.processes.len()));

@@ -55,6 +55,8 @@ pub struct Service {
     pub name: String,
     /// Addresses; none for a headless one.
     pub cluster_ips: Vec<IpAddr>,
+    /// Load balancer addresses.
+    pub balancer_ips: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
     /// Only endpoints of the node asked answer from outside.
@@ -174,6 +176,9 @@ pub fn services(services: &[Value], slices: &[Value], pods: &[EchoPod]) -> Vec<S
             (!ports.is_empty()).then(|| Service {
                 name,
                 cluster_ips: array(&s["spec"]["clusterIPs"]).filter_map(|i| i.as_str()?.parse().ok()).collect(),
+                balancer_ips: array(&s["status"]["loadBalancer"]["ingress"])
+                    .filter_map(|i| i["ip"].as_str()?.parse().ok())
+                    .collect(),
                 ports,
                 local: s["spec"]["externalTrafficPolicy"] == "Local",
                 sticky: s["spec"]["sessionAffinity"] == "ClientIP",

@@ -41,13 +41,15 @@ pub enum Check {
     Headless,
     /// A node port, from outside, at every node.
     NodePort,
+    /// A load balancer's address, from outside.
+    LoadBalancer,
     /// The host outside, which must see the node's address.
     Masquerade,
 }
 
 impl Check {
     /// All, in the order of the table.
-    pub const ALL: [Check; 13] = [
+    pub const ALL: [Check; 14] = [
         Self::PodPodSameNode,
         Self::PodPodOtherNode,
         Self::PodOwnNode,
@@ -60,6 +62,7 @@ impl Check {
         Self::Hairpin,
         Self::Headless,
         Self::NodePort,
+        Self::LoadBalancer,
         Self::Masquerade,
     ];
 
@@ -79,6 +82,7 @@ impl Check {
             Self::Hairpin => "pod to itself by its Service",
             Self::Headless => "pod to headless endpoints",
             Self::NodePort => "outside to NodePort",
+            Self::LoadBalancer => "outside to load balancer",
             Self::Masquerade => "pod to outside, masqueraded",
         }
     }
@@ -273,6 +277,12 @@ impl Planner<'_> {
                     None if s.cluster_ips.is_empty() => self.headless(&s.name, p, &mine, &pods),
                     None => {}
                 }
+                if let (Some(to), Some(o)) = (of(&s.balancer_ips, f), &self.facts.outside) {
+                    let client = if s.local { Client::OneOf(o.addresses.clone()) } else { Client::Any };
+                    let ask = Ask { kind: kind_of(p), to: SocketAddr::new(to, p.port), until: None };
+                    let expect = Expect { pods: names.clone(), must: None, client };
+                    self.push(Check::LoadBalancer, Source::Outside, label.clone(), ask, expect);
+                }
                 if let Some(port) = p.node_port {
                     for n in &self.facts.nodes {
                         let local: Vec<String> = self
@@ -395,6 +405,8 @@ pub fn plan_settled(facts: &Facts, families: FamilySet) -> Vec<Probe> {
 pub fn missing(probes: &[Probe], facts: &Facts, families: FamilySet) -> Vec<Check> {
     Check::ALL
         .into_iter()
+        // There is a pool only where somebody made one.
+        .filter(|c| *c != Check::LoadBalancer)
         .filter(|c| !c.needs_two_nodes() || facts.nodes.len() > 1)
         .filter(|c| families.iter().any(|f| !probes.iter().any(|p| p.check == *c && p.family == f)))
         .collect()
