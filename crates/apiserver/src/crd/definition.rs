@@ -251,7 +251,26 @@ fn unchanged(v: &Value, old: &Value, c: &mut Causes) {
     }
 }
 
-/// What whoever writes a definition should know: formats that nobody checks.
+/// Why rules in CEL are named at all: objects may be taken that a cluster refuses.
+const NO_CEL: &str =
+    "this server evaluates no CEL but the rule \"self == oldSelf\": objects are not checked against it";
+/// Rules that a warning or a condition names at most.
+const NAMED: usize = 4;
+
+/// Which rules nobody here evaluates, if there are any: one line for all versions.
+fn unevaluated(v: &Value) -> Option<String> {
+    let each = list_at(v, &["spec", "versions"]).iter().enumerate();
+    let rules = each.flat_map(|(i, x)| {
+        let at = format!("spec.versions[{i}].schema.openAPIV3Schema");
+        node::unevaluated(&x["schema"]["openAPIV3Schema"], &at, NAMED + 1)
+    });
+    let rules: Vec<String> = rules.take(NAMED + 1).collect();
+    let more = if rules.len() > NAMED { " and more" } else { "" };
+    let named = rules.get(..rules.len().min(NAMED)).filter(|n| !n.is_empty())?;
+    Some(format!("{NO_CEL}: {}{more}", named.join(", ")))
+}
+
+/// What whoever writes a definition should know: formats that nobody checks, and rules that nobody evaluates.
 pub(crate) fn warnings(v: &Value) -> Vec<String> {
     fn walk(v: &Value, path: &str, out: &mut Vec<String>) {
         if out.len() >= 16 {
@@ -274,6 +293,7 @@ pub(crate) fn warnings(v: &Value) -> Vec<String> {
     for (i, x) in list_at(v, &["spec", "versions"]).iter().enumerate() {
         walk(&x["schema"]["openAPIV3Schema"], &format!("spec.versions[{i}].schema.openAPIV3Schema"), &mut out);
     }
+    out.extend(unevaluated(v));
     out
 }
 
@@ -319,6 +339,11 @@ pub(crate) fn settle(tx: &Tx<'_>, v: &mut Value) {
         && !list.contains(&s)
     {
         list.push(s);
+    }
+    match unevaluated(v) {
+        Some(message) => set_condition(v, "RulesEvaluated", "False", "UnsupportedRules", &message),
+        None if condition(v, "RulesEvaluated").is_empty() => {}
+        None => set_condition(v, "RulesEvaluated", "True", "NoUnsupportedRules", "all rules are evaluated"),
     }
     let established = condition(v, "Established") == "True";
     match taken {

@@ -397,21 +397,55 @@ impl Reader<'_> {
         c
     }
 
-    /// Rules in CEL. One form is understood, the one that makes a field immutable; the others are refused rather than
-    /// ignored, because who wrote them relies on them.
+    /// Rules in CEL. One form is understood, the one that makes a field immutable; of the others [`unevaluated`] tells.
     fn rules(&mut self, v: &Value, node: &mut Node, path: &str, level: Level) {
         for (i, rule) in list_at(v, &["x-kubernetes-validations"]).iter().enumerate() {
-            let text: String = str_at(rule, &["rule"]).split_whitespace().collect();
-            let plain = rule.get("messageExpression").is_none() && !bool_at(rule, &["optionalOldSelf"]);
-            if matches!(text.as_str(), "self==oldSelf" | "oldSelf==self") && plain && level != Level::Junctor {
+            if str_at(rule, &["rule"]).trim().is_empty() {
+                self.causes.required(&format!("{path}.x-kubernetes-validations[{i}].rule"), "rule is not specified");
+            } else if is_immutable(rule) && level != Level::Junctor {
                 node.checks.immutable = Some(str_at(rule, &["message"]).to_owned());
-            } else {
-                self.causes.forbidden(
-                    &format!("{path}.x-kubernetes-validations[{i}].rule"),
-                    "this server evaluates no CEL but the rule \"self == oldSelf\": say it with pattern, enum, minimum, \
-                     maximum, required and oneOf, or check it in the controller",
-                );
             }
         }
     }
+}
+
+/// Whether a rule says that a value may not change, and nothing else.
+fn is_immutable(rule: &Value) -> bool {
+    let text: String = str_at(rule, &["rule"]).split_whitespace().collect();
+    let plain = rule.get("messageExpression").is_none() && !bool_at(rule, &["optionalOldSelf"]);
+    plain && matches!(text.as_str(), "self==oldSelf" | "oldSelf==self")
+}
+
+/// Where a schema has rules in CEL that nobody here evaluates: at most `most` paths.
+pub(crate) fn unevaluated(v: &Value, path: &str, most: usize) -> Vec<String> {
+    fn walk(v: &Value, path: &str, (junctor, depth): (bool, usize), most: usize, out: &mut Vec<String>) {
+        if depth > MAX_DEPTH || out.len() >= most {
+            return;
+        }
+        for (i, rule) in list_at(v, &["x-kubernetes-validations"]).iter().enumerate() {
+            if (junctor || !is_immutable(rule)) && out.len() < most {
+                out.push(format!("{path}.x-kubernetes-validations[{i}].rule"));
+            }
+        }
+        let below = (junctor, depth + 1);
+        for (k, sub) in v["properties"].as_object().into_iter().flatten() {
+            walk(sub, &format!("{path}.properties[{k}]"), below, most, out);
+        }
+        for k in ["items", "additionalProperties"] {
+            if let Some(sub) = v.get(k) {
+                walk(sub, &format!("{path}.{k}"), below, most, out);
+            }
+        }
+        for k in ["allOf", "anyOf", "oneOf"] {
+            for (i, sub) in list_at(v, &[k]).iter().enumerate() {
+                walk(sub, &format!("{path}.{k}[{i}]"), (true, depth + 1), most, out);
+            }
+        }
+        if let Some(sub) = v.get("not") {
+            walk(sub, &format!("{path}.not"), (true, depth + 1), most, out);
+        }
+    }
+    let mut out = Vec::new();
+    walk(v, path, (false, 0), most, &mut out);
+    out
 }

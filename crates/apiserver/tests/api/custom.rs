@@ -331,9 +331,9 @@ async fn bad_definitions_are_refused_by_field() {
         ),
         (
             format!("{s}/properties/spec/properties/fixed/x-kubernetes-validations/0/rule"),
-            json!("self.size() > 2"),
+            json!(" "),
             format!("{root}.properties[spec].properties[fixed].x-kubernetes-validations[0].rule"),
-            "evaluates no CEL",
+            "rule is not specified",
         ),
         (
             format!("{s}/properties/metadata"),
@@ -461,6 +461,7 @@ async fn shipped_kinds_are_there() {
         "ipblocks.seaway.io",
         "ippools.seaway.io",
         "ipreservations.seaway.io",
+        "loadbalancerpools.seaway.io",
         "network-attachment-definitions.k8s.cni.cncf.io",
     ];
     assert_eq!(names(&h.get(CRDS).await), shipped);
@@ -486,4 +487,36 @@ async fn shipped_kinds_are_there() {
     let h = Host::within(h.stop().await, |_| {}).await;
     assert_eq!(h.get(&crd).await["spec"]["names"]["shortNames"], json!(["ipp"]));
     assert_eq!(names(&h.get(pools).await), ["p"]);
+}
+
+/// A definition whose rules nobody here evaluates is taken, and says so for as long as it has them.
+#[tokio::test]
+async fn rules_that_are_not_evaluated_are_told() {
+    let h = Host::new().await;
+    let mut d = definition();
+    let at = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    let rules = json!([{"rule": "self.startsWith('a') || !has(oldSelf.x)", "message": "no"}]);
+    d.pointer_mut(at).unwrap()["name"]["x-kubernetes-validations"] = rules;
+    let r = h.send("POST", CRDS, &[], d.to_string()).await;
+    let said = r.headers()["warning"].to_str().unwrap().to_owned();
+    assert!(
+        said.contains("properties[name].x-kubernetes-validations[0].rule") && said.contains("evaluates no CEL"),
+        "{said}"
+    );
+    let crd = format!("{CRDS}/pools.example.com");
+    let condition = |v: &Value| {
+        let all = v["status"]["conditions"].as_array().unwrap();
+        let c = all.iter().find(|c| c["type"] == "RulesEvaluated");
+        c.map(|c| (c["status"].as_str().unwrap().to_owned(), c["message"].as_str().unwrap().to_owned()))
+    };
+    let (status, message) = condition(&h.get(&crd).await).unwrap();
+    assert_eq!(status, "False");
+    assert!(message.contains("properties[name]") && !message.contains("properties[fixed]"), "{message}");
+    let mut p = pool("a");
+    p["spec"]["name"] = "zz".into();
+    h.create(POOLS, p).await;
+    // The one that is understood counts as ever, and without the others all are evaluated.
+    let none = json!([{"op": "remove", "path": format!("{at}/name/x-kubernetes-validations")}]);
+    h.patch(&crd, "application/json-patch+json", none).await;
+    assert_eq!(condition(&h.get(&crd).await).unwrap().0, "True");
 }
