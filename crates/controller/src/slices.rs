@@ -65,7 +65,7 @@ fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTree
                 continue;
             }
             let ready = svc.publish_not_ready || (pod.ready && !pod.terminating);
-            let (zone_hints, node_hints) = hints(snapshot, svc, pod);
+            let [zone_hints, node_hints] = hints(snapshot, svc, pod);
             let endpoint = SliceEndpoint {
                 addr: *addr,
                 ready,
@@ -83,14 +83,14 @@ fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTree
 }
 
 /// For which zones and nodes an endpoint is meant, as the Service's `trafficDistribution` asks and Kubernetes' own
-/// controller writes it: its own, the zone's also where the node's are asked for, for nodes that have none.
-fn hints(snapshot: &ClusterSnapshot, svc: &Service, pod: &Pod) -> (Box<[Box<str>]>, Box<[Box<str>]>) {
+/// controller writes it, zones first: its own, the zone's also where the node's are asked for, for nodes that have none.
+fn hints(snapshot: &ClusterSnapshot, svc: &Service, pod: &Pod) -> [Box<[Box<str>]>; 2] {
     let Some(node) = pod.node.as_ref().filter(|_| svc.distribution != Distribution::Anywhere) else {
         return Default::default();
     };
     let zone = snapshot.nodes.get(node).and_then(|n| n.labels.get(ZONE));
     let nodes = (svc.distribution == Distribution::SameNode).then(|| node.as_str().into());
-    (zone.map(Into::into).into_iter().collect(), nodes.into_iter().collect())
+    [zone.map(Into::into).into_iter().collect(), nodes.into_iter().collect()]
 }
 
 /// A Service's ports as numbers of one pod. A named port that the pod does not have is left out.
