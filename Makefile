@@ -37,7 +37,7 @@ NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:
 	/usr/lib/cni/bridge:containernetworking-plugins
 # What Debian does not have is built by the tests from its released Go modules, once.
 NEEDS_INTEROP := containerd:containerd runc:runc podman:podman busybox:busybox-static go:golang-go
-NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
+NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq curl:curl openssl:openssl conntrack:conntrack go:golang-go iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 NEEDS_FUZZ := c++:g++
 
 # $(call need,LIST): a shell command.

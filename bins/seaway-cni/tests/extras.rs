@@ -162,36 +162,3 @@ fn five_seconds_show_the_limits_of_a_pod_that_is_guarded() {
         assert!((0.9 * rate..1.1 * rate).contains(&bits), "{way}: {bits:.0} bit/s, not {rate:.0}");
     }
 }
-
-#[test]
-fn a_pod_has_the_hardware_address_that_was_asked_for() {
-    let node = Node::new();
-    for (n, mode) in ["routed", "bridge", "ptp"].into_iter().enumerate() {
-        let (name, want) = (format!("m{n}"), format!("0a:58:0a:f4:01:{:02x}", n + 1));
-        let mut c = conf(&node, json!({"mac": want}));
-        c["mode"] = mode.into();
-        add(&node, &name, &c);
-        assert_eq!(node.sh_pod(&name, "ip -br link show eth0 | awk '{print $3}'").trim(), want, "{mode}");
-        // It is in the result, CHECK compares it, the guard lets it through, and a second ADD gives the same.
-        let result = node.call("ADD", &name, &c).unwrap();
-        assert!(result["interfaces"].as_array().unwrap().iter().any(|i| i["mac"] == want), "{mode}: {result}");
-        let mut check = c.clone();
-        check["prevResult"] = result;
-        node.call("CHECK", &name, &check).unwrap();
-        node.sh_pod(&name, "ping -c 1 -W 5 192.0.2.1 >/dev/null");
-        node.del(&name);
-    }
-    node.pod("wrong");
-    for (mac, mode, says) in [
-        ("zz", "routed", "runtimeConfig.mac"),
-        ("01:00:5e:00:00:01", "routed", "which no pod can have"),
-        ("ee:ee:ee:ee:ee:ee", "bridge", "which no pod can have"),
-        ("0a:58:0a:f4:01:02", "ipvlan", "an ipvlan has the hardware address of its parent"),
-    ] {
-        let mut c = conf(&node, json!({"mac": mac}));
-        c["mode"] = mode.into();
-        let e = node.call("ADD", "wrong", &c).unwrap_err();
-        assert!(e["code"] == 7 && e["msg"].as_str().unwrap().contains(says), "{mac}: {e}");
-    }
-    node.assert_exactly(&std::collections::BTreeSet::new());
-}

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 
 use ipam::{Key, PodRef};
-use types::Mac;
 
 use crate::{Code, Error};
 
@@ -192,7 +191,7 @@ impl Call {
 }
 
 /// Reads `CNI_ARGS`: `KEY=VALUE;KEY=VALUE`. Known are `K8S_POD_NAMESPACE`, `K8S_POD_NAME`, `K8S_POD_UID`,
-/// `K8S_POD_INFRA_CONTAINER_ID`, `IP` (comma separated), `MAC` and `IgnoreUnknown`.
+/// `K8S_POD_INFRA_CONTAINER_ID`, `IP` (comma separated) and `IgnoreUnknown`.
 ///
 /// # Errors
 /// Code 4, naming the key.
@@ -212,8 +211,7 @@ pub fn parse_args(args: &str) -> Result<(Option<PodRef>, Vec<IpAddr>), Error> {
             "K8S_POD_NAMESPACE" => namespace = Some(short()?),
             "K8S_POD_NAME" => name = Some(short()?),
             "K8S_POD_UID" => uid = if v.is_empty() { None } else { Some(short()?) },
-            // See `parse_mac`.
-            "K8S_POD_INFRA_CONTAINER_ID" | "MAC" => {}
+            "K8S_POD_INFRA_CONTAINER_ID" => {}
             "IgnoreUnknown" => {
                 ignore = match v.to_ascii_lowercase().as_str() {
                     "1" | "true" | "t" => true,
@@ -239,31 +237,7 @@ pub fn parse_args(args: &str) -> Result<(Option<PodRef>, Vec<IpAddr>), Error> {
     Ok((pod, ips))
 }
 
-/// `MAC` of `CNI_ARGS`.
-///
-/// # Errors
-/// Code 4 when it is no hardware address.
-pub(crate) fn parse_mac(args: &str) -> Result<Option<Mac>, Error> {
-    let text = args.split(';').find_map(|p| p.strip_prefix("MAC=")).filter(|t| !t.is_empty());
-    text.map(|t| t.parse().map_err(|e| bad(format!("CNI_ARGS: MAC: {e}")))).transpose()
-}
-
 /// An address, with or without a prefix length, which is ignored: ours are always host routes.
 pub(crate) fn address(text: &str) -> Option<IpAddr> {
     text.split('/').next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_hardware_address_among_the_arguments() {
-        let args = "K8S_POD_NAMESPACE=a;MAC=0a:58:0a:00:00:02;K8S_POD_NAME=b";
-        assert_eq!(parse_mac(args).unwrap().unwrap().to_string(), "0a:58:0a:00:00:02");
-        assert!(parse_args(args).unwrap().0.is_some());
-        assert_eq!((parse_mac("").unwrap(), parse_mac("MAC=").unwrap()), (None, None));
-        assert!(parse_mac("MAC=1").unwrap_err().msg.contains("CNI_ARGS: MAC"));
-    }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use intent::Wiring;
 use ipam::{Key, Limits, PortMapping};
 use serde_json::{Map, Value};
-use types::{Cidr, Family, Mac};
+use types::{Cidr, Family};
 
 use crate::args::{address, is_identifier};
 use crate::fields::{Fields, bad, shown};
@@ -36,8 +36,6 @@ pub struct NetConf {
     pub dns: Option<Dns>,
     /// `runtimeConfig.ips`: addresses asked for.
     pub ips: Vec<IpAddr>,
-    /// `runtimeConfig.mac`: the hardware address asked for.
-    pub mac: Option<Mac>,
     /// `runtimeConfig.portMappings`: ports of the node that lead to the container.
     pub ports: Vec<PortMapping>,
     /// `runtimeConfig.bandwidth`: limits, where the agent says none.
@@ -128,7 +126,6 @@ impl NetConf {
             mtu: None,
             data_dir: ipam::DEFAULT_DIR.into(),
             dns: None,
-            mac: None,
             ips: Vec::new(),
             ports: Vec::new(),
             limits: Limits::default(),
@@ -212,11 +209,6 @@ impl NetConf {
                 ("ips", v) => {
                     return Err(wrong("runtimeConfig.ips", v, "a list of at most one address per family is needed"));
                 }
-                ("mac", Value::String(s)) if s.is_empty() => {}
-                ("mac", Value::String(s)) => {
-                    self.mac = Some(s.parse().map_err(|e| bad(format!("runtimeConfig.mac: {e}")))?);
-                }
-                ("mac", v) => return Err(wrong("runtimeConfig.mac", v, "a hardware address is needed")),
                 ("portMappings", _) => self.ports = crate::ports::mappings(&Fields::new(rc, "runtimeConfig"))?,
                 ("bandwidth", Value::Object(b)) => {
                     let said = crate::shape::read(&Fields::new(b, "runtimeConfig.bandwidth"))?;
@@ -229,7 +221,7 @@ impl NetConf {
                     let msg =
                         format!("unsupported field in the network configuration: runtimeConfig.{k} = {}", shown(v));
                     return Err(Error::new(Code::UnsupportedField, msg)
-                        .with("the capabilities are bandwidth, ips, mac and portMappings"));
+                        .with("the capabilities are ips, portMappings and bandwidth"));
                 }
             }
         }

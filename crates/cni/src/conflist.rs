@@ -46,7 +46,7 @@ pub fn conflist(spec: &ConflistSpec) -> String {
         "mtu": spec.mtu,
         "dataDir": spec.data_dir,
         "mode": spec.wiring.mode,
-        "capabilities": {"ips": true, "mac": true, "portMappings": true, "bandwidth": true},
+        "capabilities": {"ips": true, "portMappings": true, "bandwidth": true},
     });
     if !spec.wiring.options.is_empty() {
         ours["modeOptions"] = json!(spec.wiring.options);

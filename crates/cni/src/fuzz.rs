@@ -32,7 +32,7 @@ pub fn pod_spec(data: &[u8]) {
         let text = format!(r#"{{"cniVersion": "1.1.0", "name": "n", "type": "seaway-cni", {ipam}}}"#);
         let Ok(conf) = NetConf::parse(text.as_bytes()) else { return };
         let wiring = spec.wiring.as_ref().unwrap_or(&conf.wiring);
-        let Ok(run) = networks::delegates(&conf, &spec, wiring, spec.mac, &ifname) else { continue };
+        let Ok(run) = networks::delegates(&conf, &spec, wiring, &ifname) else { continue };
         let last: Vec<_> = run.iter().filter(|d| d.last).map(|d| &d.ifname).collect();
         assert_eq!(last.len(), last.iter().collect::<BTreeSet<_>>().len(), "an interface has one network");
         assert!(run.iter().all(|d| d.conf.contains_key("cniVersion") && d.conf.contains_key("name")));

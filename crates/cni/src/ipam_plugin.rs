@@ -49,8 +49,6 @@ struct Conf {
     ranges: Vec<Cidr>,
     /// Of Seaway's own modes.
     pools: Option<(PathBuf, Gateway)>,
-    /// Each IPv6 address is a host's, and the node the gateway: nobody answers on a bridge for pods of other modes.
-    hosts_v6: bool,
     data_dir: PathBuf,
 }
 
@@ -63,16 +61,13 @@ impl Conf {
         }
         let pools = match (f.text("pools")?, f.text("gateway")?) {
             (None, None) => None,
-            // Of Seaway's own bridge: see `result`.
-            (None, Some("node")) => None,
             (Some(file), Some(g)) if file.starts_with('/') => {
                 let says = || bad(format!("ipam.gateway is {g:?}: node, none or wire is needed"));
                 Some((file.into(), Gateway::parse(g).ok_or_else(says)?))
             }
             _ => return Err(bad("ipam.pools and ipam.gateway go together: the first is an absolute path")),
         };
-        let hosts_v6 = pools.is_none() && f.text("gateway")?.is_some();
-        Ok(Self { ranges: f.parsed_list("ranges")?, pools, hosts_v6, data_dir: data_dir.into() })
+        Ok(Self { ranges: f.parsed_list("ranges")?, pools, data_dir: data_dir.into() })
     }
 }
 
@@ -91,7 +86,7 @@ impl<M: Machine> Plugin<M> for SeawayIpam {
         };
         match &conf.pools {
             Some((file, gateway)) => of_pools(&record, &ipam::Pools::read(file)?.unwrap_or_default(), *gateway),
-            None => Ok(result(&record, &conf.ranges, conf.hosts_v6)),
+            None => Ok(result(&record, &conf.ranges)),
         }
     }
 
@@ -147,16 +142,10 @@ fn allocate<M: Machine>(cx: &mut Context<'_, M>, conf: &Conf) -> Result<Record, 
 }
 
 /// The record's addresses as other plugins want them: with their range's length, its first address as gateway, and a
-/// default route of each family. With `hosts_v6` those of IPv6 are as in mode `routed`.
-fn result(record: &Record, ranges: &[Cidr], hosts_v6: bool) -> CniResult {
+/// default route of each family.
+fn result(record: &Record, ranges: &[Cidr]) -> CniResult {
     let mut out = CniResult::default();
     for &addr in &record.addresses {
-        if hosts_v6 && addr.is_ipv6() {
-            let (len, gateway) = (Family::V6.bits(), Some(plan::gateway(addr)));
-            out.ips.push(Ip { interface: None, address: IpNet { addr, len }, gateway });
-            out.routes.push(RouteConf::new(Cidr::any(Family::V6), gateway));
-            continue;
-        }
         let range = ranges.iter().find(|r| r.contains(addr));
         let len = range.map_or(Family::of(addr).bits(), Cidr::len);
         let gateway: Option<IpAddr> = range.and_then(|r| r.nth(1)).filter(|g| *g != addr);

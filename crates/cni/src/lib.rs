@@ -23,7 +23,6 @@ mod extras;
 mod fields;
 pub mod fuzz;
 mod gc;
-mod guarded;
 pub mod iface;
 mod ipam_call;
 mod ipam_plugin;
@@ -41,7 +40,6 @@ mod settle;
 pub mod shape;
 mod skel;
 mod version;
-mod wiring;
 
 pub use args::{Call, Command, Env, parse_args};
 pub use config::NetConf;
@@ -58,7 +56,6 @@ pub use reply::{merged, result};
 pub use result::{CniResult, Dns, Interface, Ip, IpNet, RouteConf, route};
 pub use skel::{Context, Outcome, Plugin, Registry, serve};
 pub use version::Version;
-pub use wiring::{host_end, is_wired, mend};
 
 /// The plugin's name: the `type` of a configuration and the name of the binary.
 pub const TYPE: &str = "seaway-cni";

@@ -19,14 +19,13 @@ use crate::config::NetConf;
 use crate::ipam_plugin::Gateway;
 use crate::result::CniResult;
 use crate::skel::{Context, Registry};
-use crate::{Code, Error, IPAM_TYPE, gc, guarded, led};
+use crate::{Code, Error, IPAM_TYPE, gc, led};
 
 /// What is to be run for an attachment, in order; empty for mode `routed` and one network.
 pub(crate) fn delegates(
     conf: &NetConf,
     spec: &PodSpec,
     wiring: &Wiring,
-    mac: Option<Mac>,
     ifname: &IfName,
 ) -> Result<Vec<Delegate>, Error> {
     let mut out = Vec::new();
@@ -37,7 +36,7 @@ pub(crate) fn delegates(
             network: conf.name.clone(),
             kind: wiring.mode.as_str().into(),
             ifname: ifname.clone(),
-            conf: wired(conf, wiring, mac),
+            conf: wired(conf, wiring, spec.mac),
             last: true,
             result: None,
         });
@@ -50,23 +49,6 @@ pub(crate) fn delegates(
         listed(n, &n.ifname, &mut out);
     }
     Ok(out)
-}
-
-/// Whether a pod of this mode may have that hardware address.
-///
-/// # Errors
-/// Code 7 with the reason.
-pub(crate) fn may_have_mac(mac: Option<Mac>, mode: Mode, other: bool) -> Result<(), Error> {
-    // Another network in place of the cluster's has its own.
-    let Some(mac) = mac.filter(|_| !other) else { return Ok(()) };
-    if mode == Mode::Ipvlan {
-        let says = format!("mac is {mac}: an ipvlan has the hardware address of its parent; use mode macvlan");
-        return Err(crate::bad(says));
-    }
-    if mac.0[0] & 1 == 1 || mac.0 == [0; 6] || mac == crate::plan::HOST_MAC {
-        return Err(crate::bad(format!("mac is {mac}, which no pod can have: an address of one station is needed")));
-    }
-    Ok(())
 }
 
 /// Adds the plugins of a network's list, for an interface.
@@ -102,13 +84,7 @@ fn wired(conf: &NetConf, wiring: &Wiring, mac: Option<Mac>) -> Map<String, Value
     // All that is needed, and what plugins of anybody's making speak.
     out.insert("cniVersion".into(), crate::Version::V1_0_0.as_str().into());
     out.entry("ipam").or_insert_with(|| match &conf.pools {
-        None => {
-            let mut ipam = json!({"type": IPAM_TYPE, "ranges": conf.ranges, "dataDir": conf.data_dir});
-            if wiring.mode == Mode::Bridge {
-                ipam["gateway"] = Gateway::Node.as_str().into();
-            }
-            ipam
-        }
+        None => json!({"type": IPAM_TYPE, "ranges": conf.ranges, "dataDir": conf.data_dir}),
         Some(file) => {
             let gateway = if wiring.on_wire() {
                 Gateway::Wire
@@ -161,58 +137,27 @@ fn further(n: &Network, plugin: &BTreeMap<String, Value>) -> Map<String, Value> 
 /// the caller's, by [`undo`].
 pub(crate) fn attach<M: Machine>(cx: &mut Context<'_, M>, record: &mut Record) -> Result<(), Error> {
     let mut prev: Option<CniResult> = None;
-    for n in 0..record.delegates.len() {
-        let Some(d) = record.delegates.get(n) else { break };
-        prev = add_one(cx, d, prev.as_ref(), record)?.or(prev);
-        if let Some(d) = record.delegates.get_mut(n).filter(|d| d.last) {
+    let first = &record.key.ifname;
+    for d in &mut record.delegates {
+        let mut conf = d.conf.clone();
+        if let Some(p) = &prev {
+            conf.insert("prevResult".into(), p.write(version(&conf, cx)));
+        }
+        let result = delegated(cx, d, conf, Command::Add, first).map_err(|e| named(d, e))?;
+        prev = result.or(prev);
+        if d.ifname == *first && &*d.kind == Mode::Bridge.as_str() {
+            beside_other_modes(cx, &d.conf)?;
+            led::lead(cx, &d.conf, &record.addresses).map_err(|e| named(d, e))?;
+        }
+        if d.last {
             d.result = prev.take().map(|r| r.write(crate::Version::NEWEST));
         }
     }
     Ok(())
 }
 
-/// Runs one of the record's delegates, with what belongs to it beside its own work.
-pub(crate) fn add_one<M: Machine>(
-    cx: &mut Context<'_, M>,
-    d: &Delegate,
-    prev: Option<&CniResult>,
-    record: &Record,
-) -> Result<Option<CniResult>, Error> {
-    let mut conf = d.conf.clone();
-    if let Some(p) = prev {
-        conf.insert("prevResult".into(), p.write(version(&conf, cx)));
-    }
-    let result = delegated(cx, d, conf, Command::Add, &record.key.ifname).map_err(|e| named(d, e))?;
-    if let Some(r) = &result {
-        around(cx, d, r, record).map_err(|e| named(d, e))?;
-    }
-    Ok(result)
-}
-
-/// What the node has for an interface beside it, of a delegate that has its result: puts it back.
-pub(crate) fn beside<M: Machine>(cx: &mut Context<'_, M>, d: &Delegate, record: &Record) -> Result<(), Error> {
-    told(d.result.as_ref()).map_or(Ok(()), |r| around(cx, d, &r, record)).map_err(|e| named(d, e))
-}
-
-fn around<M: Machine>(cx: &mut Context<'_, M>, d: &Delegate, result: &CniResult, record: &Record) -> Result<(), Error> {
-    if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
-        beside_other_modes(cx, &d.conf)?;
-        led::lead(cx, &d.conf, &record.addresses)?;
-    }
-    if is_wiring(d, record) { guarded::put(cx, d, result) } else { Ok(()) }
-}
-
-fn is_wiring(d: &Delegate, record: &Record) -> bool {
-    guarded::wiring(record).and_then(|n| record.delegates.get(n)).is_some_and(|w| w.ifname == d.ifname)
-}
-
-fn told(result: Option<&Value>) -> Option<CniResult> {
-    result.and_then(Value::as_object).and_then(|m| CniResult::read(m, "prevResult").ok())
-}
-
-/// Pods on the bridge take the node's whole IPv4 range for on-link, and pods of another mode have addresses of it too: the
-/// node answers for those (`proxy_arp`; it does so only for what is routed elsewhere). IPv6 has no such answer for all, so
-/// there each has a host address: see [`led`].
+/// Pods on the bridge take the node's whole range for on-link, and pods of another mode have addresses of it too: the node
+/// answers for those (`proxy_arp`; it does so only for what is routed elsewhere). IPv6 has no such answer for all.
 fn beside_other_modes<M: Machine>(cx: &mut Context<'_, M>, conf: &Map<String, Value>) -> Result<(), Error> {
     let bridge = conf.get("bridge").and_then(Value::as_str).unwrap_or("cni0");
     let mut sysctl = cx.machine.sysctl().map_err(|e| Error::new(Code::Kernel, format!("open sysctls: {e}")))?;
@@ -245,22 +190,11 @@ pub(crate) fn undo<M: Machine>(machine: &mut M, registry: Registry<M>, record: &
     if record.delegates.is_empty() {
         return Ok(());
     }
-    replay(machine, registry, record, "DEL", |cx| detach(cx, record))
-}
-
-/// Does something for an attachment as if its runtime had called.
-pub(crate) fn replay<M: Machine, T>(
-    machine: &mut M,
-    registry: Registry<M>,
-    record: &Record,
-    command: &str,
-    f: impl FnOnce(&mut Context<'_, M>) -> Result<T, Error>,
-) -> Result<T, Error> {
     // A namespace at the same path that is another is none of this container's.
     let netns = (!gc::namespace_gone(record)).then(|| record.netns.clone());
     let text = |s: &str| Some(std::ffi::OsString::from(s));
     let env = Env {
-        command: text(command),
+        command: text("DEL"),
         container_id: text(&record.key.container),
         netns: netns.as_deref().and_then(text),
         ifname: text(record.key.ifname.as_str()),
@@ -270,7 +204,7 @@ pub(crate) fn replay<M: Machine, T>(
     let call = Call::lenient(&env)?;
     let conf = Map::from_iter([("name".to_owned(), Value::from(record.network.as_ref()))]);
     let version = crate::Version::NEWEST;
-    f(&mut Context { machine, env: &env, call: &call, conf: &conf, version, prev: None, now: 0, registry })
+    detach(&mut Context { machine, env: &env, call: &call, conf: &conf, version, prev: None, now: 0, registry }, record)
 }
 
 /// `CNI_ARGS` as a Kubernetes runtime gives it.
@@ -294,11 +228,18 @@ fn detach<M: Machine>(cx: &mut Context<'_, M>, record: &Record) -> Result<(), Er
         if d.last {
             prev = d.result.as_ref();
         }
+        let conf = with_prev(d, prev, cx);
         // A plugin that is not there, and gave no result, has made nothing: that is why the ADD failed.
         if prev.is_none() && !cx.has_plugin(&d.kind) {
             continue;
         }
-        failed = failed.or(del_one(cx, d, prev, record).err());
+        let mut done = delegated(cx, d, conf, Command::Del, &record.key.ifname).map(drop);
+        if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
+            done = done.and(led::forget(cx, &d.conf, &record.addresses));
+        }
+        if let Err(e) = done {
+            failed = failed.or(Some(named(d, e)));
+        }
     }
     failed.map_or(Ok(()), Err)
 }
@@ -308,56 +249,23 @@ pub(crate) fn complete(record: &Record) -> bool {
     record.delegates.iter().all(|d| !d.last || d.result.is_some())
 }
 
-/// Undoes one delegate, which gave `prev`.
-pub(crate) fn del_one<M: Machine>(
-    cx: &mut Context<'_, M>,
-    d: &Delegate,
-    prev: Option<&Value>,
-    record: &Record,
-) -> Result<(), Error> {
-    let conf = with_prev(d, prev, cx);
-    let mut done = delegated(cx, d, conf, Command::Del, &record.key.ifname).map(drop);
-    if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
-        done = done.and(led::forget(cx, &d.conf, &record.addresses));
-    }
-    done.map_err(|e| named(d, e))
-}
-
 /// CHECK of each delegate, in order.
 pub(crate) fn check<M: Machine>(cx: &mut Context<'_, M>, record: &Record) -> Result<(), Error> {
     for (i, d) in record.delegates.iter().enumerate() {
         let last = record.delegates.iter().skip(i).find(|d| d.last);
-        check_one(cx, d, last.and_then(|l| l.result.as_ref()), record)?;
+        let conf = with_prev(d, last.and_then(|l| l.result.as_ref()), cx);
+        delegated(cx, d, conf, Command::Check, &record.key.ifname).map_err(|e| named(d, e))?;
+        if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
+            led::check(cx, &d.conf, &record.addresses).map_err(|e| named(d, e))?;
+        }
     }
     Ok(())
 }
 
-/// CHECK of one delegate, whose network's result is `prev`.
-pub(crate) fn check_one<M: Machine>(
-    cx: &mut Context<'_, M>,
-    d: &Delegate,
-    prev: Option<&Value>,
-    record: &Record,
-) -> Result<(), Error> {
-    let conf = with_prev(d, prev, cx);
-    delegated(cx, d, conf, Command::Check, &record.key.ifname).map_err(|e| named(d, e))?;
-    if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
-        led::check(cx, &d.conf, &record.addresses).map_err(|e| named(d, e))?;
-    }
-    match told(prev).filter(|_| is_wiring(d, record)) {
-        Some(r) => {
-            if &*d.kind == Mode::Ptp.as_str() {
-                led::check_pair(cx, d, &r).map_err(|e| named(d, e))?;
-            }
-            guarded::check(cx, d, &r).map_err(|e| named(d, e))
-        }
-        None => Ok(()),
-    }
-}
-
 fn with_prev<M: Machine>(d: &Delegate, prev: Option<&Value>, cx: &Context<'_, M>) -> Map<String, Value> {
     let mut conf = d.conf.clone();
-    if let Some(r) = told(prev) {
+    let read = prev.and_then(Value::as_object).and_then(|m| CniResult::read(m, "prevResult").ok());
+    if let Some(r) = read {
         conf.insert("prevResult".into(), r.write(version(&conf, cx)));
     }
     conf

@@ -11,7 +11,7 @@ use kernel_api::rt::{ROUTE_PROTOCOL, RouteTo, RtRequest, SetLink};
 use kernel_api::{RequestError, Rtnetlink, errno};
 use types::{Family, OwnedName};
 
-use crate::args::{parse_args, parse_mac};
+use crate::args::parse_args;
 use crate::config::NetConf;
 use crate::observe::{View, differences, differences_after, paired};
 use crate::plan::{self, AddPlan};
@@ -118,13 +118,7 @@ fn add<M: Machine>(
     let netns = cx.netns()?;
     let (path, key, now) = (cx.netns_path(), cx.key()?, cx.now);
     let wiring = spec.wiring.as_ref().unwrap_or(&conf.wiring);
-    // The pod's own before the runtime's wish before the arguments, as with its addresses.
-    let mac = match spec.mac.or(conf.mac) {
-        Some(m) => Some(m),
-        None => parse_mac(&cx.call.args)?,
-    };
-    networks::may_have_mac(mac, wiring.mode, spec.default_network.is_some())?;
-    let delegates = networks::delegates(conf, spec, wiring, mac, &key.ifname)?;
+    let delegates = networks::delegates(conf, spec, wiring, &key.ifname)?;
     let _lock = lock(cx.machine, &conf.data_dir, &key.link())?;
     // The pod's own annotation before the runtime's wish before the arguments.
     let (ports, limits) = extras::wanted(conf, Some(spec).filter(|_| conf.pods.is_some() && pod.is_some()));
@@ -161,7 +155,6 @@ fn add<M: Machine>(
         }
         if !known {
             record.limits = limits;
-            record.mac = mac.filter(|_| record.is_routed());
         }
         if record != before
             && let Err(e) = journal.amend(&record)
@@ -339,7 +332,7 @@ fn heal<M: Machine>(machine: &mut M, dir: &Path, r: &Record, netns: &M::Netns) -
     let up = |name: &types::IfName, mac| {
         RtRequest::LinkSet(SetLink { mtu: Some(r.mtu), mac: Some(mac), ..SetLink::up(name.clone()) })
     };
-    plan.pod.insert(0, up(&r.key.ifname, plan::mac(r)));
+    plan.pod.insert(0, up(&r.key.ifname, plan::pod_mac(&r.link)));
     // First, as in an ADD: see `finish`.
     rt.run(&[up(r.link.name(), plan::HOST_MAC)])?;
     rt.run(&plan::guard_requests(r))?;
@@ -366,15 +359,9 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
 pub fn set_mtu(machine: &mut impl Machine, dir: &Path, key: &Key, mtu: u32) -> Result<(), Error> {
     let _lock = lock(machine, dir, &key.link())?;
     let (mut record, netns) = living(machine, dir, key)?;
-    if !record.is_routed() {
-        crate::wiring::set_mtu(machine, &mut record, &netns, mtu)?;
-    }
-    crate::wiring::note_mtu(&mut record, mtu);
+    record.mtu = mtu;
     if let Some(mut journal) = Journal::open_existing(dir)? {
         journal.amend(&record)?;
-    }
-    if !record.is_routed() {
-        return Ok(());
     }
     let set = |name: &types::IfName| RtRequest::LinkSet(SetLink { mtu: Some(mtu), ..SetLink::new(name.clone()) });
     inside(&netns, &record.netns)?.run(&[set(&record.key.ifname)]).map_err(|e| in_pod(e, &record))?;
@@ -382,7 +369,7 @@ pub fn set_mtu(machine: &mut impl Machine, dir: &Path, key: &Key, mtu: u32) -> R
 }
 
 /// The record and namespace of a pod that lives; its lock is held, and still a DEL may have removed it before that.
-pub(crate) fn living<M: Machine>(machine: &mut M, dir: &Path, key: &Key) -> Result<(Record, M::Netns), Error> {
+fn living<M: Machine>(machine: &mut M, dir: &Path, key: &Key) -> Result<(Record, M::Netns), Error> {
     let record = ipam::find(dir, key)?;
     let Some(record) = record else {
         return Err(Error::new(Code::UnknownContainer, format!("there is no attachment {key} in {}", dir.display())));

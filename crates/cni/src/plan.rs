@@ -26,12 +26,6 @@ pub fn pod_mac(link: &OwnedName) -> Mac {
     if mac == HOST_MAC { Mac([0xee, 0xee, 0xee, 0xee, 0xee, 0xef]) } else { mac }
 }
 
-/// The pod end's hardware address: the one that was asked for, or that of [`pod_mac`].
-#[must_use]
-pub fn mac(r: &Record) -> Mac {
-    r.mac.unwrap_or_else(|| pod_mac(&r.link))
-}
-
 /// The requests of an ADD, in the order in which they run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddPlan {
@@ -53,7 +47,7 @@ pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
         mac: Some(HOST_MAC),
         ..NewLink::new(
             r.link.name().clone(),
-            NewLinkKind::Veth { peer: r.key.ifname.clone(), peer_netns: Some(netns), peer_mac: Some(mac(r)) },
+            NewLinkKind::Veth { peer: r.key.ifname.clone(), peer_netns: Some(netns), peer_mac: Some(pod_mac(&r.link)) },
         )
     })];
     // While the link is down: nothing that the pod sends goes by the guard, and a queueing discipline on a link that is
@@ -65,7 +59,7 @@ pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
 }
 
 /// The filter's priority on the host end: the first to look.
-pub(crate) const GUARD_PRIORITY: u16 = 1;
+const GUARD_PRIORITY: u16 = 1;
 
 /// What drops every packet of the pod that does not carry its own addresses. It hangs on the host end and goes with it;
 /// it needs no agent.
@@ -73,7 +67,7 @@ pub(crate) const GUARD_PRIORITY: u16 = 1;
 pub fn guard(r: &Record) -> Option<Filter> {
     let own = r.addresses.iter().map(|a| Cidr::host(*a));
     // Always a guard: the address is ours and a pod has one of each family.
-    let guard = Guard::new(mac(r), own, false).ok()?;
+    let guard = Guard::new(pod_mac(&r.link), own, false).ok()?;
     let (link, hook) = (r.link.name().clone(), Hook::Ingress);
     Some(Filter { link, hook, priority: GUARD_PRIORITY, kind: FilterKind::Guard(guard) })
 }
@@ -133,7 +127,7 @@ fn host(r: &Record) -> Vec<RtRequest> {
 /// The host's neighbour entry for one of the pod's addresses.
 #[must_use]
 pub fn host_neighbour(r: &Record, addr: IpAddr) -> Neighbour {
-    Neighbour { link: r.link.name().clone(), addr, mac: mac(r) }
+    Neighbour { link: r.link.name().clone(), addr, mac: pod_mac(&r.link) }
 }
 
 /// The host's route to one of the pod's addresses.

@@ -6,7 +6,7 @@ use ipam::Record;
 use types::{Cidr, Family};
 
 use crate::NetConf;
-use crate::plan::{HOST_MAC, gateway, mac};
+use crate::plan::{HOST_MAC, gateway, pod_mac};
 use crate::result::{CniResult, Dns, Interface, Ip, IpNet, RouteConf};
 
 /// The result for an attachment alone.
@@ -62,7 +62,7 @@ fn append(out: &mut CniResult, r: &Record) {
         Interface { name: r.link.as_str().into(), mac: HOST_MAC.to_string(), mtu: r.mtu, ..Interface::default() };
     let pod = Interface {
         name: r.key.ifname.as_str().into(),
-        mac: mac(r).to_string(),
+        mac: pod_mac(&r.link).to_string(),
         mtu: r.mtu,
         sandbox: r.netns.to_string(),
         ..Interface::default()

@@ -77,7 +77,7 @@ impl Which {
     pub const fn kinds(self) -> &'static [Kind] {
         match self {
             Self::NodeCidr => &[Kind::Node, Kind::ConfigMap, Kind::Service],
-            Self::EndpointSlice => &[Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Node],
+            Self::EndpointSlice => &[Kind::Service, Kind::EndpointSlice, Kind::Pod],
             Self::Deployment => &[Kind::Deployment, Kind::Pod],
             Self::DaemonSet => &[Kind::DaemonSet, Kind::Node, Kind::Pod],
             Self::Scheduler => &[Kind::Node, Kind::Pod],

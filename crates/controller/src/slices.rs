@@ -3,10 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use resolve::api::{ApiWrite, WriteOp};
-use resolve::explain::ZONE;
-use resolve::{
-    ClusterSnapshot, Distribution, EndpointSlice, Kind, Pod, Service, ServiceType, SliceEndpoint, SlicePort, TargetPort,
-};
+use resolve::{ClusterSnapshot, EndpointSlice, Kind, Pod, Service, ServiceType, SliceEndpoint, SlicePort, TargetPort};
 use serde_json::{Value, json};
 use types::{Family, ObjectName, PortKey};
 
@@ -65,7 +62,6 @@ fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTree
                 continue;
             }
             let ready = svc.publish_not_ready || (pod.ready && !pod.terminating);
-            let [zone_hints, node_hints] = hints(snapshot, svc, pod);
             let endpoint = SliceEndpoint {
                 addr: *addr,
                 ready,
@@ -73,24 +69,13 @@ fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTree
                 terminating: pod.terminating,
                 node: pod.node.as_ref().map(|n| n.as_str().into()),
                 pod: Some((*pod_name.name).into()),
-                zone_hints,
-                node_hints,
+                zone_hints: Box::default(),
+                node_hints: Box::default(),
             };
             out.entry((Family::of(*addr), ports(svc, pod))).or_default().insert(endpoint);
         }
     }
     out
-}
-
-/// For which zones and nodes an endpoint is meant, as the Service's `trafficDistribution` asks and Kubernetes' own
-/// controller writes it, zones first: its own, the zone's also where the node's are asked for, for nodes that have none.
-fn hints(snapshot: &ClusterSnapshot, svc: &Service, pod: &Pod) -> [Box<[Box<str>]>; 2] {
-    let Some(node) = pod.node.as_ref().filter(|_| svc.distribution != Distribution::Anywhere) else {
-        return Default::default();
-    };
-    let zone = snapshot.nodes.get(node).and_then(|n| n.labels.get(ZONE));
-    let nodes = (svc.distribution == Distribution::SameNode).then(|| node.as_str().into());
-    [zone.map(Into::into).into_iter().collect(), nodes.into_iter().collect()]
 }
 
 /// A Service's ports as numbers of one pod. A named port that the pod does not have is left out.
@@ -216,12 +201,6 @@ fn render(name: &ObjectName, svc: &Service, group: &Group, endpoints: &BTreeSet<
             });
             if let Some(node) = &e.node {
                 v["nodeName"] = (**node).into();
-            }
-            let names = |list: &[Box<str>]| list.iter().map(|n| json!({"name": &**n})).collect::<Vec<_>>();
-            for (key, list) in [("forZones", &e.zone_hints), ("forNodes", &e.node_hints)] {
-                if !list.is_empty() {
-                    v["hints"][key] = names(list).into();
-                }
             }
             if let Some(pod) = &e.pod {
                 v["targetRef"] = json!({"kind": "Pod", "namespace": &*name.namespace, "name": &**pod});

@@ -454,31 +454,6 @@ fn readiness_termination_and_named_ports() {
     assert!(slices_of(&all(svc(json!({"selector": {}})))).1.is_empty(), "without a selector nothing is written");
 }
 
-/// As kube-proxy reads them: the endpoint's own zone, and its node where that is asked for.
-#[test]
-fn traffic_distribution_makes_hints() {
-    let node = json!({"apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}}});
-    let ports = json!([{"name": "a", "port": 80, "targetPort": "http"}]);
-    let hints = |distribution: Value, nodes: &[Value]| {
-        let spec = json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "selector": {"app": "web"},
-            "ports": ports, "trafficDistribution": distribution});
-        let all = [nodes, &[pod("ok", "10.244.0.1", true, json!({})), service("web", spec)]].concat();
-        let (_, writes) = slices_of(&all);
-        let WriteOp::Create(v) = &writes[0].op else { panic!("{}", writes[0]) };
-        v["endpoints"][0]["hints"].clone()
-    };
-    let zone = json!({"forZones": [{"name": "a"}]});
-    for close in ["PreferClose", "PreferSameZone"] {
-        assert_eq!(hints(close.into(), std::slice::from_ref(&node)), zone);
-        assert_eq!(hints(close.into(), &[]), Value::Null, "the node has no zone");
-    }
-    let both = json!({"forZones": [{"name": "a"}], "forNodes": [{"name": "node1"}]});
-    assert_eq!(hints("PreferSameNode".into(), std::slice::from_ref(&node)), both);
-    assert_eq!(hints("PreferSameNode".into(), &[]), json!({"forNodes": [{"name": "node1"}]}));
-    assert_eq!(hints(Value::Null, &[node]), Value::Null);
-}
-
 #[test]
 fn a_change_touches_one_slice_of_many() {
     let mut objects: Vec<Value> = (0..250)

@@ -341,7 +341,6 @@ impl Journal {
             time: have.as_ref().map_or(request.now, |r| r.time),
             delegates: have.as_ref().map_or_else(Vec::new, |r| r.delegates.clone()),
             ports: have.as_ref().map_or_else(Vec::new, |r| r.ports.clone()),
-            mac: have.as_ref().and_then(|r| r.mac),
             limits: have.as_ref().map_or_else(Default::default, |r| r.limits),
             path: have.as_ref().map_or_else(Box::default, |r| r.path.clone()),
         };

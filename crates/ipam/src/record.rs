@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use types::{IfName, Mac, OwnedName};
+use types::{IfName, OwnedName};
 
 use crate::extras::{Limits, PortMapping};
 
@@ -76,9 +76,6 @@ pub struct Record {
     /// Ports of the node that lead here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortMapping>,
-    /// The hardware address of the pod's end, where one was asked for and we made it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<Mac>,
     /// What it may send and receive.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,

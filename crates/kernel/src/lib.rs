@@ -25,7 +25,7 @@ pub use monitor::{Changed, DirWatch, Monitor, poll};
 pub use netns::Netns;
 pub use nft::Nftables;
 pub use probe::missing_features;
-pub use process::{kill_pid, lock_file, processes_in_netns};
+pub use process::{kill_pid, lock_file, processes_in_netns, release_memory};
 pub use rt::Rt;
 pub use spawn::Spawn;
 pub use sysctl::Sysctls;

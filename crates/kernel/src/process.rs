@@ -26,6 +26,12 @@ pub(crate) fn is_short_lived() -> bool {
     SHORT_LIVED.load(Ordering::Relaxed)
 }
 
+/// Gives memory that is free back to the system: after something large that seldom happens, such as a look at a whole
+/// table, the allocator would keep it.
+pub fn release_memory() {
+    sys::trim_heap();
+}
+
 /// The process ids of all processes in the network namespaces of these inode numbers ([`crate::Netns::inode`]). One
 /// that ends meanwhile is left out.
 ///

@@ -386,10 +386,43 @@ fn how_long_an_attach_takes() {
     });
 }
 
+#[test]
+fn dumps_are_whole_while_links_come_and_go() {
+    let ns = Netns::new().unwrap();
+    ns.run(|| {
+        let mut rt = Rt::open().unwrap();
+        for i in 0..120 {
+            rt.run(&[RtRequest::LinkAdd(new_veth(&format!("keep{i}"), &format!("peer{i}")))]).unwrap();
+        }
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|s| {
+            // Threads are born into their parent's namespace.
+            s.spawn(|| {
+                let mut rt = Rt::open().unwrap();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let host = OwnedName::pod_link(7);
+                    rt.run(&[RtRequest::LinkAdd(new_veth(host.name().as_str(), "x"))]).unwrap();
+                    rt.run(&[RtRequest::LinkDel(host)]).unwrap();
+                }
+            });
+            for _ in 0..20 {
+                let links = rt.links();
+                let kept = links.as_ref().map(|l| l.iter().filter(|l| l.name.as_str().starts_with("keep")).count());
+                if kept != Ok(120) {
+                    done.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+                assert_eq!(kept, Ok(120));
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    })
+    .unwrap();
+}
+
 /// Links that come and go interrupt dumps of more than one part, commits overtake readings of tables: each is read until
 /// it is whole.
 #[test]
-fn dumps_are_whole_while_links_come_and_go() {
+fn readings_are_whole_while_everything_changes() {
     use kernel_api::Nft as _;
     use kernel_api::nft::{NftRequest, TableName};
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -14,7 +14,7 @@ use kernel_fake::conntrack::FakeConntrack;
 use kernel_fake::fault::Fault;
 use kernel_fake::nft::FakeNft;
 use plan::{Caps, Dataplane, Kernel, Plan, converge};
-use plane_nft::{Data, Image, Key, NftKernel, NftPlane, Op};
+use plane_nft::{Image, NftKernel, NftPlane, Op};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use types::{Family, Proto};
@@ -66,32 +66,6 @@ proptest! {
         prop_assert_eq!(&have, &want);
         for p in &packets {
             prop_assert_eq!(NftPlane.trace(&have, p), spec(&i, p), "{:?}\n{}", p, plane_nft::render::image(&want));
-        }
-    }
-
-    /// Whatever the rules remember of a client, living or dead, its packet goes to an endpoint that it may go to.
-    #[test]
-    fn what_is_remembered_is_within_the_specification((i, packets) in intent_and_packets(12), which: Index, dead: bool) {
-        let image = compile(&i);
-        for p in &packets {
-            let digit = if p.src.is_ipv4() { '4' } else { '6' };
-            let slots: Vec<_> = image.sets[&format!("sticky_slots{digit}")].elements.iter().collect();
-            if slots.is_empty() {
-                continue;
-            }
-            let (slot, endpoint) = which.get(&slots);
-            let src = match p.src {
-                IpAddr::V4(a) => a.octets().to_vec(),
-                IpAddr::V6(a) => a.octets().to_vec(),
-            };
-            let first = [&slot.first[4..12], &src].concat().into();
-            let data = if dead { Data::Value([9; 4].into()) } else { (*endpoint).clone() };
-            let mut image = image.clone();
-            let affinity = image.sets.get_mut(&format!("affinity{digit}")).unwrap();
-            affinity.elements.insert(Key { first, last: None }, data);
-            let (traced, spec) = (NftPlane.trace(&image, p), spec(&i, p));
-            prop_assert!(traced.is_within(&spec), "{:?}\n{:?}\n{:?}", p, traced, spec);
-            prop_assert!(!dead || traced == spec, "{:?}\n{:?}\n{:?}", p, traced, spec);
         }
     }
 

@@ -6,7 +6,7 @@ use cni::{CniResult, Command, Context, Error, Fields, Plugin, bad, masq};
 use kernel_api::Rtnetlink;
 use kernel_api::machine::Machine;
 use kernel_api::rt::{Address, Link, Route, RouteTo, RtRequest};
-use types::{Cidr, Family, Mac};
+use types::{Cidr, Family};
 
 use crate::{attach, nft};
 
@@ -18,8 +18,6 @@ pub struct Ptp;
 pub struct Conf {
     ip_masq: bool,
     mtu: Option<u32>,
-    /// `runtimeConfig.mac`: the reference has no such capability; Seaway's own plugin asks so.
-    mac: Option<Mac>,
 }
 
 impl Conf {
@@ -29,8 +27,7 @@ impl Conf {
     /// Code 7, naming the field.
     pub fn read(f: &Fields<'_>) -> Result<Self, Error> {
         let mtu = f.number("mtu", 0..=65_535)?.filter(|m| *m > 0);
-        let mac = f.object("runtimeConfig")?.map(|r| r.parsed("mac")).transpose()?.flatten();
-        Ok(Self { ip_masq: attach::masquerades(f)?, mtu, mac })
+        Ok(Self { ip_masq: attach::masquerades(f)?, mtu })
     }
 }
 
@@ -84,7 +81,7 @@ fn wire<M: Machine>(
     let families: Vec<Family> = result.ips.iter().map(|i| Family::of(i.address.addr)).collect();
     iface::forward(cx.machine, &families)?;
     let (mut host, mut inside) = (cx.host()?, iface::inside(netns, path)?);
-    let pair = Pair { key: &key, inside: &ifname, mac: conf.mac, mtu: conf.mtu, master: None };
+    let pair = Pair { key: &key, inside: &ifname, mac: None, mtu: conf.mtu, master: None };
     let ends = iface::make_pair(cx.machine, &mut host, netns, &mut inside, &pair)?;
     let rest = |cx: &mut Context<'_, M>| {
         for i in &mut result.ips {

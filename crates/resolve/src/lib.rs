@@ -37,8 +37,8 @@ pub use problem::Problem;
 pub use services::unusable_endpoint;
 pub use settings::Settings;
 pub use snapshot::{
-    ClusterSnapshot, ContainerPort, Distribution, EndpointSlice, Key, Kind, Labels, Namespace, Node, Owner, Phase, Pod,
-    Service, ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
+    ClusterSnapshot, ContainerPort, EndpointSlice, Key, Kind, Labels, Namespace, Node, Owner, Phase, Pod, Service,
+    ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
 };
 
 /// What only this node knows: the rest of its intent's sources.

@@ -403,8 +403,6 @@ pub struct Service {
     pub affinity: Affinity,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
-    /// `spec.trafficDistribution`, for whoever writes its slices.
-    pub distribution: Distribution,
     /// What it asks of load balancers.
     pub balancer: Option<Box<Ask>>,
 }
@@ -429,22 +427,9 @@ impl Default for Service {
             external_policy: TrafficPolicy::Cluster,
             affinity: Affinity::None,
             publish_not_ready: false,
-            distribution: Distribution::Anywhere,
             balancer: None,
         }
     }
-}
-
-/// `spec.trafficDistribution` (KEP-4444, KEP-3015).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Distribution {
-    /// Not set.
-    #[default]
-    Anywhere,
-    /// `PreferSameZone`, or `PreferClose`, its older name.
-    SameZone,
-    /// `PreferSameNode`.
-    SameNode,
 }
 
 /// One of `spec.ports` of a Service.

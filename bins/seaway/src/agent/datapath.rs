@@ -295,6 +295,10 @@ where
             self.nft_have = Some(generation(&mut self.nft_generation)?);
             Ok(done.ops)
         });
+        if full {
+            // Whole images were held: a start, or a foreign commit. It would stay the agent's size for good.
+            kernel::release_memory();
+        }
         (done, refused, full)
     }
 }

@@ -17,11 +17,6 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A runtime that lost a DEL will not send it again; one that is merely slow has this long.
 const DEAD: Duration = Duration::from_secs(20);
 
-/// How often an interface inside a pod is compared with what was made.
-const LOOK: Duration = Duration::from_secs(25);
-/// So many in one pass: each means entering a namespace.
-const MOST_LOOKS: usize = 16;
-
 /// Since when what is missing.
 #[derive(Debug, Default)]
 pub struct Mend {
@@ -30,8 +25,6 @@ pub struct Mend {
     orphans: BTreeMap<OwnedName, Duration>,
     /// The generation of nf_tables at which every port led where it should, and the records with ports then.
     ports: Option<(u32, Vec<ipam::Record>)>,
-    /// When each interface that another plugin made was looked at.
-    looked: BTreeMap<Key, Duration>,
 }
 
 impl Mend {
@@ -69,7 +62,7 @@ impl Mend {
                     links.insert(r.key.clone(), since);
                 }
                 done = false;
-            } else if let Some(mtu) = mtu.filter(|m| (r.is_routed() || cni::is_wired(r)) && *m != r.mtu) {
+            } else if let Some(mtu) = mtu.filter(|m| r.is_routed() && *m != r.mtu) {
                 match cni::set_mtu(&mut Linux, ipam_dir, &r.key, mtu) {
                     Ok(()) => tracing::info!("{}: MTU {} became {mtu}", r.key, r.mtu),
                     Err(e) => {
@@ -79,7 +72,6 @@ impl Mend {
                 }
             }
         }
-        done &= self.wired(ipam_dir, pass, now);
         // Host ends that a DEL took down and that are still there: who waits for the kernel in its place was killed. One
         // that is up may be a living pod's whose record was lost.
         let owned: BTreeSet<&OwnedName> = pass.records.iter().map(|r| &r.link).collect();
@@ -104,42 +96,6 @@ impl Mend {
         });
         let limits = limits(ipam_dir, pass);
         done && ports && limits
-    }
-
-    /// Interfaces of the modes that other plugins make for us. A host end that is gone is acted on at once; what is inside a
-    /// pod no event tells, so each is looked at from time to time, a few in a pass.
-    fn wired(&mut self, ipam_dir: &Path, pass: &Pass, now: Duration) -> bool {
-        let mut done = true;
-        let all: Vec<&ipam::Record> =
-            pass.records.iter().filter(|r| cni::is_wired(r) && !cni::namespace_gone(r)).collect();
-        let known: BTreeSet<&Key> = all.iter().map(|r| &r.key).collect();
-        self.looked.retain(|k, _| known.contains(k));
-        let mut due: Vec<(Duration, &Key)> = Vec::new();
-        for r in all {
-            let gone = cni::host_end(r).is_some_and(|l| !pass.facts.caps.links.contains_key(&l));
-            let last = *self.looked.entry(r.key.clone()).or_insert(now);
-            // What is gone waits as those of mode `routed` do: its DEL may be at it.
-            let wait = if gone { GRACE } else { LOOK };
-            done &= !gone;
-            if now.saturating_sub(last) >= wait {
-                due.push((last, &r.key));
-            }
-        }
-        due.sort();
-        for (_, key) in due.into_iter().take(MOST_LOOKS) {
-            self.looked.insert(key.clone(), now);
-            match cni::mend(&mut Linux, plugins::by_name, ipam_dir, key) {
-                Ok(None) => {}
-                Ok(Some(said)) => tracing::warn!("{key}: was not as it was made and is so again: {said}"),
-                // Its DEL was quicker.
-                Err(e) if e.code == cni::Code::UnknownContainer => {}
-                Err(e) => {
-                    tracing::error!("{key}: is not as it was made and cannot be mended: {e}");
-                    done = false;
-                }
-            }
-        }
-        done
     }
 
     /// Ports of the node that no longer lead to their pods, as after `nft flush ruleset`. Nothing is read while nobody

@@ -77,9 +77,7 @@ fn node(
     fabric.set_caps(&facts.caps);
     let observed = fabric.observe()?;
     let mut nft = NftKernel::new(Nftables::open_in(netns)?, Ct::open_in(netns)?);
-    let mut image = nft.observe()?;
-    nft.remembered(&mut image)?;
-    let nft = image;
+    let nft = nft.observe()?;
     let setup = Setup {
         node: name.clone(),
         cni_conf_dir: Default::default(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fabric::{Fabric, Step};
-use intent::{Affinity, Choice, Endpoint, L4, Leg, NodeIntent, Origin, Packet, Path, Scope, Snat, Verdict};
+use intent::{Endpoint, L4, Leg, NodeIntent, Origin, Packet, Path, Snat, Verdict};
 use plan::Dataplane;
 use plane_nft::NftPlane;
 use serde::Serialize;
@@ -153,46 +153,12 @@ pub fn walk(
                 let of = |e: &Endpoint| w.named(e.addr).map_or_else(|| e.to_string(), |n| format!("{e} ({n})"));
                 let list: Vec<String> = translated.iter().map(of).collect();
                 let what = w.named(packet.dst).unwrap_or_else(|| packet.dst.to_string());
-                let choice = legs.iter().find_map(|l| l.choice).unwrap_or(Choice::Any);
-                let text = match choice {
-                    Choice::Remembered => format!("{what}: {} ({choice})", list.join(", ")),
-                    _ => format!("{what}: one of {}{}", list.join(", "), why(&view.intent, packet, choice)),
-                };
-                report.common.push(hop(start, Stage::Service, text));
+                report.common.push(hop(start, Stage::Service, format!("{what}: one of {}", list.join(", "))));
             }
             report.ways = legs.iter().map(|l| w.way(start, view, packet, l)).collect();
         }
     }
     report
-}
-
-/// Why these endpoints and no others, where it is not all that are ready; and that the choice will be remembered.
-fn why(intent: &NodeIntent, packet: &Packet, choice: Choice) -> String {
-    let Some(port) = packet.port() else { return String::new() };
-    let here = intent.services.iter().filter(|(k, _)| k.proto == port.proto).map(|(_, s)| s).find(|s| {
-        let vip = s.cluster_ips.contains(&packet.dst) || s.outside_ips().any(|a| a == packet.dst);
-        if vip {
-            s.port == port.port
-        } else {
-            s.node_port == Some(port.port) && intent.node_port_addresses.contains(&packet.dst)
-        }
-    });
-    let Some(svc) = here else { return String::new() };
-    let family = types::Family::of(packet.dst);
-    let mut out = Vec::new();
-    let scope = if choice == Choice::Local {
-        out.push(choice.to_string());
-        *svc.local_scope.get(family)
-    } else {
-        *svc.scope.get(family)
-    };
-    if scope != Scope::Ready {
-        out.push(scope.to_string());
-    }
-    if let Affinity::ClientIp { timeout } = svc.affinity {
-        out.push(format!("session affinity: the client keeps it for {timeout} s from each connection on"));
-    }
-    if out.is_empty() { String::new() } else { format!(" ({})", out.join("; ")) }
 }
 
 fn hop(node: &NodeName, stage: Stage, text: String) -> Hop {

@@ -204,7 +204,6 @@ pub fn record(container: &str, addresses: &[&str]) -> Record {
         time: 1_700_000_000,
         delegates: Vec::new(),
         ports: Vec::new(),
-        mac: None,
         limits: ipam::Limits::default(),
         path: "".into(),
     }

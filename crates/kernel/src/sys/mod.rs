@@ -226,6 +226,13 @@ pub(crate) fn grace() {
 /// `OPEN_TREE_CLONE`, include/uapi/linux/mount.h
 const OPEN_TREE_CLONE: u32 = 1;
 
+/// `malloc_trim(3)`: gives free memory of the heap back to the system. Other C libraries than glibc have none.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number and touches nothing that is in use; glibc holds its own locks.
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
 /// flock(2).
 pub(crate) fn flock(fd: BorrowedFd<'_>, operation: i32) -> io::Result<()> {
     // SAFETY: no pointers.

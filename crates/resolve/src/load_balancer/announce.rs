@@ -31,10 +31,6 @@ pub struct Announcement {
 #[must_use]
 pub fn announcements(snapshot: &ClusterSnapshot) -> BTreeMap<IpAddr, Announcement> {
     let mut out: BTreeMap<IpAddr, Announcement> = BTreeMap::new();
-    // Most clusters have none: then no Service is looked at.
-    if snapshot.load_balancer_pools.is_empty() {
-        return out;
-    }
     for (name, svc) in &snapshot.services {
         let Some(ask) = svc.balancer.as_deref().filter(|_| svc.kind == ServiceType::LoadBalancer) else { continue };
         if svc.foreign_proxy {

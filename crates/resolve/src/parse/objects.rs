@@ -11,8 +11,8 @@ use crate::host_ports;
 use crate::networks::{self, Definition, RESOURCE};
 use crate::pools::{Notes, read_notes};
 use crate::snapshot::{
-    ContainerPort, DEFAULT_PROTO, Distribution, EndpointSlice, Labels, Namespace, Node, Owner, Phase, Pod, Service,
-    ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
+    ContainerPort, DEFAULT_PROTO, EndpointSlice, Labels, Namespace, Node, Owner, Phase, Pod, Service, ServiceType,
+    SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
 };
 
 /// Default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -259,22 +259,9 @@ pub(super) fn service(root: &At<'_>) -> Option<Service> {
         internal_policy: traffic_policy(&spec.get("internalTrafficPolicy")),
         external_policy: traffic_policy(&spec.get("externalTrafficPolicy")),
         affinity,
-        distribution: distribution(&spec.get("trafficDistribution")),
         publish_not_ready: spec.get("publishNotReadyAddresses").bool().unwrap_or(false),
         balancer: super::load_balancer::ask(&metadata, &spec, &status, kind == ServiceType::LoadBalancer),
     })
-}
-
-fn distribution(at: &At<'_>) -> Distribution {
-    match at.str() {
-        None | Some("") => Distribution::Anywhere,
-        Some("PreferClose" | "PreferSameZone") => Distribution::SameZone,
-        Some("PreferSameNode") => Distribution::SameNode,
-        Some(other) => {
-            at.bad(format!("{other:?}: write PreferSameZone or PreferSameNode; taken as not set"));
-            Distribution::Anywhere
-        }
-    }
 }
 
 /// A range, with white space around it: the API server lets that pass here.

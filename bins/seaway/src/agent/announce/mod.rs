@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{PipeWriter, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use announce::Announcer as _;
@@ -166,11 +165,7 @@ impl Elector {
         if let Some((all, uid, keep)) = seen {
             (self.all, self.uid, self.keep) = (all, uid, keep);
         }
-        let active = !self.all.is_empty();
-        if self.shared.active.swap(active, Ordering::Relaxed) != active {
-            let _ = self.wake.write(&[0]);
-        }
-        if !active && self.held.is_empty() {
+        if self.all.is_empty() && self.held.is_empty() {
             self.source = None;
         } else if self.source.is_none() {
             let kinds = BTreeSet::from([Kind::Lease]);

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::PipeReader;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use crate::agent::Setup;
 use crate::agent::facts;
 
 /// After a change of links, until they are looked at: many come together.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(10);
 /// Links are looked at so often at least.
 const RESYNC: Duration = Duration::from_secs(10);
 /// Questions answered in one go.
@@ -69,8 +68,6 @@ pub struct Entry {
 /// What both sides see.
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// There is something to announce, here or elsewhere: links are looked at only then.
-    pub active: AtomicBool,
     /// What to answer for.
     pub table: Mutex<BTreeMap<IpAddr, Entry>>,
     /// What to tell the link about, once.
@@ -112,8 +109,7 @@ impl Responder {
         let mut sockets: BTreeMap<(Box<str>, Family), Socket> = BTreeMap::new();
         let mut look = Some(Duration::ZERO);
         loop {
-            let active = self.shared.active.load(Ordering::Relaxed);
-            if active && look.is_some_and(|at| now() >= at) {
+            if look.is_some_and(|at| now() >= at) {
                 look = Some(now() + RESYNC);
                 match self.links(&mut rt) {
                     Ok(links) => {
@@ -135,7 +131,7 @@ impl Responder {
             }
             self.open(&mut sockets);
             self.tell(&sockets);
-            let wait = look.filter(|_| active).map_or(RESYNC, |at| at.saturating_sub(now()));
+            let wait = look.map_or(RESYNC, |at| at.saturating_sub(now()));
             let mut fds = vec![woken.as_fd(), monitor.as_fd()];
             fds.extend(sockets.values().map(|s| s.socket.as_fd()));
             let ready = kernel::poll(&fds, Some(wait.max(Duration::from_millis(1)))).context("wait for questions")?;
