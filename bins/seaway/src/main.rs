@@ -5,6 +5,7 @@ mod apiserver_cmd;
 mod controller_cmd;
 mod docs_cmd;
 mod ipam_cmd;
+mod kube_proxy;
 mod lab_cmd;
 mod logging;
 mod plan_cmd;

@@ -296,6 +296,10 @@ pub struct ServicePort {
     pub scope: ByFamily<Scope>,
     /// Why `local_endpoints` are those: [`Scope::Ready`] or [`Scope::Terminating`].
     pub local_scope: ByFamily<Scope>,
+    /// Where this node answers load balancers whether it has endpoints of the Service (`spec.healthCheckNodePort`); the same
+    /// for every port of a Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_port: Option<u16>,
 }
 
 impl ServicePort {

@@ -5,6 +5,7 @@
 
 pub mod conntrack;
 mod error;
+pub mod foreign;
 mod guard;
 pub mod machine;
 pub mod neighbours;

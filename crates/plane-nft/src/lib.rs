@@ -6,6 +6,7 @@
 
 mod adapter;
 mod compile;
+pub mod foreign;
 mod image;
 mod key;
 mod layout;

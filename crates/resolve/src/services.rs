@@ -256,6 +256,7 @@ impl Book {
                     source_ranges: source_ranges(svc, &self.env),
                     scope,
                     local_scope,
+                    health_check_port: svc.health_check_port,
                 }),
             ));
         }

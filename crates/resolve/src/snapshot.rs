@@ -399,6 +399,8 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`.
     pub external_policy: TrafficPolicy,
+    /// `spec.healthCheckNodePort`, where it counts: of type LoadBalancer with `externalTrafficPolicy` Local.
+    pub health_check_port: Option<u16>,
     /// `spec.sessionAffinity` and its timeout.
     pub affinity: Affinity,
     /// `spec.publishNotReadyAddresses`.
@@ -425,6 +427,7 @@ impl Default for Service {
             selector: Labels::default(),
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
+            health_check_port: None,
             affinity: Affinity::None,
             publish_not_ready: false,
             balancer: None,

@@ -226,6 +226,15 @@ pub const SETTINGS: &[Setting] = &[
     ),
     process(
         &["agent"],
+        "service-proxy",
+        Some("SEAWAY_SERVICE_PROXY"),
+        "`on`, `beside` or `off`",
+        "on",
+        "Whether this agent serves Services. `on` refuses to start beside a kube-proxy that is running; `beside` is for \
+         the time of [taking over](takeover.md) from it; `off` leaves Services to it.",
+    ),
+    process(
+        &["agent"],
         "proxy-health-listen",
         Some("SEAWAY_PROXY_HEALTH_LISTEN"),
         "address:port, or `none`",

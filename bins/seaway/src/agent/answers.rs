@@ -70,8 +70,9 @@ async fn one(mut s: TcpStream, answer: &(dyn Fn(&str) -> Answer + Send + Sync)) 
     };
     let Answer { status, headers, body } = a;
     let mut out = format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n{headers}\
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n{}{headers}\
          Content-Length: {}\r\nConnection: close\r\n\r\n",
+        crate::kube_proxy::OURS,
         body.len()
     );
     if method != "HEAD" {

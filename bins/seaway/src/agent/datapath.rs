@@ -110,6 +110,8 @@ pub struct Pass {
     pub node_ranges: Vec<Cidr>,
     /// By plane.
     pub planes: Vec<PlanePass>,
+    /// Which Services are other than in the pass before.
+    pub services: ServiceChanges,
     /// Whether the whole table of Services was compared, and not only what changed.
     pub full: bool,
     /// What was heard of since the pass before.
@@ -253,7 +255,7 @@ where
         let node_ranges =
             cluster.read(|s| s.nodes.get(&self.setup.node).map(|n| n.pod_cidrs.to_vec()).unwrap_or_default());
         let planes = vec![fabric, nft];
-        Ok(Pass { node_ranges, lingers, intent, endpoints, facts, records, planes, full, heard, refused })
+        Ok(Pass { node_ranges, lingers, intent, endpoints, facts, records, planes, services, full, heard, refused })
     }
 
     /// The nftables part of a pass. What we committed last is what is there as long as the generation id says that

@@ -49,7 +49,10 @@ async fn services(
     let which = Which { namespace: query.get("namespace").cloned(), name: query.get("name").cloned() };
     // Resolving a large cluster takes a while; the watchers wait, the listener does not.
     let done = tokio::task::spawn_blocking(move || {
-        shared.reader.get()?.read(|snapshot, sync| sync.all().then(|| gather::report(snapshot, &shared.node, &which)))
+        let report = |s: &_| gather::report(s, &shared.node, &which);
+        let mut out = shared.reader.get()?.read(|snapshot, sync| sync.all().then(|| report(snapshot)))?;
+        out.foreign.clone_from(&shared.status.lock().unwrap_or_else(PoisonError::into_inner).foreign);
+        Some(out)
     });
     let (code, body) = match done.await {
         Ok(Some(report)) => (StatusCode::OK, serde_json::to_string(&report).unwrap_or_default()),

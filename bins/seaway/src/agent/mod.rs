@@ -13,6 +13,8 @@ mod datapath;
 mod events;
 mod facts;
 mod flannel;
+mod foreign;
+mod health_check;
 mod host_ports;
 mod http;
 mod lock;
@@ -29,10 +31,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use resolve::Kind;
 use source::{Source, Target, WatchConfig};
 use telemetry::{Build, Health, Metrics};
 use types::NodeName;
@@ -40,6 +43,7 @@ use types::NodeName;
 pub use datapath::{Setup, local_state, refused_input};
 pub use events::{Told, tell};
 pub use facts::{IfaceChoice, observe as observe_facts, vxlan_mac};
+pub use foreign::ServiceProxy;
 pub use lock::one_agent;
 pub use pools::{Pools as PoolsKeeper, Shared as PoolsShared};
 
@@ -72,6 +76,9 @@ pub struct AgentArgs {
     /// Serve /healthz, /readyz, /status and /metrics here
     #[arg(long, value_name = "ADDRESS:PORT", env = "SEAWAY_LISTEN", default_value = "127.0.0.1:9642")]
     listen: SocketAddr,
+    /// Serve Services or not: on, beside or off
+    #[arg(long, value_enum, value_name = "MODE", env = "SEAWAY_SERVICE_PROXY", default_value_t = ServiceProxy::On)]
+    service_proxy: ServiceProxy,
     /// Serve /healthz and /livez as kube-proxy does here; `none` serves them nowhere
     #[arg(long, value_name = "ADDRESS:PORT|none", env = "SEAWAY_PROXY_HEALTH_LISTEN", default_value = "[::]:10256")]
     proxy_health_listen: proxy_health::Listen,
@@ -95,6 +102,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let node = args.node.clone().context("--node: say which Node object this agent works for")?;
     let _lock = lock::one_agent()?;
+    args.service_proxy.check()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(main(args, node))?;
     Ok(ExitCode::SUCCESS)
@@ -107,7 +115,11 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         start: Instant::now(),
         metrics: Metrics::new(Build { version: env!("CARGO_PKG_VERSION"), commit: "" }),
         health: Mutex::new(Health::default()),
-        status: Mutex::new(status::Status { node: node.to_string(), ..status::Status::default() }),
+        status: Mutex::new(status::Status {
+            node: node.to_string(),
+            service_proxy: args.service_proxy.to_string(),
+            ..status::Status::default()
+        }),
         node: node.clone(),
         reader: std::sync::OnceLock::new(),
     });
@@ -118,7 +130,15 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         tracing::warn!("this kernel lacks {list}: what needs them is refused");
     }
     let api = source::connect(&args.api).await.with_context(|| format!("--api {}", args.api))?;
-    let mut source = Source::start(&api, WatchConfig { pods_of: Some(node.clone()), ..WatchConfig::agent() });
+    let mut watched = WatchConfig { pods_of: Some(node.clone()), ..WatchConfig::agent() };
+    if args.service_proxy == ServiceProxy::Off {
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            watched.kinds.remove(&kind);
+            let known = telemetry::Kind::named(kind.as_str());
+            shared.health(|h| known.into_iter().for_each(|k| h.source(k, Ok(()))));
+        }
+    }
+    let mut source = Source::start(&api, watched);
     let _ = shared.reader.set(source.reader());
     let cni_conf_dir = args.cni_conf_dir.clone();
     let setup =
@@ -131,6 +151,14 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let balancers = Arc::new(tokio::sync::Notify::new());
     let announcer =
         announce::start(&api, &setup, source.reader(), recorder.clone(), Arc::clone(&shared), Arc::clone(&balancers))?;
+    let (checks, checked) = tokio::sync::watch::channel(health_check::Checks::default());
+    let healthy = Arc::clone(&shared);
+    let healthy = move || {
+        let now = healthy.start.elapsed();
+        healthy.health.lock().unwrap_or_else(PoisonError::into_inner).proxy(now).0
+    };
+    let checks_server = health_check::Server::new(recorder.clone(), node.to_string(), Arc::new(healthy));
+    let checks_server = tokio::spawn(checks_server.run(checked));
     let turn = turn::Turn {
         setup,
         conflist: conflist::Writer::new(args.cni_conf_dir.clone(), args.ipam_dir.clone()),
@@ -144,9 +172,17 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         told: events::Told::default(),
         pods: BTreeMap::new(),
         network_status: status,
+        service_proxy: args.service_proxy,
+        foreign: None,
+        checks,
     };
     let proxy_health = proxy_health::run(args.proxy_health_listen, Arc::clone(&shared), turn.recorder.clone());
-    let proxy_health = tokio::spawn(proxy_health);
+    // Where kube-proxy serves, the port is its own.
+    let proxy_health = tokio::spawn(async move {
+        if args.service_proxy != ServiceProxy::Off {
+            proxy_health.await;
+        }
+    });
     let (ended, mut datapath) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("datapath".into())
@@ -179,6 +215,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     };
     http.abort();
     proxy_health.abort();
+    checks_server.abort();
     publisher.abort();
     statuses.abort();
     keeper.abort();

@@ -21,6 +21,10 @@ pub struct Status {
     pub services: usize,
     /// Load balancer addresses that it answers for on its links.
     pub announcing: Vec<String>,
+    /// `--service-proxy`: `on`, `beside` or `off`.
+    pub service_proxy: String,
+    /// What of others' rules gets in the way.
+    pub foreign: Vec<Refused>,
     /// What could not be honoured: bad input of the cluster, or what a plane cannot express here.
     pub refused: Vec<Refused>,
     /// The last error of each dataplane that is failing.

@@ -24,6 +24,8 @@ use super::conflist;
 use super::datapath::{Datapath, Pass, Setup, refused_input};
 use super::events;
 use super::flannel;
+use super::foreign::{self, ServiceProxy};
+use super::health_check;
 use super::http::Shared;
 use super::mend::Mend;
 use super::network_status::{Statuses, statuses};
@@ -63,6 +65,12 @@ pub struct Turn {
     pub pods: BTreeMap<String, String>,
     /// The keeper of address pools.
     pub pools: Arc<pools::Shared>,
+    /// Whether this agent serves Services.
+    pub service_proxy: ServiceProxy,
+    /// What of others' rules gets in the way, as last seen; `None` when it is to be looked at.
+    pub foreign: Option<Vec<Refused>>,
+    /// What load balancers are told.
+    pub checks: watch::Sender<health_check::Checks>,
 }
 
 /// Links, routes and sysctls of one namespace behind one value.
@@ -135,6 +143,9 @@ impl Turn {
                 datapath.forget_nft();
             }
             if changed.rt || changed.nft || now >= last + self.resync {
+                if changed.nft || now >= last + self.resync {
+                    self.foreign = None;
+                }
                 pacer.step(PacerInput::Dirty, now);
             }
             self.shared.health(|h| h.turned(now));
@@ -155,6 +166,9 @@ impl Turn {
             Ok(mut p) => {
                 let problems = self.pools.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 p.refused.extend(problems.into_iter().map(refused_input));
+                let mode = self.service_proxy;
+                let look = || Nftables::open().map(|mut n| foreign::look(&mut n, mode, &p.intent)).unwrap_or_default();
+                p.refused.extend(self.foreign.get_or_insert_with(look).iter().cloned());
                 p
             }
             Err(e) => {
@@ -171,6 +185,8 @@ impl Turn {
         };
         self.report(&pass);
         report::proxy(&self.shared.metrics.proxy, &pass, &datapath.nft.take_walks());
+        // Also of a pass that failed: endpoints that are gone are gone.
+        let _ = self.checks.send_if_modified(|c| c.update(&pass.intent, &pass.services));
         let now = self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s));
         let _ = self.network_status.send_if_modified(|s| {
             let changed = *s != now;
@@ -243,6 +259,8 @@ impl Turn {
             peers: status::peers(i),
             attachments: i.attachments.len(),
             services: i.services.len(),
+            service_proxy: self.service_proxy.to_string(),
+            foreign: self.foreign.clone().unwrap_or_default(),
             refused: pass.refused.clone(),
             failing: pass
                 .planes

@@ -1,8 +1,7 @@
 //! Where the views come from: a cluster's API, a folder, or an agent that answers with them ready.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,9 +15,9 @@ use types::{NodeName, ObjectName};
 /// Where agents listen unless told otherwise.
 pub const AGENT: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9642));
 /// How long anybody may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The most that an agent's answer may have: some 500 bytes an endpoint, for 200,000 of them.
-const MOST: u64 = 128 << 20;
+pub const MOST: u64 = 128 << 20;
 
 /// Services as one node sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +29,9 @@ pub struct Report {
     pub zone: Option<String>,
     /// The Services.
     pub services: Vec<ServiceView>,
+    /// What of others' rules on the node gets in the way, as its agent sees it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<plan::Refused>,
     /// What stood in for a running cluster.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub assumed: Vec<String>,
@@ -82,6 +84,7 @@ pub fn report(snapshot: &ClusterSnapshot, node: &NodeName, which: &Which) -> Rep
         node: node.to_string(),
         zone: snapshot.nodes.get(node).and_then(|n| n.labels.get(resolve::explain::ZONE)).map(str::to_owned),
         services: names.filter_map(|n| explain(snapshot, &resolved.intent, &resolved.problems, n)).collect(),
+        foreign: Vec::new(),
         assumed: Vec::new(),
     }
 }
@@ -143,9 +146,6 @@ pub fn from_folder(dir: &Path, node: Option<&NodeName>, which: &Which) -> anyhow
 
 /// From an agent: `None` when nobody listens there.
 pub fn from_agent(at: SocketAddr, which: &Which) -> anyhow::Result<Option<Report>> {
-    let Ok(mut s) = TcpStream::connect_timeout(&at, Duration::from_secs(2)) else { return Ok(None) };
-    s.set_read_timeout(Some(PATIENCE))?;
-    s.set_write_timeout(Some(PATIENCE))?;
     let mut query = Vec::new();
     for (key, value) in [("namespace", &which.namespace), ("name", &which.name)] {
         if let Some(v) = value {
@@ -156,15 +156,10 @@ pub fn from_agent(at: SocketAddr, which: &Which) -> anyhow::Result<Option<Report
             query.push(format!("{key}={v}"));
         }
     }
-    // 1.0: the answer is not chunked and ends with the connection.
-    write!(s, "GET /services?{} HTTP/1.0\r\nHost: {at}\r\n\r\n", query.join("&"))?;
-    let mut answer = String::new();
-    s.take(MOST).read_to_string(&mut answer).context("read its answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("it speaks no HTTP")?;
-    let status = head.split_whitespace().nth(1).unwrap_or_default();
-    match status {
-        "200" => Ok(Some(serde_json::from_str(body).context("it is no agent of this version")?)),
-        _ => bail!("it answers {status}: {}", body.trim()),
+    match super::takeover::get(at, &format!("/services?{}", query.join("&")))? {
+        None => Ok(None),
+        Some((200, body)) => Ok(Some(serde_json::from_str(&body).context("it is no agent of this version")?)),
+        Some((status, body)) => bail!("it answers {status}: {}", body.trim()),
     }
 }
 

@@ -1,7 +1,9 @@
 //! `seaway services`: Services as a node sees them: what each promises, and why an endpoint is not used.
 
 pub mod gather;
+mod leftovers;
 mod print;
+mod takeover;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -40,7 +42,10 @@ enum Output {
     seaway services web -n shop --node node2 --api ~/.kube/config\n  \
     seaway services -o wide --from examples/shop --node node1"
 )]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct ServicesArgs {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// A Service: NAMESPACE/NAME, or NAME where only one namespace has it
     #[arg(value_name = "NAME")]
     name: Option<String>,
@@ -67,8 +72,17 @@ pub struct ServicesArgs {
     output: Output,
 }
 
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Replace kube-proxy on this node while it carries traffic, or give the node back to it
+    Takeover(takeover::TakeoverArgs),
+}
+
 /// Asks, explains, prints.
 pub fn run(args: &ServicesArgs) -> anyhow::Result<ExitCode> {
+    if let Some(Command::Takeover(a)) = &args.command {
+        return takeover::run(a);
+    }
     let which = Which::parse(args.name.as_deref(), args.namespace.as_deref())?;
     let report = ask(args, &which)?;
     let shown = report.services.len();

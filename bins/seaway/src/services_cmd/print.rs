@@ -87,6 +87,9 @@ pub fn list(r: &Report, wide: bool, width: Option<u16>) -> String {
     } else {
         out += &lines(&t);
         let _ = writeln!(out, "\nUSED: endpoints that get traffic from {}, of all that slices list.", r.node);
+        for f in &r.foreign {
+            let _ = writeln!(out, "In the way on {}: {f}", r.node);
+        }
         if r.services.iter().any(|s| !s.problems.is_empty()) {
             out += "What is wrong with a Service, and what to do: seaway services NAMESPACE/NAME\n";
         }

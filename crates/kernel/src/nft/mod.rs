@@ -4,6 +4,7 @@ mod consts;
 pub(crate) mod decode;
 pub(crate) mod encode;
 mod expr;
+mod foreign;
 mod interval;
 
 use std::collections::hash_map::Entry;

@@ -243,6 +243,9 @@ pub(super) fn service(root: &At<'_>) -> Option<Service> {
         .filter(|i| i.get("ipMode").value().as_str() != Some("Proxy"))
         .filter_map(|i| i.get("ip").ip())
         .collect();
+    let external_policy = traffic_policy(&spec.get("externalTrafficPolicy"));
+    let checked = kind == ServiceType::LoadBalancer && external_policy == TrafficPolicy::Local;
+    let check = spec.get("healthCheckNodePort").int(0, 65535).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
     Some(Service {
         uid: metadata.get("uid").boxed(),
         created: metadata.get("creationTimestamp").boxed(),
@@ -257,7 +260,8 @@ pub(super) fn service(root: &At<'_>) -> Option<Service> {
         ports: spec.get("ports").items().filter_map(|p| service_port(&p)).collect(),
         selector: spec.get("selector").labels(),
         internal_policy: traffic_policy(&spec.get("internalTrafficPolicy")),
-        external_policy: traffic_policy(&spec.get("externalTrafficPolicy")),
+        external_policy,
+        health_check_port: check.filter(|_| checked),
         affinity,
         publish_not_ready: spec.get("publishNotReadyAddresses").bool().unwrap_or(false),
         balancer: super::load_balancer::ask(&metadata, &spec, &status, kind == ServiceType::LoadBalancer),
