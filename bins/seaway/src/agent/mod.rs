@@ -175,6 +175,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         service_proxy: args.service_proxy,
         foreign: None,
         checks,
+        no_local: report::NoLocal::default(),
     };
     let proxy_health = proxy_health::run(args.proxy_health_listen, Arc::clone(&shared), turn.recorder.clone());
     // Where kube-proxy serves, the port is its own.

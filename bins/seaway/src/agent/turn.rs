@@ -71,6 +71,8 @@ pub struct Turn {
     pub foreign: Option<Vec<Refused>>,
     /// What load balancers are told.
     pub checks: watch::Sender<health_check::Checks>,
+    /// Services that are dropped here.
+    pub no_local: report::NoLocal,
 }
 
 /// Links, routes and sysctls of one namespace behind one value.
@@ -184,6 +186,7 @@ impl Turn {
             }
         };
         self.report(&pass);
+        self.no_local.follow(&self.shared.metrics.proxy, &pass.intent, &pass.services);
         report::proxy(&self.shared.metrics.proxy, &pass, &datapath.nft.take_walks());
         // Also of a pass that failed: endpoints that are gone are gone.
         let _ = self.checks.send_if_modified(|c| c.update(&pass.intent, &pass.services));
