@@ -66,7 +66,8 @@ fn cluster(n: &mut Node) {
     post(n, "PATCH", "/api/v1/nodes/interop/status", &status).unwrap();
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
-        "spec": {"type": "NodePort", "clusterIP": "10.96.0.10",
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10", "externalTrafficPolicy": "Local",
+                 "healthCheckNodePort": 32000,
                  "ports": [{"name": "http", "port": 80, "targetPort": 8080, "nodePort": NODE_PORT}]},
     });
     post(n, "POST", "/api/v1/namespaces/default/services", &service).unwrap();
@@ -243,6 +244,11 @@ fn there_and_back(mode: &str) {
     // Its health is where kube-proxy's was.
     let health = || n.attempt(&["curl", "-sSf", "http://127.0.0.1:10256/healthz"]);
     wait("its health is told", || health().is_ok_and(|t| t.contains("\"nodeEligible\":true")));
+
+    // And load balancers get kube-proxy's answer.
+    let asked = || n.attempt(&["curl", "-sSf", "-i", &format!("http://{}:32000/", ADDRESSES[0])]);
+    let told = |t: String| t.contains("\"localEndpoints\": 2") && t.contains("X-Load-Balancing-Endpoint-Weight: 2");
+    wait("the health check port answers", || asked().is_ok_and(told));
 
     proxy = kube_proxy(&mut n, mode);
     n.start("giveback", &[seaway(), "services", "takeover", "--give-back", "--wait", "90"]);

@@ -70,6 +70,15 @@ fn split_port(dst: &str) -> anyhow::Result<(&str, Option<(String, Proto)>)> {
     })
 }
 
+/// A Service by the name that DNS knows it by: `web.shop.svc` or `web.shop.svc.cluster.local`.
+fn dns_name(host: &str) -> Option<String> {
+    let mut labels = host.split('.');
+    match (labels.next(), labels.next(), labels.next()) {
+        (Some(name), Some(ns), Some("svc")) if !name.is_empty() && !ns.is_empty() => Some(format!("svc/{ns}/{name}")),
+        _ => None,
+    }
+}
+
 fn number(port: &str) -> anyhow::Result<u16> {
     port.parse().ok().filter(|p| *p > 0).with_context(|| format!("{port:?} is no port: write 1 to 65535"))
 }
@@ -89,6 +98,8 @@ fn target(s: &ClusterSnapshot, host: &str, port: Option<&(String, Proto)>) -> an
         return Ok((n.addresses().collect(), plain(port)?));
     }
     // A name in full beats the beginning of one; where both are in full, `svc/` says which is meant.
+    let named = dns_name(host);
+    let host = named.as_deref().unwrap_or(host);
     let bare = host.strip_prefix("svc/").unwrap_or(host);
     let exact = if bare == host { pod(s, host, false)? } else { None };
     if let Some((_, p)) = exact {
@@ -231,5 +242,10 @@ mod tests {
             assert_eq!(split_port(text).unwrap(), (host, port), "{text}");
         }
         assert!(split_port("[fd00::1").is_err());
+        assert_eq!(dns_name("web.shop.svc").as_deref(), Some("svc/shop/web"));
+        assert_eq!(dns_name("web.shop.svc.cluster.local").as_deref(), Some("svc/shop/web"));
+        for other in ["web", "shop/web", "web.shop", "10.0.0.1", "web..svc"] {
+            assert_eq!(dns_name(other), None, "{other}");
+        }
     }
 }
