@@ -1,13 +1,15 @@
 //! Owns: the checks of the house that the compiler cannot make: doors between crates, licences of dependencies, the
-//! opening lines of each library, the length of files.
-//! Never does: build, download or change anything.
+//! opening lines of each library, the length of files; and image archives out of what was built.
+//! Never does: build, download or change anything but the archive it is asked for.
 //! Tested by: unit tests here, on this workspace and on made-up ones that break each rule.
 
 mod deps;
 mod doors;
+mod image;
 mod licences;
 mod metadata;
 mod sources;
+mod tar;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +26,7 @@ cargo xtask COMMAND: the checks of the house that the compiler cannot make
   check-lib-docs   each lib.rs opens with what it owns, never does and is tested by
   check-files      no source file grows past 600 lines unless listed with a reason
   doors            print the doors with the reason for each
+  image            write an OCI image archive; `cargo xtask image` alone says how
 
 Exit code 0: nothing found. 1: findings, one a line.
 ";
@@ -64,8 +67,24 @@ fn run(command: &str) -> Result<Vec<String>> {
     })
 }
 
+fn written(image: Result<image::Written>) -> ExitCode {
+    match image {
+        Ok(w) => {
+            println!("{} {:.1} MiB", w.digest, w.layer as f64 / f64::from(1 << 20));
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("image: {e:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args().skip(1).peekable();
+    if args.next_if(|a| a == "image").is_some() {
+        return written(image::Spec::parse(args).and_then(|s| image::write(&s)));
+    }
     let (Some(command), None) = (args.next(), args.next()) else {
         print!("{HELP}");
         return ExitCode::from(2);

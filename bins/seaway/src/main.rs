@@ -4,6 +4,7 @@ mod agent;
 mod apiserver_cmd;
 mod controller_cmd;
 mod docs_cmd;
+mod install_cmd;
 mod ipam_cmd;
 mod kube_proxy;
 mod lab_cmd;
@@ -56,6 +57,8 @@ enum Command {
     Ipam(ipam_cmd::IpamArgs),
     /// Run the embedded Kubernetes-compatible API server
     Apiserver(apiserver_cmd::ApiserverArgs),
+    /// Put the CNI plugin where container runtimes look for it
+    InstallCni(install_cmd::InstallArgs),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man(docs_cmd::ManArgs),
@@ -74,6 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Lab(a) => lab_cmd::run(a),
         Command::Ipam(a) => ipam_cmd::run(&a),
         Command::Apiserver(a) => apiserver_cmd::run(a),
+        Command::InstallCni(a) => install_cmd::run(&a),
         Command::Man(a) => docs_cmd::man(&a),
         Command::Completions(a) => docs_cmd::completions(&a),
     }
