@@ -7,6 +7,7 @@ mod deps;
 mod doors;
 mod image;
 mod licences;
+mod manifest;
 mod metadata;
 mod sources;
 mod tar;
@@ -25,6 +26,8 @@ cargo xtask COMMAND: the checks of the house that the compiler cannot make
   check-licences   every dependency has a licence that fits Apache-2.0
   check-lib-docs   each lib.rs opens with what it owns, never does and is tested by
   check-files      no source file grows past 600 lines unless listed with a reason
+  check-manifest   deploy/seaway.yaml has the definitions of deploy/crds
+  manifest         write them there
   doors            print the doors with the reason for each
   image            write an OCI image archive; `cargo xtask image` alone says how
 
@@ -48,6 +51,11 @@ fn run(command: &str) -> Result<Vec<String>> {
         "check-licences" => licences::check(&Metadata::load(&root)?),
         "check-lib-docs" => sources::check_lib_docs(&root)?,
         "check-files" => sources::check_lengths(&root)?,
+        "check-manifest" => manifest::check(&root)?,
+        "manifest" => {
+            manifest::write(&root)?;
+            Vec::new()
+        }
         "check" => {
             let meta = Metadata::load(&root)?;
             let mut found = deps::check(&meta);
@@ -55,6 +63,7 @@ fn run(command: &str) -> Result<Vec<String>> {
             found.extend(licences::check(&meta));
             found.extend(sources::check_lib_docs(&root)?);
             found.extend(sources::check_lengths(&root)?);
+            found.extend(manifest::check(&root)?);
             found
         }
         "doors" => {
@@ -91,7 +100,7 @@ fn main() -> ExitCode {
     };
     match run(&command) {
         Ok(found) if found.is_empty() => {
-            if command != "doors" {
+            if command.starts_with("check") {
                 println!("{command}: ok");
             }
             ExitCode::SUCCESS

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use source::{Target, WatchConfig};
+use types::ObjectName;
 
 /// The controllers' flags.
 #[derive(clap::Args)]
@@ -13,6 +14,12 @@ pub struct ControllerArgs {
     /// The API server: unix:PATH, a kubeconfig's path, or in-cluster
     #[arg(long, value_name = "TARGET", env = "SEAWAY_API", default_value = "in-cluster")]
     api: Target,
+    /// Where the API server is, in place of what a pod's environment says: its real address
+    #[arg(long, value_name = "URL", env = "SEAWAY_API_SERVER", default_value = "", hide_default_value = true)]
+    api_server: source::Server,
+    /// Work only while holding this Lease, so that several may run [default: work at once]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "SEAWAY_LEASE", value_parser = lease)]
+    lease: Option<ObjectName>,
     /// Which to run; all when not given
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     only: Vec<controller::Which>,
@@ -25,8 +32,30 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
     args.log.init()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
-        let stop = crate::signals::terminated()?;
-        let api = source::connect(&args.api).await.with_context(|| format!("--api {}", args.api))?;
+        let mut stop = Box::pin(crate::signals::terminated()?);
+        let api =
+            source::connect_at(&args.api, &args.api_server).await.with_context(|| format!("--api {}", args.api))?;
+        let mut leader = None;
+        if let Some(lease) = args.lease {
+            tracing::info!(%lease, "waiting for the Lease");
+            tokio::select! {
+                l = source::lead(&api, lease, identity()) => leader = Some(l),
+                () = &mut stop => return Ok(ExitCode::SUCCESS),
+            }
+        }
+        let mut lost = None;
+        let shutdown = async {
+            let unled = async {
+                match &mut leader {
+                    Some(l) => l.lost().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut stop => {}
+                why = unled => lost = Some(why),
+            }
+        };
         let mut options = controller::Options::default();
         if !args.only.is_empty() {
             options.which = args.only.into_iter().collect();
@@ -54,11 +83,32 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
                 Some(e) => tracing::warn!("{}: {e}", applied.write),
                 None => tracing::debug!("{}", applied.write),
             },
-            stop,
+            shutdown,
         )
         .await;
+        if let Some(why) = lost {
+            // What is in flight ends with the process; another may lead already.
+            anyhow::bail!("no longer the leader: {why}");
+        }
+        if let Some(l) = leader {
+            l.resign().await;
+        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn lease(text: &str) -> Result<ObjectName, String> {
+    match text.split_once('/') {
+        Some((ns, name)) if !ns.is_empty() && !name.is_empty() && !name.contains('/') => Ok(ObjectName::new(ns, name)),
+        _ => Err("write NAMESPACE/NAME, as in kube-system/seaway-controller".into()),
+    }
+}
+
+/// A name that no other process has: the host's for people, the time for difference.
+fn identity() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{host}_{}_{:x}", std::process::id(), now.as_nanos())
 }
 
 /// Problems of load balancers are told as Events: nobody else says them at the object.

@@ -122,6 +122,11 @@ impl Settings {
         for (key, value) in data {
             let value = value.trim();
             let bad = match key {
+                // The kubelet hands it to our pods; here it is only looked at.
+                "apiServer" => match value.strip_prefix("https://") {
+                    None if !value.is_empty() => Some(format!("{value:?}: write https://HOST:PORT")),
+                    _ => None,
+                },
                 "backend" => value.parse().map(|b| s.backend = b).err(),
                 "masquerade" => {
                     value.parse().map(|b| s.masquerade = b).err().map(|_| format!("{value:?}: write true or false"))
@@ -193,7 +198,7 @@ impl Settings {
                     _ => Some(format!("{value:?}: write a number of seconds from 0 to 60; 0 hands over at once")),
                 },
                 _ => Some(
-                    "no such setting: remove it, or correct it to addressesOutsideIPAM, backend, clusterCIDR, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, nodePortAddresses, vni or \
+                    "no such setting: remove it, or correct it to addressesOutsideIPAM, apiServer, backend, clusterCIDR, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, nodePortAddresses, vni or \
                      vxlanPort"
                         .into(),
                 ),

@@ -58,12 +58,46 @@ impl fmt::Display for Target {
     }
 }
 
+/// Where the server is, when that differs from what a pod's environment says: its real address works before Service
+/// addresses do. Empty text: nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Server(Option<Uri>);
+
+impl FromStr for Server {
+    type Err = String;
+    /// `https://10.0.0.1:6443`.
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s.is_empty() {
+            return Ok(Self(None));
+        }
+        let bad = || format!("{s:?} is no address of an API server: write https://HOST:PORT");
+        let uri: Uri = s.trim_end_matches('/').parse().map_err(|_| bad())?;
+        let plain =
+            uri.scheme_str() == Some("https") && uri.path().trim_matches('/').is_empty() && uri.query().is_none();
+        if plain && uri.host().is_some_and(|h| !h.is_empty()) { Ok(Self(Some(uri))) } else { Err(bad()) }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |u| write!(f, "{u}"))
+    }
+}
+
 /// Makes a client. Sends nothing yet: a server that is down shows at the first request, and may come up meanwhile.
 /// Must be called inside a tokio runtime.
 ///
 /// # Errors
 /// When the kubeconfig or service account cannot be read or makes no sense.
 pub async fn connect(target: &Target) -> Result<Api, SourceError> {
+    connect_at(target, &Server::default()).await
+}
+
+/// [`connect`], with the server of [`Target::InCluster`] somewhere else than the environment says.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_at(target: &Target, server: &Server) -> Result<Api, SourceError> {
     let client = match target {
         Target::Unix(path) => unix(path.clone()),
         Target::Kubeconfig(path) => {
@@ -74,7 +108,10 @@ pub async fn connect(target: &Target) -> Result<Api, SourceError> {
             Client::try_from(config).map_err(|e| SourceError::Client(chain(&e)))?
         }
         Target::InCluster => {
-            let config = Config::incluster().map_err(|e| SourceError::InCluster(chain(&e)))?;
+            let mut config = Config::incluster().map_err(|e| SourceError::InCluster(chain(&e)))?;
+            if let Some(uri) = &server.0 {
+                config.cluster_url = uri.clone();
+            }
             Client::try_from(config).map_err(|e| SourceError::Client(chain(&e)))?
         }
     };
@@ -160,6 +197,17 @@ mod tests {
         }
         for bad in ["", "unix:"] {
             assert!(bad.parse::<Target>().unwrap_err().to_string().contains("write unix:/path"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn server_text() {
+        for good in ["https://10.0.0.1:6443", "https://[fd00::1]:6443", "https://api.example", "https://10.0.0.1/"] {
+            assert!(good.parse::<Server>().unwrap().0.is_some(), "{good}");
+        }
+        assert_eq!("".parse::<Server>().unwrap(), Server::default());
+        for bad in ["10.0.0.1:6443", "http://10.0.0.1", "https://", "https://a/path", "https://a?x=1", "a b"] {
+            assert!(bad.parse::<Server>().unwrap_err().contains("https://HOST:PORT"), "{bad}");
         }
     }
 

@@ -8,13 +8,15 @@ mod controllers;
 mod error;
 mod events;
 mod folder;
+mod leader;
 mod watch;
 
 pub use api::{Api, ApiResource, now, now_micros};
-pub use connect::{Target, connect};
+pub use connect::{Server, Target, connect, connect_at};
 pub use controllers::{Applied, run_controllers};
 pub use error::SourceError;
 pub use events::{Note, Recorder};
 pub use folder::{FileProblem, Folder, FolderError, read_dir, read_text};
+pub use leader::{Leadership, lead};
 pub use resolve::ClusterSnapshot;
 pub use watch::{InSync, Reader, Seen, Source, WatchConfig};

@@ -71,6 +71,14 @@ const fn process(
 /// Every setting, in the order of the page.
 pub const SETTINGS: &[Setting] = &[
     cluster(
+        "apiServer",
+        "URL",
+        "",
+        "Where the API server is, `https://HOST:PORT`: an address that a node reaches without Services. Pods of \
+         `deploy/seaway.yaml` take it when they start. Not set: the address of Service `default/kubernetes`, which \
+         needs somebody else to serve it until the agent does.",
+    ),
+    cluster(
         "backend",
         "`vxlan` or `host-gw`",
         "vxlan",
@@ -180,6 +188,23 @@ pub const SETTINGS: &[Setting] = &[
         "`unix:PATH`, a kubeconfig's path, or `in-cluster`",
         "in-cluster",
         "The Kubernetes API: the embedded server's socket, a kubeconfig, or the service account of the pod it runs in.",
+    ),
+    process(
+        &["agent", "controller"],
+        "api-server",
+        Some("SEAWAY_API_SERVER"),
+        "URL",
+        "",
+        "Where the API server is, with `in-cluster`, in place of what the pod's environment says: a Service's address, \
+         which nobody serves before the agent does. `deploy/seaway.yaml` gives it ConfigMap `apiServer`.",
+    ),
+    process(
+        &["controller"],
+        "lease",
+        Some("SEAWAY_LEASE"),
+        "namespace/name",
+        "",
+        "Work only while holding this Lease, so that several controllers may run and one works. Not set: work at once.",
     ),
     process(
         &["agent"],

@@ -59,7 +59,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
         ];
         let removed = runtime.block_on(async {
             tokio::time::timeout(std::time::Duration::from_secs(5), async {
-                source::connect(&args.api).await?.annotate_node(node, annotations).await
+                source::connect_at(&args.api, &args.api_server).await?.annotate_node(node, annotations).await
             })
             .await
         });

@@ -59,6 +59,9 @@ pub struct AgentArgs {
     /// The API server: unix:PATH, a kubeconfig's path, or in-cluster
     #[arg(long, value_name = "TARGET", env = "SEAWAY_API", default_value = "in-cluster")]
     api: Target,
+    /// Where the API server is, in place of what a pod's environment says: its real address
+    #[arg(long, value_name = "URL", env = "SEAWAY_API_SERVER", default_value = "", hide_default_value = true)]
+    api_server: source::Server,
     /// The interface other nodes are reached by: a name, or a CIDR that its address is in
     /// [default: the one with the Node's InternalIP, else the default route's]
     #[arg(long, value_name = "NAME|CIDR", env = "SEAWAY_IFACE")]
@@ -129,7 +132,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         let list = missing.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         tracing::warn!("this kernel lacks {list}: what needs them is refused");
     }
-    let api = source::connect(&args.api).await.with_context(|| format!("--api {}", args.api))?;
+    let api = source::connect_at(&args.api, &args.api_server).await.with_context(|| format!("--api {}", args.api))?;
     let mut watched = WatchConfig { pods_of: Some(node.clone()), ..WatchConfig::agent() };
     if args.service_proxy == ServiceProxy::Off {
         for kind in [Kind::Service, Kind::EndpointSlice] {
