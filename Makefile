@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-down test vm check bench fuzz deps build cni install uninstall root rust
+.PHONY: help demo demo-down test vm check bench fuzz deps build cni image install uninstall root rust k8s-build k8s-up k8s-test k8s-down
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -23,7 +23,7 @@ CNIDIR ?= /opt/cni/bin
 
 help: ## print this
 	@echo "Seaway $(VERSION): the network of a container cluster. Targets:"
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 # --- what the targets need -------------------------------------------------------------------------------------------
 
@@ -39,6 +39,9 @@ NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:
 NEEDS_INTEROP := containerd:containerd runc:runc podman:podman busybox:busybox-static go:golang-go
 NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq curl:curl openssl:openssl conntrack:conntrack go:golang-go iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 NEEDS_FUZZ := c++:g++
+NEEDS_IMAGE := musl-gcc:musl-tools
+NEEDS_K8S := $(NEEDS_LAB) $(NEEDS_IMAGE) go:golang-go runc:runc conntrack:conntrack ipset:ipset iptables:iptables openssl:openssl jq:jq \
+	debootstrap:debootstrap
 
 # $(call need,LIST): a shell command.
 define need
@@ -84,6 +87,21 @@ cni: rust
 		$(CARGO) rustc $(CNI_FLAGS) -- $(CNI_STATIC); built=$(TARGET)/cni; \
 	fi; \
 	install -D "$$built/seaway-cni" $(TARGET)/release/seaway-cni
+
+# One layer with two static programs: no shell, no library, no builder.
+IMAGE := $(TARGET)/image/seaway.tar
+IMAGE_NAME ?= localhost/seaway:$(VERSION)
+
+image: cni ## the image of deploy/seaway.yaml as an OCI archive, for `ctr image import`, podman or skopeo
+	@$(call need,$(NEEDS_IMAGE))
+	@rustup target add $(MUSL) >/dev/null 2>&1 || true
+	@$(CARGO) build --release --locked --target $(MUSL) -p seaway
+	@$(CARGO) xtask image --out $(IMAGE) --name $(IMAGE_NAME) --most 31457280 \
+		--file /usr/local/bin/seaway=$(TARGET)/$(MUSL)/release/seaway \
+		--file /usr/local/bin/seaway-cni=$(TARGET)/release/seaway-cni \
+		--label org.opencontainers.image.title=seaway --label org.opencontainers.image.version=$(VERSION) \
+		--label org.opencontainers.image.licenses=Apache-2.0 --entrypoint /usr/local/bin/seaway
+	@echo $(IMAGE)
 
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
@@ -139,6 +157,21 @@ test: root rust ## everything that proves it: lints, house checks, all tests, wi
 vm: rust ## the tests that need a kernel with more in it than this machine's: in QEMU, no root, no KVM needed
 	@$(call need,$(NEEDS_VM))
 	@$(CARGO) test --locked -p seaway-tests-vm --no-fail-fast -- --test-threads=1
+
+k8s-build: rust ## a real Kubernetes for k8s-up and k8s-test, from released Go modules; once, half an hour
+	@$(call need,$(NEEDS_K8S))
+	@tests/k8s/build
+	@$(CARGO) build --release --locked -p seaway-pause
+	@SEAWAY_PAUSE=$(abspath $(TARGET))/release/seaway-pause tests/k8s/images
+
+k8s-up: root k8s-build image ## a Kubernetes of 3 nodes in 3 zones on this machine, with Seaway as its network
+	@SEAWAY_IMAGE=$(abspath $(IMAGE)) tests/k8s/up
+
+k8s-test: root ## upstream's own network tests in the cluster of k8s-up, in parts; PARTS=1/8 for one of them
+	@tests/k8s/test $(PARTS)
+
+k8s-down: root ## remove every trace of k8s-up but what was built
+	@tests/k8s/down
 
 fuzz: rust ## every decoder of foreign bytes for FUZZ_SECONDS (60) each
 	@$(call need,$(NEEDS_FUZZ))
