@@ -31,10 +31,17 @@ fn caps() -> Caps {
     }
 }
 
-/// A machine with an uplink, things of others, and the pod links that the CNI plugin made for `intents`.
+/// A machine with an uplink that has the node's addresses, things of others, and the pod links that the CNI plugin made
+/// for `intents`.
 fn machine(intents: &[&NodeIntent]) -> FakeRt {
     let mut rt = FakeRt::new();
-    rt.plug(&name("eth0"), 1500, &uplink_addresses());
+    let mut addresses = uplink_addresses();
+    for a in intents.iter().flat_map(|i| &i.addresses) {
+        if !addresses.iter().any(|(b, _)| a == b) {
+            addresses.push((*a, if Family::of(*a) == Family::V4 { 24 } else { 64 }));
+        }
+    }
+    rt.plug(&name("eth0"), 1500, &addresses);
     rt.plug(&name("docker0"), 1500, &[("172.17.0.1".parse().unwrap(), 16)]);
     rt.plug(&name("flannel.1"), 1450, &[("10.99.0.0".parse().unwrap(), 32)]);
     for (dst, via) in [("0.0.0.0/0", "192.168.7.1"), ("::/0", "fd00:7::1"), ("10.244.0.0/15", "192.168.7.250")] {

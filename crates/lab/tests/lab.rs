@@ -241,6 +241,7 @@ fn killed_processes_change_no_path_and_a_new_runner_adopts() {
     let l = TestLab::up("adopt", &[shop().to_str().unwrap(), "--nodes", "2", "--ip", "v4", "--backend", "host-gw"]);
     let before = l.containers();
     assert!(before.len() >= 12, "{before:?}");
+    let pods = l.json(&["get", "pods", "-n", "shop"])["items"].as_array().unwrap().len();
     assert_eq!(l.kill(""), 6);
     assert_eq!(l.containers(), before, "pods live on without the lab's own processes");
     assert!(!l.run(&["status"]).status.success());
@@ -263,8 +264,7 @@ fn killed_processes_change_no_path_and_a_new_runner_adopts() {
         assert!(now.contains(c), "{c:?} was restarted: {now:?}");
     }
     // The lab is whole between the end of the orphan and the making of its replacement, too.
-    let pods = wait("every pod to be ready", || l.ready_pods(13));
-    for p in &pods {
+    for p in &wait("every pod to be ready", || l.ready_pods(pods)) {
         assert!(p["status"]["containerStatuses"].as_array().unwrap().iter().all(|c| c["restartCount"] == 0), "{p}");
     }
     assert_eq!(l.json(&["test"])["ok"], true);
