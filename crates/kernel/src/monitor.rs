@@ -25,7 +25,7 @@ const ADD_MEMBERSHIP: i32 = 1;
 /// `RTNLGRP_LINK`, `_NEIGH`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`
 const RT_GROUPS: [i32; 6] = [1, 3, 5, 7, 9, 11];
 /// `NFNLGRP_NFTABLES`
-const NFT_GROUP: i32 = 7;
+pub(crate) const NFT_GROUP: i32 = 7;
 /// Datagrams taken in by one look, so that a flood cannot hold the caller.
 const AT_ONCE: usize = 4096;
 /// `NUD_FAILED`: what a deleted permanent neighbour becomes first.
@@ -72,12 +72,12 @@ impl Monitor {
     pub fn open() -> io::Result<Self> {
         let rt = Socket::open(libc::NETLINK_ROUTE)?;
         for g in RT_GROUPS {
-            sys::set_option(rt.fd(), libc::SOL_NETLINK, ADD_MEMBERSHIP, g)?;
+            join_group(rt.fd(), g)?;
         }
         let nft = match Socket::open(NETLINK_NETFILTER) {
             Ok(s) => {
                 only_generations(s.fd())?;
-                sys::set_option(s.fd(), libc::SOL_NETLINK, ADD_MEMBERSHIP, NFT_GROUP)?;
+                join_group(s.fd(), NFT_GROUP)?;
                 Some(s)
             }
             Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT)) => None,
@@ -148,6 +148,11 @@ impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wait.as_fd()
     }
+}
+
+/// Subscribes a netlink socket to a group of notifications.
+pub(crate) fn join_group(fd: BorrowedFd<'_>, group: i32) -> io::Result<()> {
+    sys::set_option(fd, libc::SOL_NETLINK, ADD_MEMBERSHIP, group)
 }
 
 /// Keeps only the end-of-commit message of each transaction: one per commit, however many elements it held.

@@ -373,3 +373,63 @@ fn a_committed_table_reads_back_equal() {
             .unwrap();
     });
 }
+
+/// Others commit without pause, we ourselves now and then: every reading is of one moment, and none is given up.
+#[test]
+fn a_table_is_read_whole_while_others_commit() {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::time::Duration;
+
+    fresh(|| {
+        let table = |s: &str| TableName::recognise(s).unwrap();
+        let (t, other, stop) = (table("seaway"), table("seaway-other"), AtomicBool::new(false));
+        let add = |s: &str, keys: std::ops::Range<u32>| {
+            let elements =
+                keys.map(|i| Element { key: i.to_be_bytes().to_vec(), key_end: None, data: None, comment: None });
+            NftRequest::ElementsAdd(t.clone(), s.into(), elements.collect())
+        };
+        let mut all = vec![NftRequest::TableAdd(t.clone())];
+        for name in ["one", "two"] {
+            let set = Set {
+                name: name.into(),
+                key: vec![DataType::Ipv4Addr],
+                data: None,
+                interval: false,
+                constant: false,
+                timeout: false,
+                dynamic: None,
+            };
+            all.extend([NftRequest::SetAdd(t.clone(), set), add(name, 0..3000)]);
+        }
+        let mut n = Nftables::open().unwrap();
+        n.commit(&all).unwrap();
+        std::thread::scope(|s| {
+            for _ in 0..2 {
+                s.spawn(|| {
+                    let mut nft = Nftables::open().unwrap();
+                    while !stop.load(Relaxed) {
+                        // The other may have deleted it.
+                        let _ = nft.commit(&[NftRequest::TableAdd(other.clone()), NftRequest::TableDel(other.clone())]);
+                    }
+                });
+            }
+            s.spawn(|| {
+                let mut nft = Nftables::open().unwrap();
+                for i in (3000..).take_while(|_| !stop.load(Relaxed)) {
+                    nft.commit(&[add("one", i..i + 1), add("two", i..i + 1)]).unwrap();
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                for _ in 0..25 {
+                    let found = n.table(&t).unwrap().unwrap();
+                    let [(_, one), (_, two)] = &found.elements[..] else { panic!("{:?}", found.sets) };
+                    assert!(one.len() >= 3000 && one == two, "{} and {}", one.len(), two.len());
+                    assert_eq!(n.table(&table("seaway-none")).unwrap(), None);
+                }
+            }));
+            stop.store(true, Relaxed);
+            read.unwrap();
+        });
+    });
+}

@@ -6,6 +6,7 @@ pub(crate) mod encode;
 mod expr;
 mod foreign;
 mod interval;
+mod others;
 
 use std::collections::hash_map::Entry;
 use std::io;
@@ -19,6 +20,7 @@ use crate::netlink::{
 use crate::netns::Netns;
 use consts::*;
 use encode::{Batch, Shape, Shapes};
+use others::Others;
 
 pub(crate) use consts::{NEWGEN, NFNL_SUBSYS_NFTABLES};
 pub(crate) use interval::join;
@@ -27,6 +29,8 @@ pub(crate) use interval::join;
 pub(crate) const NETLINK_NETFILTER: i32 = 12;
 /// At most so many objects asked for in one send: an answer takes some hundred bytes of receive buffer.
 const ASK_AT_ONCE: usize = 64;
+/// Readings that others' commits may overtake before we listen to what they commit.
+const UNHEARD: usize = 4;
 
 /// A netlink socket for the nf_tables of one network namespace.
 pub struct Nftables {
@@ -130,56 +134,63 @@ impl Nftables {
         refused.map_or(Ok(()), Err)
     }
 
-    /// A dump of objects of one table.
+    /// A dump of objects of one table. `others`: a commit meanwhile does not end it, for who asks finds out whether it
+    /// was to this table; chains alone the kernel counts over all tables, so that others' may shift ours.
     fn dump<T>(
         &mut self,
         kind: u16,
         want: u16,
         names: &[(u16, &str)],
+        others: bool,
         decode: &mut dyn FnMut(&Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>, Refusal> {
-        self.socket.dump(
-            &mut |b, seq| {
-                b.begin(message_type(kind), REQUEST | DUMP, seq);
-                encode::nfgen(b, INET, 0);
-                for (k, v) in names {
-                    b.attr_str(*k, v);
-                }
-                b.end();
-            },
-            &mut |m| (m.kind == message_type(want)).then(|| decode(m)).flatten(),
-        )
+        let mut build = |b: &mut Builder, seq: u32| {
+            b.begin(message_type(kind), REQUEST | DUMP, seq);
+            encode::nfgen(b, INET, 0);
+            for (k, v) in names {
+                b.attr_str(*k, v);
+            }
+            b.end();
+        };
+        let mut decode = |m: &Message<'_>| (m.kind == message_type(want)).then(|| decode(m)).flatten();
+        if others && kind != GETCHAIN {
+            let mut out = Vec::new();
+            self.socket.dump_once(&mut build, &mut |m| out.extend(decode(m)))?;
+            return Ok(out);
+        }
+        self.socket.dump(&mut build, &mut decode)
     }
 
     fn read_generation(&mut self) -> Result<u32, Refusal> {
         self.get(GETGEN, NEWGEN, &[], &mut decode::generation)?.ok_or_else(|| Refusal::errno(libc::EOPNOTSUPP))
     }
 
-    /// The table as of one moment if nothing was committed meanwhile, with the elements of its sets or without.
-    fn read(&mut self, table: &str, whole: bool) -> Result<Option<Table>, Refusal> {
+    /// The table as of one moment if nothing was committed to it meanwhile, with the elements of its sets or without.
+    /// `others`: see [`Nftables::dump`].
+    fn read(&mut self, table: &str, whole: bool, others: bool) -> Result<Option<Table>, Refusal> {
         let names = [(TABLE_NAME, table)];
         let Some(flags) = self.get(GETTABLE, NEWTABLE, &names, &mut |m| Some(decode::table_flags(m)))? else {
             return Ok(None);
         };
-        let chains = self.dump(GETCHAIN, NEWCHAIN, &names, &mut |m| {
+        let chains = self.dump(GETCHAIN, NEWCHAIN, &names, others, &mut |m| {
             decode::is_of(m, CHAIN_TABLE, table).then(|| decode::chain(m)).flatten()
         })?;
-        let sets = self.dump(GETSET, NEWSET, &names, &mut |m| {
+        let sets = self.dump(GETSET, NEWSET, &names, others, &mut |m| {
             decode::is_of(m, SET_TABLE, table).then(|| decode::set(m)).flatten()
         })?;
         let mut elements = Vec::with_capacity(sets.len());
         for s in &sets {
-            let of = if whole && s.dynamic.is_none() { self.read_elements(table, s)? } else { Vec::new() };
+            let of = if whole && s.dynamic.is_none() { self.read_elements(table, s, others)? } else { Vec::new() };
             elements.push((s.name.clone(), of));
         }
-        let rules: Vec<Rule> = self.dump(GETRULE, NEWRULE, &names, &mut |m| {
+        let rules: Vec<Rule> = self.dump(GETRULE, NEWRULE, &names, others, &mut |m| {
             decode::is_of(m, RULE_TABLE, table).then(|| decode::rule(m)).flatten()
         })?;
         Ok(Some(Table { flags, chains, sets, elements, rules }))
     }
 
     /// The elements of a set, sorted by key.
-    fn read_elements(&mut self, table: &str, set: &Set) -> Result<Vec<Element>, Refusal> {
+    fn read_elements(&mut self, table: &str, set: &Set, others: bool) -> Result<Vec<Element>, Refusal> {
         until_whole("commits by others interrupted the dump every time", || {
             let (mut found, mut ends) = (Vec::new(), Vec::new());
             let whole = self.socket.dump_once(
@@ -196,6 +207,7 @@ impl Nftables {
                     }
                 },
             )?;
+            let whole = whole || others;
             if Shape::of(set) == Shape::Pairs {
                 return Ok(whole.then(|| interval::join(found, ends)));
             }
@@ -297,7 +309,7 @@ impl Nft for Nftables {
         let name = format!("list set inet {table} {set}");
         let names = [(SET_TABLE, table.as_str()), (SET_NAME, set)];
         let found = self.get(GETSET, NEWSET, &names, &mut decode::set).map_err(|r| r.of(&name, None))?;
-        match found.map(|s| self.read_elements(table.as_str(), &s)) {
+        match found.map(|s| self.read_elements(table.as_str(), &s, false)) {
             None => Ok(Vec::new()),
             // Deleted meanwhile.
             Some(Err(r)) if r.errno == libc::ENOENT => Ok(Vec::new()),
@@ -334,14 +346,30 @@ impl Nft for Nftables {
 
 impl Nftables {
     fn read_still(&mut self, table: &TableName, whole: bool) -> Result<Option<Table>, RequestError> {
+        let (mut tries, mut others) = (0, None);
         until_whole("commits by others overtook every reading", || {
-            let before = self.read_generation()?;
-            match self.read(table.as_str(), whole) {
-                // Deleted while reading.
-                Err(r) if r.errno == libc::ENOENT => Ok(None),
-                Err(r) => Err(r),
-                Ok(found) => Ok((self.read_generation()? == before).then_some(found)),
+            tries += 1;
+            if tries > UNHEARD && others.is_none() {
+                others = Some(Others::open()?);
             }
+            if let Some(o) = &mut others {
+                o.forget()?;
+            }
+            let before = self.read_generation()?;
+            let found = match self.read(table.as_str(), whole, others.is_some()) {
+                // One answer: it was not there at that moment.
+                Ok(None) => return Ok(Some(None)),
+                // Deleted while reading.
+                Err(r) if r.errno == libc::ENOENT => return Ok(None),
+                r => r?,
+            };
+            let after = self.read_generation()?;
+            let touched = match &mut others {
+                _ if after == before => false,
+                Some(o) => o.touched(table.as_str(), after)?,
+                None => true,
+            };
+            Ok((!touched).then_some(found))
         })
         .map_err(|r| r.of(format!("list table inet {table}"), None))
     }
