@@ -60,7 +60,11 @@ pub const DOORS: &[Door] = &[
     // Around the agent.
     door("announce", "types", "addresses and nodes"),
     door("apiserver", "types", "Service ranges"),
-    door("apiserver", "controller", "its admission uses the allocators of ClusterIP and NodePort"),
+    door(
+        "apiserver",
+        "controller",
+        "its admission uses the allocators of ClusterIP and NodePort; one merge patch serves both",
+    ),
     door("telemetry", "types", "settings are typed"),
     door("lab", "types", "topologies carry the newtypes"),
     door("lab", "intent", "trace walks packets and verdicts"),

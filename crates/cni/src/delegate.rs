@@ -42,36 +42,24 @@ impl<M: Machine> Context<'_, M> {
         conf: Map<String, Value>,
         command: Command,
     ) -> Result<Option<CniResult>, Error> {
-        self.delegate_as(kind, conf, command, None)
+        self.run_at(self.find(kind)?, kind, conf, command, None)
     }
 
-    /// As [`Context::delegate`], for another interface name of the same container.
+    /// As [`Context::delegate`], for an interface of the same container by name; with `own` by the plugin that is built
+    /// in, where there is one, whatever `CNI_PATH` has.
     ///
     /// # Errors
     /// As there.
-    pub fn delegate_as(
+    pub(crate) fn delegate_for(
         &mut self,
+        ifname: &types::IfName,
+        own: bool,
         kind: &str,
         conf: Map<String, Value>,
         command: Command,
-        ifname: Option<&types::IfName>,
     ) -> Result<Option<CniResult>, Error> {
-        self.run_at(self.find(kind)?, kind, conf, command, ifname)
-    }
-
-    /// As [`Context::delegate_as`], by the plugin that is built in whatever `CNI_PATH` has, where there is one.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn delegate_own(
-        &mut self,
-        kind: &str,
-        conf: Map<String, Value>,
-        command: Command,
-        ifname: Option<&types::IfName>,
-    ) -> Result<Option<CniResult>, Error> {
-        let place = if (self.registry)(kind).is_some() { Where::Here } else { self.find(kind)? };
-        self.run_at(place, kind, conf, command, ifname)
+        let place = if own && (self.registry)(kind).is_some() { Where::Here } else { self.find(kind)? };
+        self.run_at(place, kind, conf, command, Some(ifname))
     }
 
     fn run_at(

@@ -5,14 +5,22 @@
 use std::net::IpAddr;
 
 use kernel_api::machine::Machine;
-use kernel_api::rt::{ROUTE_PROTOCOL, Route, RouteTo, RtRequest};
-use kernel_api::{Rtnetlink, Sysctl, machine::Netns};
+use kernel_api::rt::{ObservedRoute, ROUTE_PROTOCOL, Route, RouteTo, RtRequest};
+use kernel_api::{RequestError, Rtnetlink, Sysctl, machine::Netns};
 use serde_json::{Map, Value};
 use types::{Cidr, Family, IfName};
 
 use crate::ipam_plugin::Gateway;
 use crate::skel::Context;
 use crate::{Code, Error, bad, iface, plan};
+
+/// The bridge of a configuration that names none.
+pub(crate) const BRIDGE: &str = "cni0";
+
+/// The name of a configuration's bridge.
+pub(crate) fn bridge(conf: &Map<String, Value>) -> &str {
+    conf.get("bridge").and_then(Value::as_str).unwrap_or(BRIDGE)
+}
 
 /// The interface that leads to the pods of a bridge's configuration: the bridge, or the node's end in the pods' VLAN.
 /// `None` when their addresses are of no pool.
@@ -21,7 +29,7 @@ fn through(conf: &Map<String, Value>) -> Result<Option<IfName>, Error> {
     if said != Some(Gateway::Node.as_str()) {
         return Ok(None);
     }
-    let bridge = conf.get("bridge").and_then(Value::as_str).unwrap_or("cni0");
+    let bridge = bridge(conf);
     let text = match conf.get("vlan").and_then(Value::as_u64).filter(|v| *v > 0) {
         Some(v) => format!("{bridge}.{v}"),
         None => bridge.to_owned(),
@@ -32,6 +40,24 @@ fn through(conf: &Map<String, Value>) -> Result<Option<IfName>, Error> {
 fn route(addr: IpAddr, link: &IfName) -> Route {
     let metric = if addr.is_ipv4() { 0 } else { plan::METRIC_V6 };
     Route { metric, ..Route::new(Cidr::host(addr), RouteTo::Link(link.clone())) }
+}
+
+/// Makes a route that was refused because there is one: nothing when it is this very one, and in place of the agent's
+/// blackhole for a borrowed address that nobody had, which keeps its packets from going round in circles. Gives another
+/// that is in the way. `there` is what the node has.
+pub(crate) fn claim<'a>(
+    rt: &mut impl Rtnetlink,
+    there: &'a [ObservedRoute],
+    want: Route,
+) -> Result<Option<&'a ObservedRoute>, RequestError> {
+    match there.iter().find(|o| o.route.dst == want.dst && o.route.metric == want.metric) {
+        Some(o) if o.route.to == want.to => Ok(None),
+        Some(o) if o.protocol == ROUTE_PROTOCOL && o.route.to == RouteTo::Blackhole => {
+            rt.run(&[RtRequest::RouteReplace(want)]).map(|()| None)
+        }
+        Some(o) => Ok(Some(o)),
+        None => rt.run(&[RtRequest::RouteAdd(want)]).map(|()| None),
+    }
 }
 
 /// Leads to a pod's addresses.
@@ -65,19 +91,10 @@ pub(crate) fn lead<M: Machine>(
                 continue;
             }
         }
-        let there = host.routes()?.into_iter().find(|o| o.route.dst == want.dst && o.route.metric == want.metric);
-        match there {
-            Some(o) if o.route.to == want.to => {}
-            // Of a borrowed address that nobody had.
-            Some(o) if o.protocol == ROUTE_PROTOCOL && o.route.to == RouteTo::Blackhole => {
-                host.run(&[RtRequest::RouteReplace(want)])?;
-            }
-            Some(o) => {
-                let says =
-                    format!("address {addr} is routed elsewhere: `{}`; if that is stale, remove the route", o.route);
-                return Err(Error::new(Code::TryAgainLater, says));
-            }
-            None => host.run(&[RtRequest::RouteAdd(want)])?,
+        let there = host.routes()?;
+        if let Some(o) = claim(&mut host, &there, want)? {
+            let says = format!("address {addr} is routed elsewhere: `{}`; if that is stale, remove the route", o.route);
+            return Err(Error::new(Code::TryAgainLater, says));
         }
     }
     Ok(())

@@ -67,7 +67,7 @@ fn listed(n: &Network, ifname: &IfName, out: &mut Vec<Delegate>) {
 /// The configuration of the plugin that wires the first interface: our defaults, then the options, then what must be.
 fn wired(conf: &NetConf, wiring: &Wiring, mac: Option<Mac>) -> Map<String, Value> {
     let defaults = match wiring.mode {
-        Mode::Bridge => json!({"bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true, "mtu": conf.mtu}),
+        Mode::Bridge => json!({"bridge": led::BRIDGE, "isDefaultGateway": true, "hairpinMode": true, "mtu": conf.mtu}),
         Mode::Ptp => json!({"mtu": conf.mtu}),
         // On the underlay: its MTU is the right one.
         Mode::Macvlan => json!({"mode": "bridge"}),
@@ -159,7 +159,7 @@ pub(crate) fn attach<M: Machine>(cx: &mut Context<'_, M>, record: &mut Record) -
 /// Pods on the bridge take the node's whole range for on-link, and pods of another mode have addresses of it too: the node
 /// answers for those (`proxy_arp`; it does so only for what is routed elsewhere). IPv6 has no such answer for all.
 fn beside_other_modes<M: Machine>(cx: &mut Context<'_, M>, conf: &Map<String, Value>) -> Result<(), Error> {
-    let bridge = conf.get("bridge").and_then(Value::as_str).unwrap_or("cni0");
+    let bridge = led::bridge(conf);
     let mut sysctl = cx.machine.sysctl().map_err(|e| Error::new(Code::Kernel, format!("open sysctls: {e}")))?;
     let path = format!("net/ipv4/conf/{bridge}/proxy_arp");
     if sysctl.get(&path)?.as_deref() != Some("1") {
@@ -178,10 +178,7 @@ fn delegated<M: Machine>(
     command: Command,
     first: &IfName,
 ) -> Result<Option<CniResult>, Error> {
-    if d.ifname == *first {
-        return cx.delegate_own(&d.kind, conf, command, Some(&d.ifname));
-    }
-    cx.delegate_as(&d.kind, conf, command, Some(&d.ifname))
+    cx.delegate_for(&d.ifname, d.ifname == *first, &d.kind, conf, command)
 }
 
 /// Undoes what the record's delegates made, without a runtime's call: for DEL, whose configuration may be another by now,

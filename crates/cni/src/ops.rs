@@ -7,7 +7,7 @@ use std::path::Path;
 
 use intent::PodSpec;
 use ipam::{Ask, Journal, Key, KeyLock, PodRef, Record, Request};
-use kernel_api::rt::{ROUTE_PROTOCOL, RouteTo, RtRequest, SetLink};
+use kernel_api::rt::{RtRequest, SetLink};
 use kernel_api::{RequestError, Rtnetlink, errno};
 use types::{Family, OwnedName};
 
@@ -18,7 +18,7 @@ use crate::plan::{self, AddPlan};
 use crate::result::CniResult;
 use crate::settle::settle;
 use crate::skel::{Context, Plugin};
-use crate::{Code, Error, Machine, Netns, Registry, extras, gc, networks, podspec, reply};
+use crate::{Code, Error, Machine, Netns, Registry, extras, gc, led, networks, podspec, reply};
 
 /// Seaway's own plugin: wiring mode `routed`, addresses from the journal.
 pub struct Seaway;
@@ -285,24 +285,14 @@ fn host_side(rt: &mut impl Rtnetlink, r: &Record, plan: &AddPlan) -> Result<(), 
         Ok(()) => Ok(()),
         Err(e) if e.exists() => {
             // The agent may have been quicker to make the very same route.
-            let routes = rt.routes()?;
+            let there = rt.routes()?;
             for &addr in &r.addresses {
-                let want = plan::host_route(r, addr);
-                let other = routes.iter().find(|o| o.route.dst == want.dst && o.route.metric == want.metric);
-                match other {
-                    Some(o) if o.route.to == want.to => {}
-                    // A borrowed address that nobody had: the agent keeps its packets from going round in circles.
-                    Some(o) if o.protocol == ROUTE_PROTOCOL && o.route.to == RouteTo::Blackhole => {
-                        rt.run(&[RtRequest::RouteReplace(want)])?;
-                    }
-                    Some(o) => {
-                        let msg = format!(
-                            "address {addr} of {} is routed elsewhere: `{}`; if that interface is stale, remove the route",
-                            r.key, o.route
-                        );
-                        return Err(Error::new(Code::TryAgainLater, msg));
-                    }
-                    None => rt.run(&[RtRequest::RouteAdd(want)])?,
+                if let Some(o) = led::claim(rt, &there, plan::host_route(r, addr))? {
+                    let msg = format!(
+                        "address {addr} of {} is routed elsewhere: `{}`; if that interface is stale, remove the route",
+                        r.key, o.route
+                    );
+                    return Err(Error::new(Code::TryAgainLater, msg));
                 }
             }
             Ok(())

@@ -105,8 +105,8 @@ fn set(v: &mut Value, key: &str, members: Value) {
     merge(v, &json!({key: members}));
 }
 
-/// JSON merge patch (RFC 7386 section 2).
-fn merge(target: &mut Value, patch: &Value) {
+/// JSON merge patch (RFC 7396 section 2): null removes, objects merge, anything else replaces.
+pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
         return;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use controller::offline::merge;
 use controller::pools::{Acks, Keeper, Local, Offer, Want};
 use controller::{Options, Which};
 use proptest::prelude::*;
@@ -21,23 +22,6 @@ struct Api {
     objects: BTreeMap<(String, String), Value>,
     rev: u64,
     writes: usize,
-}
-
-fn merge(into: &mut Value, patch: &Value) {
-    let Value::Object(p) = patch else {
-        *into = patch.clone();
-        return;
-    };
-    if !into.is_object() {
-        *into = json!({});
-    }
-    for (k, v) in p {
-        if v.is_null() {
-            into.as_object_mut().unwrap().remove(k);
-        } else {
-            merge(&mut into[k], v);
-        }
-    }
 }
 
 impl Api {

@@ -4,36 +4,15 @@ pub(crate) mod apply;
 mod json;
 mod strategic;
 
-use serde_json::{Map, Value};
-
+pub(crate) use controller::offline::merge;
 pub(crate) use json::json_patch;
 pub(crate) use strategic::strategic_merge;
-
-/// JSON merge patch (RFC 7396): null removes, objects merge, anything else replaces.
-pub(crate) fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(p) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    if let Value::Object(t) = target {
-        for (k, v) in p {
-            if v.is_null() {
-                t.remove(k);
-            } else {
-                merge(t.entry(k.clone()).or_insert(Value::Null), v);
-            }
-        }
-    }
-}
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     /// Any small JSON value.
     pub(crate) fn values() -> impl Strategy<Value = Value> {
