@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use crate::twin::{BOTH, Twin, result};
+use crate::twin::{BOTH, Twin, Whose, page, result};
 
 #[test]
 fn lo_is_brought_up_and_told_as_the_reference_does() {
@@ -43,4 +43,15 @@ fn conf_with_prev(conf: &serde_json::Value, prev: &serde_json::Value) -> serde_j
     let mut c = conf.clone();
     c["prevResult"] = prev.clone();
     c
+}
+
+#[test]
+fn the_page_is_true() {
+    let c = page("loopback");
+    let t = Twin::new(Whose::Ours);
+    t.node.pod("c1");
+    let said = t.add("c1", &c);
+    t.call("CHECK", "c1", &conf_with_prev(&c, &said)).unwrap();
+    t.del("c1", &c);
+    assert_eq!(t.inside("c1")["links"][0]["up"], false);
 }
