@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-down test vm check bench fuzz deps build cni image install uninstall root rust k8s-build k8s-up k8s-test k8s-down
+.PHONY: help demo demo-down test vm check bench fuzz deps build cni image install uninstall root rust k8s-build k8s-chart k8s-up k8s-test k8s-down
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -163,6 +163,12 @@ k8s-build: rust ## a real Kubernetes for k8s-up and k8s-test, from released Go m
 	@tests/k8s/build
 	@$(CARGO) build --release --locked -p seaway-pause
 	@SEAWAY_PAUSE=$(abspath $(TARGET))/release/seaway-pause tests/k8s/images
+
+k8s-chart: rust ## the Helm chart against the manifest, by Helm itself; no root, no cluster
+	@$(call need,go:golang-go jq:jq)
+	@$(CARGO) xtask check-manifest
+	@tests/k8s/build helm
+	@tests/k8s/chart
 
 k8s-up: root k8s-build image ## a Kubernetes of 3 nodes in 3 zones on this machine, with Seaway as its network
 	@SEAWAY_IMAGE=$(abspath $(IMAGE)) tests/k8s/up

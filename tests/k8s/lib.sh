@@ -12,7 +12,7 @@ PREFIX=seaway-k8s
 export KUBECONFIG=$STATE/pki/admin.kubeconfig
 
 KUBERNETES=v1.36.3 STAGING=v0.36.3
-declare -A VERSION=([kubernetes]=$KUBERNETES [etcd]=v3.6.16 [containerd]=v2.2.9 [coredns]=v1.14.7)
+declare -A VERSION=([kubernetes]=$KUBERNETES [etcd]=v3.6.16 [containerd]=v2.2.9 [coredns]=v1.14.7 [helm]=v3.22.0)
 
 # One folder with every program.
 BIN=$CACHE/bin

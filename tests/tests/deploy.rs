@@ -78,14 +78,17 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
     assert_eq!(role["rules"][0]["resourceNames"][0], resolve::settings::NAME);
 }
 
-/// The controller of pools may read what it looks at and do what it ever does, and nothing else.
+/// The controller may read what it looks at and do what it ever does, and nothing else.
 #[test]
-fn the_controller_of_pools_has_the_rights_it_needs_and_no_other() {
-    let all = documents("pools-controller.yaml");
+fn the_controller_has_the_rights_it_needs_and_no_other() {
+    let all: Vec<Value> =
+        documents("seaway.yaml").into_iter().filter(|v| v["metadata"]["name"] == "seaway-controller").collect();
     let container = &find(&all, "Deployment")["spec"]["template"]["spec"]["containers"][0];
-    let args: Vec<&str> = container["args"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
-    assert_eq!(args, ["controller", "--only", "pools"]);
-    let options = Options { which: ["pools".parse::<Which>().unwrap()].into(), ..Options::default() };
+    let only =
+        container["args"].as_array().unwrap().iter().find_map(|a| a.as_str().unwrap().strip_prefix("--only=")).unwrap();
+    let options =
+        Options { which: only.split(',').map(|w| w.parse::<Which>().unwrap()).collect(), ..Options::default() };
+    assert_eq!(options.which.len(), 2);
 
     // A cluster in which it has everything to do that it ever does.
     let own = |kind: &str, name: &str, metadata: Value, spec: Value| {
@@ -106,58 +109,39 @@ fn the_controller_of_pools_has_the_rights_it_needs_and_no_other() {
         own("IPPool", "b", going, json!({"cidr": "10.1.0.0/16"})),
         block("10.0.0.0/26", "10-0-0-0-26", "gone", json!([])),
         block("10.0.0.64/26", "10-0-0-64-26", "gone", json!([{"address": "10.0.0.65", "node": "here"}])),
-    ] {
-        apply(&mut snapshot, Event::Put(parse(&v).unwrap()));
-    }
-    let does = controller::reconcile(&snapshot, &options).writes;
-    assert!(does.len() >= 4, "{does:?}");
-    has_its_rights(&all, &options, &does, Rights::new(), &["ClusterRole"]);
-}
-
-/// The one account of a controller's manifest may read what the controller looks at and do what it does, and nothing
-/// else.
-fn has_its_rights(all: &[Value], options: &Options, does: &[ApiWrite], more: Rights, roles: &[&str]) {
-    let mut wants: Rights = does
-        .iter()
-        .map(|w| {
-            let (plural, group) = (w.resource.plural.to_string(), w.resource.group.to_string());
-            match &w.op {
-                WriteOp::Patch(_) => right(&group, &plural, "patch"),
-                WriteOp::PatchStatus(_) => right(&group, &format!("{plural}/status"), "patch"),
-                WriteOp::Delete { .. } => right(&group, &plural, "delete"),
-                other => panic!("{w}: {other:?} is new: give it a right"),
-            }
-        })
-        .collect();
-    wants.extend(more);
-    for kind in options.kinds() {
-        let r = resolve::api::Resource::from(kind);
-        wants.extend(["get", "list", "watch"].map(|v| right(&r.group, &r.plural, v)));
-    }
-    assert_eq!(rights(all, roles), wants);
-    let account = &find(all, "ServiceAccount")["metadata"];
-    let subject = &find(all, "ClusterRoleBinding")["subjects"][0];
-    assert_eq!((&subject["name"], &subject["namespace"]), (&account["name"], &account["namespace"]));
-}
-
-#[test]
-fn the_controller_of_load_balancers_has_the_rights_it_needs_and_no_other() {
-    let all = documents("load-balancer-controller.yaml");
-    let container = &find(&all, "Deployment")["spec"]["template"]["spec"]["containers"][0];
-    let args: Vec<&str> = container["args"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
-    assert_eq!(args, ["controller", "--only", "load-balancers"]);
-    let options = Options { which: ["load-balancers".parse::<Which>().unwrap()].into(), ..Options::default() };
-    let mut snapshot = ClusterSnapshot::default();
-    for v in [
-        json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": "p"}, "spec": {"addresses": ["192.0.2.1"]}}),
+        own("LoadBalancerPool", "p", json!({}), json!({"addresses": ["192.0.2.1"]})),
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
             "spec": {"type": "LoadBalancer", "ipFamilies": ["IPv4"], "ports": [{"port": 80}]}}),
     ] {
         apply(&mut snapshot, Event::Put(parse(&v).unwrap()));
     }
     let does = controller::reconcile(&snapshot, &options).writes;
-    assert_eq!(does.len(), 3, "{does:?}");
-    // What cannot be had is told.
-    let events = ["create", "delete", "get", "patch"].map(|v| right("", "events", v));
-    has_its_rights(&all, &options, &does, events.into(), &["ClusterRole", "Role"]);
+    assert!(does.len() >= 7, "{does:?}");
+    let mut wants: Rights = does.iter().map(needed).collect();
+    // What cannot be had is told; and which of the replicas works.
+    wants.extend(["create", "delete", "get", "patch"].map(|v| right("", "events", v)));
+    wants.extend(["create", "get", "update"].map(|v| right("coordination.k8s.io", "leases", v)));
+    for kind in options.kinds() {
+        let r = resolve::api::Resource::from(kind);
+        wants.extend(["get", "list", "watch"].map(|v| right(&r.group, &r.plural, v)));
+    }
+    assert_eq!(rights(&all, &["ClusterRole", "Role"]), wants);
+    for (binding, role) in [("ClusterRoleBinding", "ClusterRole"), ("RoleBinding", "Role")] {
+        let account = &find(&all, "ServiceAccount")["metadata"];
+        let bound = find(&all, binding);
+        let subject = &bound["subjects"][0];
+        assert_eq!((&subject["name"], &subject["namespace"]), (&account["name"], &account["namespace"]));
+        assert_eq!((&bound["roleRef"]["kind"], &bound["roleRef"]["name"]), (&json!(role), &account["name"]));
+    }
+}
+
+/// The right that a write needs.
+fn needed(w: &ApiWrite) -> (String, String, String) {
+    let (plural, group) = (w.resource.plural.to_string(), w.resource.group.to_string());
+    match &w.op {
+        WriteOp::Patch(_) => right(&group, &plural, "patch"),
+        WriteOp::PatchStatus(_) => right(&group, &format!("{plural}/status"), "patch"),
+        WriteOp::Delete { .. } => right(&group, &plural, "delete"),
+        other => panic!("{w}: {other:?} is new: give it a right"),
+    }
 }

@@ -73,6 +73,7 @@ pub const DOORS: &[Door] = &[
     door("lab", "kernel", "it makes namespaces, links and switches"),
     door("lab", "kernel-api", "with kernel-api requests"),
     door("lab", "telemetry", "logs of its processes"),
+    door("xtask", "telemetry", "the manifest and the chart are written from the one table of settings"),
     // In tests only.
     tests("fabric", "kernel-fake", "the same cases against the fake"),
     tests("fabric", "kernel", "and against the kernel"),

@@ -3,12 +3,14 @@
 //! Never does: build, download or change anything but the archive it is asked for.
 //! Tested by: unit tests here, on this workspace and on made-up ones that break each rule.
 
+mod chart;
 mod deps;
 mod doors;
 mod image;
 mod licences;
 mod manifest;
 mod metadata;
+mod settings;
 mod sources;
 mod tar;
 
@@ -26,8 +28,8 @@ cargo xtask COMMAND: the checks of the house that the compiler cannot make
   check-licences   every dependency has a licence that fits Apache-2.0
   check-lib-docs   each lib.rs opens with what it owns, never does and is tested by
   check-files      no source file grows past 600 lines unless listed with a reason
-  check-manifest   deploy/seaway.yaml has the definitions of deploy/crds
-  manifest         write them there
+  check-manifest   deploy/seaway.yaml has the definitions of deploy/crds and the table of settings, the chart is the manifest
+  manifest         write them
   doors            print the doors with the reason for each
   image            write an OCI image archive; `cargo xtask image` alone says how
 
