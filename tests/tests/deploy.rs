@@ -29,6 +29,35 @@ fn the_config_map_is_understood() {
     assert!(settings.present && settings.cluster_cidrs.len() == 1);
 }
 
+/// No container is privileged, and the capabilities that one has are those that the page gives reasons for.
+#[test]
+fn containers_have_the_capabilities_that_are_justified_and_no_other() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/install.md")).unwrap();
+    let all = documents("seaway.yaml");
+    let mut seen = 0;
+    for kind in ["DaemonSet", "Deployment"] {
+        let pod = &find(&all, kind)["spec"]["template"]["spec"];
+        for c in [&pod["initContainers"], &pod["containers"]].into_iter().filter_map(Value::as_array).flatten() {
+            let (name, s) = (c["name"].as_str().unwrap(), &c["securityContext"]);
+            seen += 1;
+            assert!(s["privileged"].is_null(), "{name}");
+            assert_eq!(s["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(s["readOnlyRootFilesystem"], true, "{name}");
+            assert_eq!(s["capabilities"]["drop"], json!(["ALL"]), "{name}");
+            let has: BTreeSet<_> =
+                s["capabilities"]["add"].as_array().into_iter().flatten().map(|v| v.as_str().unwrap()).collect();
+            let rows = page.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next());
+            let said: BTreeSet<_> = rows.filter(|w| w.contains('_') && !w.chars().any(char::is_lowercase)).collect();
+            assert_eq!(has, if name == "agent" { said } else { BTreeSet::new() }, "{name}");
+            let token = |m: &Value| m["mountPath"] == "/var/run/secrets/kubernetes.io/serviceaccount";
+            let mounted = c["volumeMounts"].as_array().into_iter().flatten().any(token);
+            assert_eq!(mounted, name == "agent", "{name}: the token of the service account");
+        }
+    }
+    assert_eq!(seen, 3);
+    assert_eq!(find(&all, "DaemonSet")["spec"]["template"]["spec"]["automountServiceAccountToken"], false);
+}
+
 /// Group, resource and verb of everything that the roles of these kinds allow.
 type Rights = BTreeSet<(String, String, String)>;
 

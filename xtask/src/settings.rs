@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use telemetry::settings::{Place, SETTINGS, Setting};
 
 /// Variables that the manifest gives a pod itself: which node, which Lease, where the API server is.
-const GIVEN: &[&str] = &["SEAWAY_NODE", "SEAWAY_API", "SEAWAY_API_SERVER", "SEAWAY_LEASE"];
+const GIVEN: &[&str] = &["SEAWAY_NODE", "SEAWAY_API", "SEAWAY_API_SERVER", "SEAWAY_LEASE", "SEAWAY_PROC_SYS"];
 
 /// Every key of the ConfigMap.
 pub fn keys() -> impl Iterator<Item = (&'static str, &'static Setting)> {

@@ -28,4 +28,4 @@ pub use probe::missing_features;
 pub use process::{kill_pid, lock_file, processes_in_netns, release_memory};
 pub use rt::Rt;
 pub use spawn::Spawn;
-pub use sysctl::Sysctls;
+pub use sysctl::{Sysctls, set_proc_sys};

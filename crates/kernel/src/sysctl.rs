@@ -5,11 +5,26 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use kernel_api::{RequestError, Sysctl};
 
 use crate::netns::{Inside, Netns};
+
+/// See [`set_proc_sys`].
+static PROC_SYS: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says where the machine's /proc/sys can be written, for this process and from now on: in a container that is not
+/// privileged, /proc/sys itself is read-only, and the same files can be mounted elsewhere.
+///
+/// # Errors
+/// When no sysctl is below `dir`, or another place was said before.
+pub fn set_proc_sys(dir: &Path) -> io::Result<()> {
+    // One that every kernel with a network has.
+    fs::metadata(dir.join("net/core"))?;
+    PROC_SYS.set(dir.to_owned()).map_err(|_| io::Error::other("the place of sysctls was said before"))
+}
 
 /// Sysctls of the network namespace it was opened in. Knobs outside `net/` are the machine's.
 #[derive(Debug)]
@@ -43,7 +58,7 @@ fn file(path: &str) -> io::Result<PathBuf> {
         && path.len() < 256
         && path.split('/').all(|c| !c.is_empty() && c != "." && c != ".." && !c.contains('\0'));
     if plain {
-        Ok(PathBuf::from(format!("/proc/sys/{path}")))
+        Ok(PROC_SYS.get().map_or(Path::new("/proc/sys"), PathBuf::as_path).join(path))
     } else {
         Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path relative to /proc/sys"))
     }

@@ -277,6 +277,15 @@ pub const SETTINGS: &[Setting] = &[
          somebody else is normally seen at once, by the kernel's own notifications.",
     ),
     process(
+        &["agent"],
+        "proc-sys",
+        Some("SEAWAY_PROC_SYS"),
+        "folder",
+        "/proc/sys",
+        "Where sysctls can be written. In a container that is not privileged /proc/sys is read-only; \
+         `deploy/seaway.yaml` mounts the node's once more, at the path that it says here.",
+    ),
+    process(
         COMMANDS,
         "log-level",
         Some("SEAWAY_LOG"),

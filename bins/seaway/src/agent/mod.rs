@@ -89,6 +89,9 @@ pub struct AgentArgs {
     #[arg(long, value_name = "SECONDS", env = "SEAWAY_RESYNC", default_value = "30",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     resync: u64,
+    /// Where sysctls can be written: in a container that is not privileged, another mount of the machine's /proc/sys
+    #[arg(long, value_name = "DIR", env = "SEAWAY_PROC_SYS", default_value = "/proc/sys")]
+    proc_sys: PathBuf,
     /// Remove everything this node's agent and CNI plugin ever made, pods' interfaces included, and end
     #[arg(long)]
     cleanup: bool,
@@ -99,6 +102,7 @@ pub struct AgentArgs {
 /// Runs until SIGTERM or SIGINT.
 pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     args.log.init()?;
+    kernel::set_proc_sys(&args.proc_sys).with_context(|| format!("--proc-sys {}", args.proc_sys.display()))?;
     if args.cleanup {
         cleanup::run(&args)?;
         return Ok(ExitCode::SUCCESS);

@@ -94,12 +94,18 @@ pub(super) fn node(root: &At<'_>) -> Node {
         leaving: metadata.get("deletionTimestamp").is_set()
             || spec.get("taints").items().any(|t| t.get("key").value().as_str() == Some(TO_BE_DELETED)),
         host_port_range: notes.get(host_ports::RANGE).parse(),
-        host_port_capacity: status
-            .get("capacity")
-            .value()
-            .get(host_ports::RESOURCE)
-            .and_then(|v| v.as_str()?.parse().ok()),
+        host_port_capacity: status.get("capacity").value().get(host_ports::RESOURCE).and_then(|v| whole(v.as_str()?)),
     }
+}
+
+/// A whole number as the API server writes it back (apimachinery's `resource.Quantity`): 10000 is `10k` there.
+fn whole(quantity: &str) -> Option<u32> {
+    let (number, unit) = match quantity.as_bytes().last()? {
+        b'k' => (quantity.strip_suffix('k')?, 1000),
+        b'M' => (quantity.strip_suffix('M')?, 1_000_000),
+        _ => (quantity, 1),
+    };
+    number.parse::<u32>().ok()?.checked_mul(unit)
 }
 
 /// The annotations that are read, of a Pod or a Namespace.
@@ -457,6 +463,24 @@ pub(super) fn workload(root: &At<'_>) -> Workload {
 #[cfg(test)]
 mod tests {
     use super::unix_millis;
+
+    #[test]
+    fn quantities_as_the_api_server_writes_them_back() {
+        for (text, want) in [
+            ("10000", Some(10000)),
+            ("10k", Some(10000)),
+            ("65535", Some(65535)),
+            ("3M", Some(3_000_000)),
+            ("0", Some(0)),
+            ("", None),
+            ("k", None),
+            ("-1", None),
+            ("9999999M", None),
+            ("1500m", None),
+        ] {
+            assert_eq!(super::whole(text), want, "{text:?}");
+        }
+    }
 
     #[test]
     fn times_as_go_writes_them() {
