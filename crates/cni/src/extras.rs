@@ -24,14 +24,18 @@ pub(crate) fn wanted(conf: &NetConf, spec: Option<&intent::PodSpec>) -> (Vec<Por
         host_port: p.host.port,
         container_port: p.container_port,
     }));
-    (ports, spec.map_or(conf.limits, |s| of_spec(&s.bandwidth)))
+    (ports, spec.map_or_else(|| conf.limits.clone(), |s| of_spec(&s.bandwidth)))
 }
 
 /// The limits that the agent writes down for a pod.
 #[must_use]
 pub fn of_spec(b: &intent::Bandwidth) -> Limits {
     let one = |rate: u64, burst: u64| (rate >= 8).then_some(ipam::Rate { rate, burst: Some(burst).filter(|b| *b > 0) });
-    Limits { ingress: one(b.ingress_rate, b.ingress_burst), egress: one(b.egress_rate, b.egress_burst) }
+    Limits {
+        ingress: one(b.ingress_rate, b.ingress_burst),
+        egress: one(b.egress_rate, b.egress_burst),
+        ..Limits::default()
+    }
 }
 
 fn owner(r: &Record) -> Owner {
@@ -201,14 +205,14 @@ pub(crate) fn change<M: Machine>(
     };
     let link = host_end(machine, r, netns)?;
     // The record tells of an `ifb` as long as there may be one.
-    let either = Limits { ingress: limits.ingress, egress: limits.egress.or(r.limits.egress) };
+    let either = Limits { egress: limits.egress.or(r.limits.egress), ..limits.clone() };
     if r.limits != either {
         r.limits = either;
         write(r)?;
     }
     shape::apply(&mut ops::host(machine)?, &place(r, link), limits)?;
     if r.limits != *limits {
-        r.limits = *limits;
+        r.limits = limits.clone();
         write(r)?;
     }
     Ok(true)

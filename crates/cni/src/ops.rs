@@ -154,7 +154,7 @@ fn add<M: Machine>(
             record.ports.clone_from(&ports);
         }
         if !known {
-            record.limits = limits;
+            record.limits = limits.clone();
         }
         if record != before
             && let Err(e) = journal.amend(&record)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
-use types::Proto;
+use types::{Cidr, Proto};
 
 /// A port of the node that leads into a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ impl fmt::Display for PortMapping {
 }
 
 /// What an attachment may send and receive. The directions are the container's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// What it receives.
@@ -41,13 +41,37 @@ pub struct Limits {
     /// What it sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Rate>,
+    /// Which of it.
+    #[serde(default, skip_serializing_if = "Scope::is_all")]
+    pub scope: Scope,
 }
 
 impl Limits {
     /// Whether nothing is limited.
     #[must_use]
     pub fn is_none(&self) -> bool {
-        *self == Self::default()
+        self.ingress.is_none() && self.egress.is_none()
+    }
+}
+
+/// Which packets limits are for, by destination, both ways. Lists are sorted, without repeats and not empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scope {
+    /// Every one.
+    #[default]
+    All,
+    /// Those to one of these.
+    Only(Vec<Cidr>),
+    /// Those to none of these.
+    AllBut(Vec<Cidr>),
+}
+
+impl Scope {
+    /// Whether it is every one.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        *self == Self::All
     }
 }
 

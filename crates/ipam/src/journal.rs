@@ -341,7 +341,7 @@ impl Journal {
             time: have.as_ref().map_or(request.now, |r| r.time),
             delegates: have.as_ref().map_or_else(Vec::new, |r| r.delegates.clone()),
             ports: have.as_ref().map_or_else(Vec::new, |r| r.ports.clone()),
-            limits: have.as_ref().map_or_else(Default::default, |r| r.limits),
+            limits: have.as_ref().map_or_else(Default::default, |r| r.limits.clone()),
             path: have.as_ref().map_or_else(Box::default, |r| r.path.clone()),
         };
         let known = have.is_some();

@@ -37,7 +37,7 @@ mod state;
 pub use alloc::{Usage, usable};
 pub use check::{Fault, Report, check, repair};
 pub use error::IpamError;
-pub use extras::{Limits, PortMapping, Rate};
+pub use extras::{Limits, PortMapping, Rate, Scope};
 pub use journal::{Ask, Journal, Request, boot_id, find, parse, read, read_settled};
 pub use lock::KeyLock;
 pub use pools::{POOLS, PoolRanges, Pools, Underlay};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use types::IfName;
+use types::{Cidr, IfName};
 
 pub use crate::guard::{EXTENSIONS, Guard, GuardError, ND_OPTIONS};
 
@@ -21,6 +21,9 @@ pub struct Qdisc {
 pub enum QdiscKind {
     /// At the root: token bucket filter.
     Tbf(Tbf),
+    /// At the root: hierarchical token bucket with a class that is limited and one that is not. It is made as a whole:
+    /// EINVAL where one or a token bucket is, and for a token bucket where one is.
+    Htb(Htb),
     /// A place for filters on what comes in and goes out (`TC_H_CLSACT`). It goes with its link.
     Clsact,
     /// A place for filters on what comes in (`TC_H_INGRESS`), as other programs make it. Only observed.
@@ -35,7 +38,7 @@ impl QdiscKind {
     pub fn slot(&self) -> QdiscSlot {
         match self {
             Self::Clsact | Self::Ingress => QdiscSlot::Clsact,
-            Self::Tbf(_) | Self::Other(_) => QdiscSlot::Root,
+            Self::Tbf(_) | Self::Htb(_) | Self::Other(_) => QdiscSlot::Root,
         }
     }
 }
@@ -78,6 +81,30 @@ impl Tbf {
     }
 }
 
+/// Destinations of an [`Htb`] at most: its classifier looks at each packet.
+pub const DESTINATIONS: usize = 128;
+
+/// A hierarchical token bucket (tc-htb(8)) with two classes and one classifier that looks at where a packet goes. As
+/// observed it may lack parts: then the rate is 0 or there are no destinations.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Htb {
+    /// Rate of the limited class in bytes per second.
+    pub rate: u64,
+    /// Its bucket in bytes.
+    pub burst: u32,
+    /// Whether the packets to `destinations` are those that are limited; else all others are.
+    pub listed: bool,
+    /// Of both families, at most [`DESTINATIONS`].
+    pub destinations: Vec<Cidr>,
+}
+
+impl Htb {
+    /// The class that is limited, and the one that is not (`1:30` and `1:1`, as the reference plugin has them).
+    pub const LIMITED: u16 = 0x30;
+    /// See [`Self::LIMITED`].
+    pub const FREE: u16 = 1;
+}
+
 /// A filter of a link's `clsact`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
@@ -118,6 +145,16 @@ impl fmt::Display for QdiscKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tbf(t) => write!(f, "root tbf rate {}bps burst {}b limit {}b", t.rate, t.burst, t.limit),
+            Self::Htb(h) => {
+                write!(
+                    f,
+                    "root htb rate {}bps burst {}b {} dst",
+                    h.rate,
+                    h.burst,
+                    if h.listed { "for" } else { "but" }
+                )?;
+                h.destinations.iter().try_for_each(|d| write!(f, " {d}"))
+            }
             Self::Clsact => f.write_str("clsact"),
             Self::Ingress => f.write_str("ingress"),
             Self::Other(k) => f.write_str(k),

@@ -31,6 +31,9 @@ pub fn rt_message(data: &[u8]) {
         let _ = rt::decode::rule(m);
         rt::decode::port_vlans(m, &mut Vec::new());
         let _ = rt::tc::qdisc(m, &names);
+        let mut parts = rt::htb::Seen::root(m).unwrap_or_default().1;
+        let _ = parts.take(m);
+        let _ = parts.htb();
         for (link, hook) in [0, 1].into_iter().filter_map(|i| names.get(i)).zip([Hook::Ingress, Hook::Egress]) {
             let _ = rt::tc::filter(m, &link, hook);
         }

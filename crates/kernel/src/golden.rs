@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use kernel_api::rt::*;
-use kernel_api::tc::{Filter, FilterKind, Hook, Qdisc, QdiscKind, QdiscSlot, Tbf};
+use kernel_api::tc::{Filter, FilterKind, Hook, Htb, Qdisc, QdiscKind, QdiscSlot, Tbf};
 use types::{Mac, OwnedName};
 
 use crate::netlink::{Builder, Messages};
@@ -238,6 +238,12 @@ fn rtnetlink_requests_of_plugins() {
         RtRequest::PortVlanDel(PortVlan { on_bridge: true, ..vlans(7, 7) }),
         tbf(125_000),
         tbf(10_000_000_000),
+        qdisc(QdiscKind::Htb(Htb {
+            rate: 125_000,
+            burst: 10_000,
+            listed: true,
+            destinations: ["10.0.0.0/8", "fd00::/64"].map(|p| p.parse().unwrap()).into(),
+        })),
         qdisc(QdiscKind::Clsact),
         RtRequest::QdiscDel(name("eth0"), QdiscSlot::Root),
         RtRequest::QdiscDel(name("eth0"), QdiscSlot::Clsact),

@@ -80,6 +80,78 @@ fn token_buckets() {
 }
 
 #[test]
+fn classes_by_destination() {
+    fresh(|| {
+        let mut rt = Rt::open().unwrap();
+        rt.run(&[RtRequest::LinkAdd(new_veth("a", "b"))]).unwrap();
+        let put = |kind: QdiscKind| RtRequest::QdiscReplace(qdisc("a", kind));
+        let tbf = QdiscKind::Tbf(Tbf::new(125_000, 10_000, Duration::from_millis(25)));
+        let del = RtRequest::QdiscDel(name("a"), QdiscSlot::Root);
+        let many: Vec<types::Cidr> = (0..DESTINATIONS as u128)
+            .map(|n| types::Cidr::host(std::net::Ipv6Addr::from(0xfd00_u128 << 112 | n << 64 | n).into()))
+            .collect();
+        let lists = [
+            vec!["10.0.0.0/8".parse().unwrap(), "fd00:1::/32".parse().unwrap()],
+            vec!["0.0.0.0/0".parse().unwrap()],
+            vec!["fd00:1:2:3:8000::/65".parse().unwrap()],
+            many,
+        ];
+        for ((rate, burst), destinations) in
+            [(125, 2000), (1_250_000, 62_500), (1_250_000_000, 1_000_000), (10_000_000_000, 4_000_000)]
+                .into_iter()
+                .zip(lists)
+        {
+            for listed in [true, false] {
+                let want = Htb { rate, burst, listed, destinations: destinations.clone() };
+                rt.run(&[put(QdiscKind::Htb(want.clone()))]).unwrap();
+                let all = rt.qdiscs().unwrap();
+                assert_eq!(of(&mut rt, "a"), all);
+                let [Qdisc { link, kind: QdiscKind::Htb(got) }] = &all[..] else { panic!("{all:?}") };
+                assert_eq!((link.as_str(), Htb { burst, ..got.clone() }), ("a", want));
+                assert!(u64::from(got.burst.abs_diff(burst)) <= rate / 1_000_000 + 1, "{got:?}");
+                let e = rt.run(&[put(QdiscKind::Htb(got.clone()))]).unwrap_err();
+                assert_eq!(e.errno, errno::EINVAL, "made, not changed: {e}");
+                // Nor does one take the other's place.
+                assert_eq!(rt.run(&[put(tbf.clone())]).unwrap_err().errno, errno::EINVAL);
+                rt.run(&[del.clone(), put(tbf.clone())]).unwrap();
+                assert_eq!(rt.run(&[put(QdiscKind::Htb(got.clone()))]).unwrap_err().errno, errno::EINVAL);
+                rt.run(std::slice::from_ref(&del)).unwrap();
+            }
+        }
+        let want =
+            Htb { rate: 1_250_000, burst: 10_000, listed: true, destinations: vec!["10.0.0.0/8".parse().unwrap()] };
+        rt.run(&[put(QdiscKind::Htb(want))]).unwrap();
+        let shown = tc("class show dev a");
+        assert!(shown.contains("class htb 1:30 root prio 0 rate 10Mbit ceil 10Mbit burst 10000b"), "{shown}");
+        assert!(shown.contains("class htb 1:1 root prio 0 rate 800Gbit"), "{shown}");
+        assert!(
+            tc("qdisc show dev a").contains("htb 1: root refcnt") && tc("filter show dev a").contains("flowid 1:30")
+        );
+        // What lacks a part is no other's, and says so.
+        for (harm, lacks) in [
+            ("filter del dev a pref 1", "no destinations"),
+            ("class change dev a classid 1:1 htb rate 1mbit", "no rate"),
+            ("class add dev a classid 1:2 htb rate 1mbit", "no rate"),
+            ("filter add dev a pref 2 protocol ip u32 match ip dst 10.0.0.0/8 flowid 1:1", "no destinations"),
+        ] {
+            let whole = of(&mut rt, "a");
+            tc(harm);
+            let [Qdisc { kind: QdiscKind::Htb(got), .. }] = &of(&mut rt, "a")[..] else { panic!("{harm}") };
+            let (rate, list) = (got.rate == 0, got.destinations.is_empty());
+            assert_eq!((rate, list), (lacks == "no rate", lacks == "no destinations"), "{harm}: {got:?}");
+            rt.run(&[del.clone(), RtRequest::QdiscReplace(whole[0].clone())]).unwrap();
+            assert_eq!(of(&mut rt, "a"), whole);
+        }
+        rt.run(&[del]).unwrap();
+        assert_eq!(rt.qdiscs().unwrap(), []);
+        for destinations in [vec![], vec!["::1/128".parse().unwrap(); DESTINATIONS + 1]] {
+            let none = Htb { rate: 125, burst: 2000, listed: true, destinations };
+            assert_eq!(rt.run(&[put(QdiscKind::Htb(none))]).unwrap_err().errno, errno::EINVAL);
+        }
+    });
+}
+
+#[test]
 fn filters_come_and_go() {
     fresh(|| {
         let mut rt = Rt::open().unwrap();

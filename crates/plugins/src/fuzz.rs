@@ -11,9 +11,7 @@ use crate::dhcp::client::{Client, Output, Params};
 use crate::dhcp::kept::Kept;
 use crate::dhcp::packet::{self, Message};
 use crate::dhcp::rpc::Peer;
-use crate::{
-    bandwidth, bridge, device, dhcp, firewall, flannel, host_device, host_local, portmap, ptp, static_ips, tuning, vrf,
-};
+use crate::{bridge, device, dhcp, firewall, flannel, host_device, host_local, portmap, ptp, static_ips, tuning, vrf};
 
 /// `CNI_ARGS` in the first line, a configuration in the rest, for every plugin with a decoder of its own.
 pub fn config(data: &[u8]) {
@@ -48,10 +46,13 @@ pub fn config(data: &[u8]) {
     }
     mapped(&f);
     let _ = firewall::Conf::read(&f);
-    if let Ok(l) = bandwidth::limits(&f) {
+    if let Ok(l) = cni::shape::limits(&f) {
         for r in [l.ingress, l.egress].into_iter().flatten() {
             let t = cni::shape::bucket(r, 1500);
             assert!(t.rate > 0 && t.burst > 0 && t.limit >= t.burst);
+        }
+        if let ipam::Scope::Only(list) | ipam::Scope::AllBut(list) = l.scope {
+            assert!(!list.is_empty() && list.is_sorted());
         }
     }
     if let Ok(c) = "eth0".parse().map_err(cni::bad).and_then(|n| tuning::Conf::read(&f, &call, &n)) {

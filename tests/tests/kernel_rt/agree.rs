@@ -69,6 +69,12 @@ fn tbf(link: &str, rate: u64, burst: u32) -> RtRequest {
     RtRequest::QdiscReplace(Qdisc { link: name(link), kind })
 }
 
+fn htb(link: &str, destinations: &[&str]) -> RtRequest {
+    let destinations = destinations.iter().map(|d| d.parse().unwrap()).collect();
+    let kind = QdiscKind::Htb(Htb { rate: 125_000, burst: 20_000, listed: true, destinations });
+    RtRequest::QdiscReplace(Qdisc { link: name(link), kind })
+}
+
 fn clsact(link: &str) -> RtRequest {
     RtRequest::QdiscReplace(Qdisc { link: name(link), kind: QdiscKind::Clsact })
 }
@@ -184,6 +190,13 @@ pub fn table() -> Vec<Case> {
         case(errno::EINVAL, tbf("eth0", 250_000, 0)),
         case(errno::ENODEV, tbf("nodev", 250_000, 20_000)),
         case(errno::EINVAL, guard("eth0", 1, "10.0.0.7/32")),
+        case(errno::EINVAL, htb("eth0", &["10.0.0.0/8"])),
+        case(OK, qdel("eth0", QdiscSlot::Root)),
+        case(errno::EINVAL, htb("eth0", &[])),
+        case(OK, htb("eth0", &["10.0.0.0/8", "fd00::/64"])),
+        case(errno::EINVAL, htb("eth0", &["10.0.0.0/8"])),
+        case(errno::EINVAL, tbf("eth0", 250_000, 20_000)),
+        case(errno::ENODEV, htb("nodev", &["10.0.0.0/8"])),
         case(OK, clsact("eth0")),
         case(OK, clsact("eth0")),
         case(OK, guard("eth0", 1, "10.0.0.7/32")),
@@ -231,6 +244,7 @@ fn rows(k: &mut dyn Rtnetlink) -> BTreeSet<String> {
         let kind = match &q.kind {
             // The bucket is rounded.
             QdiscKind::Tbf(t) => format!("tbf {} {} {}", t.rate, t.burst / 100, t.limit),
+            QdiscKind::Htb(h) => format!("htb {} {} {} {:?}", h.rate, h.burst / 100, h.listed, h.destinations),
             k => k.to_string(),
         };
         out.insert(format!("qdisc {} {kind}", q.link));

@@ -1,4 +1,5 @@
-//! How much a container may send and receive (`bandwidth`): token buckets on the host end of its veth.
+//! How much a container may send and receive (`bandwidth`): token buckets on the host end of its veth, or, where only
+//! some of its traffic is limited, classes of which one is.
 //!
 //! What it receives queues on the host end. What it sends comes in there, where nothing can queue; so it is redirected
 //! to an `ifb` of its own and queues on that. [`plan`] is pure: from what is there to what is to be, for a new
@@ -9,9 +10,9 @@ mod run;
 
 use std::time::Duration;
 
-use ipam::{Limits, Rate};
+use ipam::{Limits, Rate, Scope};
 use kernel_api::rt::{NewLink, NewLinkKind, RtRequest, SetLink};
-use kernel_api::tc::{Filter, FilterKind, Hook, Qdisc, QdiscKind, QdiscSlot, Tbf};
+use kernel_api::tc::{Filter, FilterKind, Hook, Htb, Qdisc, QdiscKind, QdiscSlot, Tbf};
 use types::{IfName, OwnedName};
 
 pub use config::{limits, read};
@@ -39,8 +40,8 @@ pub struct Place {
 pub struct Have {
     /// The host end's MTU and queue length; nothing when it is gone.
     pub link: Option<(u32, u32)>,
-    /// The bucket at the host end's root.
-    pub ingress: Option<Tbf>,
+    /// What limits at the host end's root.
+    pub ingress: Option<QdiscKind>,
     /// Whether filters can be put on the host end.
     pub clsact: bool,
     /// Where the host end's packets are redirected to, by index.
@@ -60,8 +61,8 @@ pub struct Ifb {
     pub mtu: u32,
     /// Whose it is.
     pub alias: Option<String>,
-    /// The bucket at its root.
-    pub egress: Option<Tbf>,
+    /// What limits at its root.
+    pub egress: Option<QdiscKind>,
 }
 
 /// The bucket of a rate.
@@ -77,6 +78,34 @@ pub fn bucket(rate: Rate, mtu: u32) -> Tbf {
     Tbf::new(bytes, u32::try_from(burst).unwrap_or(u32::MAX), LATENCY)
 }
 
+/// What limits this traffic to a rate.
+fn queue(rate: Rate, mtu: u32, scope: &Scope) -> QdiscKind {
+    let t = bucket(rate, mtu);
+    let some = |listed, destinations: &[types::Cidr]| {
+        let destinations = destinations.to_vec();
+        QdiscKind::Htb(Htb { rate: t.rate, burst: t.burst, listed, destinations })
+    };
+    match scope {
+        Scope::All => QdiscKind::Tbf(t),
+        Scope::Only(list) => some(true, list),
+        Scope::AllBut(list) => some(false, list),
+    }
+}
+
+/// From what limits at a link's root to what is to.
+fn root(link: &IfName, want: Option<&QdiscKind>, have: Option<&QdiscKind>) -> Vec<RtRequest> {
+    let del = || RtRequest::QdiscDel(link.clone(), QdiscSlot::Root);
+    let put = |kind: &QdiscKind| RtRequest::QdiscReplace(Qdisc { link: link.clone(), kind: kind.clone() });
+    match (want, have) {
+        (None, None) => Vec::new(),
+        (None, Some(_)) => vec![del()],
+        (Some(w), Some(h)) if same(w, h) => Vec::new(),
+        (Some(w @ QdiscKind::Tbf(_)), Some(QdiscKind::Tbf(_))) | (Some(w), None) => vec![put(w)],
+        // Classes are made, not changed.
+        (Some(w), Some(_)) => vec![del(), put(w)],
+    }
+}
+
 /// What to do first; run it, look again and ask again until it is nothing. (An `ifb` has an index only once it is
 /// there.) Nothing is done when the host end is gone: the rest goes by [`remove`].
 #[must_use]
@@ -85,25 +114,19 @@ pub fn plan(place: &Place, want: &Limits, have: &Have) -> Vec<RtRequest> {
     let mut out = Vec::new();
     let link = || place.link.clone();
     let ifb = || place.ifb.name().clone();
-    let queue = |link: IfName, t: Tbf| RtRequest::QdiscReplace(Qdisc { link, kind: QdiscKind::Tbf(t) });
-    match want.ingress.map(|r| bucket(r, mtu)) {
-        Some(t) if !have.ingress.as_ref().is_some_and(|h| same(h, &t)) => out.push(queue(link(), t)),
-        None if have.ingress.is_some() => out.push(RtRequest::QdiscDel(link(), QdiscSlot::Root)),
-        _ => {}
-    }
-    match (want.egress.map(|r| bucket(r, mtu)), &have.ifb) {
+    let said = |r: Option<Rate>| r.map(|r| queue(r, mtu, &want.scope));
+    out.extend(root(&place.link, said(want.ingress).as_ref(), have.ingress.as_ref()));
+    match (said(want.egress), &have.ifb) {
         (Some(t), None) => {
             let new = NewLink { mtu: Some(mtu), txqlen: Some(txqlen), ..NewLink::new(ifb(), NewLinkKind::Ifb) };
             out.push(RtRequest::LinkAdd(new));
             // While it is down: a queue on a link that is up makes the kernel wait until no processor uses the old one.
-            out.push(queue(ifb(), t));
+            out.extend(root(place.ifb.name(), Some(&t), None));
             out.push(RtRequest::LinkSet(SetLink { alias: Some(place.alias.clone()), ..SetLink::up(ifb()) }));
         }
         // The queue before what fills it.
         (Some(t), Some(i)) => {
-            if !i.egress.as_ref().is_some_and(|h| same(h, &t)) {
-                out.push(queue(ifb(), t));
-            }
+            out.extend(root(place.ifb.name(), Some(&t), i.egress.as_ref()));
             if !i.up || i.mtu != mtu || i.alias.as_ref() != Some(&place.alias) {
                 let set = SetLink { alias: Some(place.alias.clone()), mtu: Some(mtu), ..SetLink::up(ifb()) };
                 out.push(RtRequest::LinkSet(set));
@@ -130,10 +153,17 @@ pub fn plan(place: &Place, want: &Limits, have: &Have) -> Vec<RtRequest> {
     out
 }
 
-/// Whether two buckets are the same to the kernel, which keeps a burst as a time and gives it back rounded.
-fn same(a: &Tbf, b: &Tbf) -> bool {
+/// Whether two are the same to the kernel, which keeps a burst as a time and gives it back rounded.
+fn same(a: &QdiscKind, b: &QdiscKind) -> bool {
     let near = |x: u32, y: u32| x.abs_diff(y) <= 1 + x / 1000;
-    a.rate == b.rate && near(a.burst, b.burst) && near(a.limit, b.limit)
+    match (a, b) {
+        (QdiscKind::Tbf(a), QdiscKind::Tbf(b)) => a.rate == b.rate && near(a.burst, b.burst) && near(a.limit, b.limit),
+        (QdiscKind::Htb(a), QdiscKind::Htb(b)) => {
+            let of = |h: &Htb| (h.rate, h.listed, h.destinations.clone());
+            of(a) == of(b) && near(a.burst, b.burst)
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]

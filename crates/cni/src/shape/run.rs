@@ -6,7 +6,7 @@ use kernel_api::tc::{FilterKind, Hook, QdiscKind};
 use kernel_api::{RequestError, Rtnetlink};
 use types::{IfName, OwnedName};
 
-use super::{Have, Ifb, PRIORITY, Place, bucket, plan};
+use super::{Have, Ifb, PRIORITY, Place, plan, queue};
 use crate::{CniResult, Code, Error, bad};
 
 /// How many packets queue on a veth (`DEFAULT_TX_QUEUE_LEN`, include/linux/netdevice.h).
@@ -21,7 +21,7 @@ pub fn observe(rt: &mut impl Rtnetlink, place: &Place) -> Result<Have, RequestEr
     let mut have = Have { link: Some((link.mtu, link.txqlen)), ..Have::default() };
     for q in rt.qdiscs_of(&link)? {
         match q.kind {
-            QdiscKind::Tbf(t) => have.ingress = Some(t),
+            k @ (QdiscKind::Tbf(_) | QdiscKind::Htb(_)) => have.ingress = Some(k),
             QdiscKind::Clsact | QdiscKind::Ingress => have.clsact = true,
             QdiscKind::Other(_) => {}
         }
@@ -35,7 +35,7 @@ pub fn observe(rt: &mut impl Rtnetlink, place: &Place) -> Result<Have, RequestEr
     }
     if let Some(l) = rt.link(place.ifb.name())? {
         let egress = rt.qdiscs_of(&l)?.into_iter().find_map(|q| match q.kind {
-            QdiscKind::Tbf(t) => Some(t),
+            k @ (QdiscKind::Tbf(_) | QdiscKind::Htb(_)) => Some(k),
             _ => None,
         });
         have.ifb = Some(Ifb { index: l.index, up: l.up, mtu: l.mtu, alias: l.alias, egress });
@@ -60,8 +60,9 @@ pub(crate) fn apply_new(rt: &mut impl Rtnetlink, place: &Place, mtu: u32, want: 
     }
     let Some(rate) = want.egress else { return Ok(()) };
     let ifb = rt.link(place.ifb.name())?;
-    have.ingress = want.ingress.map(|r| bucket(r, mtu));
-    have.ifb = ifb.map(|l| Ifb { index: l.index, up: l.up, mtu, alias: l.alias, egress: Some(bucket(rate, mtu)) });
+    have.ingress = want.ingress.map(|r| queue(r, mtu, &want.scope));
+    have.ifb =
+        ifb.map(|l| Ifb { index: l.index, up: l.up, mtu, alias: l.alias, egress: Some(queue(rate, mtu, &want.scope)) });
     let redirect = plan(place, want, &have);
     rt.run(&redirect).map_err(|e| {
         let _ = remove_ifb(rt, &place.ifb);

@@ -1,7 +1,7 @@
 //! Queueing disciplines and filters.
 
 use kernel_api::errno;
-use kernel_api::tc::{Filter, FilterKind, Hook, Qdisc, QdiscKind, QdiscSlot};
+use kernel_api::tc::{DESTINATIONS, Filter, FilterKind, Hook, Qdisc, QdiscKind, QdiscSlot};
 use types::IfName;
 
 use super::state::Namespace;
@@ -14,12 +14,19 @@ impl Namespace {
                 self.need(&q.link)?;
                 return Err(errno::EINVAL);
             }
-            QdiscKind::Tbf(_) | QdiscKind::Clsact => {}
+            QdiscKind::Htb(h) if h.destinations.is_empty() || h.destinations.len() > DESTINATIONS || h.rate == 0 => {
+                return Err(errno::EINVAL);
+            }
+            QdiscKind::Htb(_) | QdiscKind::Tbf(_) | QdiscKind::Clsact => {}
         }
         self.need(&q.link)?;
         let here = |o: &Qdisc| o.link == q.link && o.kind.slot() == q.kind.slot();
         match self.qdiscs.iter_mut().find(|o| here(o)) {
             Some(Qdisc { kind: QdiscKind::Ingress, .. }) => return Err(errno::EINVAL),
+            Some(Qdisc { kind: QdiscKind::Htb(_), .. }) => return Err(errno::EINVAL),
+            Some(Qdisc { kind: QdiscKind::Tbf(_), .. }) if matches!(q.kind, QdiscKind::Htb(_)) => {
+                return Err(errno::EINVAL);
+            }
             Some(o) => *o = q.clone(),
             None => self.qdiscs.push(q.clone()),
         }

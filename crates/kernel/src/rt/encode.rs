@@ -105,7 +105,7 @@ pub(crate) fn request(b: &mut Builder, r: &RtRequest, index: u32) -> Result<usiz
         RtRequest::RuleDel(r) => rule_del(b, r, ROUTE_PROTOCOL)?,
         RtRequest::PortVlanAdd(v) => link::port_vlan(b, RTM_SETLINK, v, index),
         RtRequest::PortVlanDel(v) => link::port_vlan(b, RTM_DELLINK, v, index),
-        RtRequest::QdiscReplace(q) => tc::qdisc_replace(b, q, index)?,
+        RtRequest::QdiscReplace(q) => return tc::qdisc_replace(b, q, index),
         RtRequest::QdiscDel(_, s) => tc::qdisc_del(b, *s, index),
         RtRequest::FilterReplace(f) => tc::filter_replace(b, f, index)?,
         RtRequest::FilterDel(_, h, p) => tc::filter_del(b, *h, *p, index),

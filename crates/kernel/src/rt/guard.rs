@@ -11,7 +11,7 @@ pub(crate) type Insn = (u16, u8, u8, u32);
 // Opcodes (include/uapi/linux/{bpf_common,filter}.h).
 const LD_IMM: u16 = 0x00;
 const LDX_IMM: u16 = 0x01;
-const LD_W: u16 = 0x20;
+pub(super) const LD_W: u16 = 0x20;
 const LD_H: u16 = 0x28;
 const LD_B: u16 = 0x30;
 const LD_W_X: u16 = 0x40;
@@ -20,15 +20,15 @@ const LD_B_X: u16 = 0x50;
 const LD_LEN: u16 = 0x80;
 const ADD_X: u16 = 0x0c;
 const SUB_X: u16 = 0x1c;
-const AND: u16 = 0x54;
+pub(super) const AND: u16 = 0x54;
 const LSH: u16 = 0x64;
 const JA: u16 = 0x05;
-const JEQ: u16 = 0x15;
+pub(super) const JEQ: u16 = 0x15;
 const JEQ_X: u16 = 0x1d;
 const JGE: u16 = 0x35;
 const JGE_X: u16 = 0x3d;
 const JSET: u16 = 0x45;
-const RET: u16 = 0x06;
+pub(super) const RET: u16 = 0x06;
 const TAX: u16 = 0x07;
 /// `SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT`: a tag that is beside the packet, not in it.
 const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
@@ -40,8 +40,8 @@ const DROP: Insn = (RET, 0, 0, 2);
 
 /// Instructions and the jumps still open.
 #[derive(Default)]
-struct Asm {
-    code: Vec<Insn>,
+pub(super) struct Asm {
+    pub(super) code: Vec<Insn>,
     /// Where each label is, by number.
     at: Vec<Option<usize>>,
     /// Jumps (`JA`) to labels.
@@ -49,33 +49,33 @@ struct Asm {
 }
 
 impl Asm {
-    fn label(&mut self) -> usize {
+    pub(super) fn label(&mut self) -> usize {
         self.at.push(None);
         self.at.len() - 1
     }
 
-    fn place(&mut self, label: usize) {
+    pub(super) fn place(&mut self, label: usize) {
         if let Some(slot) = self.at.get_mut(label) {
             *slot = Some(self.code.len());
         }
     }
 
-    fn op(&mut self, code: u16, k: u32) {
+    pub(super) fn op(&mut self, code: u16, k: u32) {
         self.code.push((code, 0, 0, k));
     }
 
-    fn goto(&mut self, label: usize) {
+    pub(super) fn goto(&mut self, label: usize) {
         self.jumps.push((self.code.len(), label));
         self.op(JA, 0);
     }
 
     /// When the comparison holds, the next instruction; else the one after.
-    fn when(&mut self, code: u16, k: u32) {
+    pub(super) fn when(&mut self, code: u16, k: u32) {
         self.code.push((code, 0, 1, k));
     }
 
     /// When it does not hold, the next instruction; else the one after.
-    fn unless(&mut self, code: u16, k: u32) {
+    pub(super) fn unless(&mut self, code: u16, k: u32) {
         self.code.push((code, 1, 0, k));
     }
 
@@ -91,6 +91,22 @@ impl Asm {
         self.need(JEQ, k);
     }
 
+    /// Goes to `next` unless the address at `at` is within this net of `len` bits.
+    pub(super) fn within(&mut self, at: u32, net: &[u8], len: u8, next: usize) {
+        for (word, bytes) in (0u8..4).zip(net.chunks_exact(4)) {
+            let bits = len.saturating_sub(word * 32).min(32);
+            if bits == 0 {
+                break;
+            }
+            self.op(LD_W, at + u32::from(word) * 4);
+            if bits < 32 {
+                self.op(AND, mask32(bits));
+            }
+            self.unless(JEQ, u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+            self.goto(next);
+        }
+    }
+
     /// The hardware address from `at` on, with loads of 4 and 2 bytes.
     fn need_mac(&mut self, word: u16, half: u16, at: u32, mac: Mac) {
         let [a, b, c, d, e, f] = mac.0;
@@ -98,10 +114,10 @@ impl Asm {
         self.need_eq(half, at + 4, u32::from_be_bytes([0, 0, e, f]));
     }
 
-    fn finish(mut self, g: &Guard) -> Vec<Insn> {
-        // Never reached: what the program was made from, to be read back.
-        self.code.extend(footer(g));
-        self.code.push(DROP);
+    /// The program: `words` are never reached, they tell what it was made from and are read from the end; `last` ends it.
+    pub(super) fn finish(mut self, words: &[u32], last: Insn) -> Vec<Insn> {
+        self.code.extend(words.iter().rev().map(|k| (LD_IMM, 0, 0, *k)));
+        self.code.push(last);
         for (at, label) in self.jumps {
             if let (Some(Some(to)), Some(i)) = (self.at.get(label), self.code.get_mut(at)) {
                 // A label is always after its jumps, and a program far below 4 billion instructions.
@@ -120,7 +136,7 @@ pub(crate) fn program(g: &Guard) -> Vec<Insn> {
         a.need(JGE, 14);
         a.need_mac(LD_W, LD_H, 6, g.mac());
         a.code.push(PASS);
-        return a.finish(g);
+        return a.finish(&footer(g), DROP);
     }
     let (v4, arp, v6) = (a.label(), a.label(), a.label());
     a.need_eq(LD_W, VLAN_TAG_PRESENT, 0);
@@ -140,7 +156,7 @@ pub(crate) fn program(g: &Guard) -> Vec<Insn> {
     arp_packet(&mut a, g);
     a.place(v6);
     ipv6(&mut a, g);
-    a.finish(g)
+    a.finish(&footer(g), DROP)
 }
 
 /// The IPv4 address at `at` is one of the sender's: passes. Goes on otherwise, with the address loaded.
@@ -198,19 +214,7 @@ fn own_v6(a: &mut Asm, g: &Guard, at: u32, own: usize) {
     for p in g.prefixes().iter().filter(|p| p.family() == Family::V6).chain([&link_local]) {
         let std::net::IpAddr::V6(net) = p.addr() else { continue };
         let next = a.label();
-        let net = net.octets();
-        for (word, bytes) in (0u8..4).zip(net.chunks_exact(4)) {
-            let bits = p.len().saturating_sub(word * 32).min(32);
-            if bits == 0 {
-                break;
-            }
-            a.op(LD_W, at + u32::from(word) * 4);
-            if bits < 32 {
-                a.op(AND, mask32(bits));
-            }
-            a.unless(JEQ, u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-            a.goto(next);
-        }
+        a.within(at, &net.octets(), p.len(), next);
         a.goto(own);
         a.place(next);
     }
@@ -350,59 +354,68 @@ fn nd_options(a: &mut Asm, mac: Option<Mac>) {
 const DHCP: u32 = 1 << 16;
 const MAC_ONLY: u32 = 1 << 17;
 
-fn mask32(len: u8) -> u32 {
+pub(super) fn mask32(len: u8) -> u32 {
     u32::MAX.checked_shl(32 - u32::from(len.min(32))).unwrap_or(0)
 }
 
-/// Constants from last to first, so that they are read from the end: flags and the number of prefixes, the hardware
-/// address, and of each prefix its length, family and address.
-fn footer(g: &Guard) -> Vec<Insn> {
+/// Flags and the number of prefixes, the hardware address, the prefixes.
+fn footer(g: &Guard) -> Vec<u32> {
     let mut words = Vec::new();
     let [a, b, c, d, e, f] = g.mac().0;
     let flags = if g.dhcp() { DHCP } else { 0 } | if g.is_mac_only() { MAC_ONLY } else { 0 };
     words.push(flags | u32::try_from(g.prefixes().len()).unwrap_or(0));
     words.extend([u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([0, 0, e, f])]);
-    for p in g.prefixes() {
-        match p.addr() {
-            std::net::IpAddr::V4(x) => words.extend([u32::from(p.len()), u32::from(x)]),
-            std::net::IpAddr::V6(x) => {
-                words.push(1 << 16 | u32::from(p.len()));
-                words.extend(x.octets().chunks_exact(4).map(|w| u32::from_be_bytes([w[0], w[1], w[2], w[3]])));
-            }
+    words.extend(g.prefixes().iter().flat_map(prefix_words));
+    words
+}
+
+/// A prefix as constants: family and length, then the address.
+pub(super) fn prefix_words(p: &Cidr) -> Vec<u32> {
+    match p.addr() {
+        std::net::IpAddr::V4(x) => vec![u32::from(p.len()), u32::from(x)],
+        std::net::IpAddr::V6(x) => {
+            let address = x.octets();
+            let words = address.chunks_exact(4).map(|w| u32::from_be_bytes([w[0], w[1], w[2], w[3]]));
+            std::iter::once(1 << 16 | u32::from(p.len())).chain(words).collect()
         }
     }
-    words.into_iter().rev().map(|k| (LD_IMM, 0, 0, k)).collect()
+}
+
+/// The constants of a program of so many instructions, from the last one before its end.
+pub(super) fn words(bytes: &[u8]) -> Option<(impl Iterator<Item = u32>, usize)> {
+    let (insns, []) = bytes.as_chunks::<8>() else { return None };
+    let word = |i: &[u8; 8]| u32::from_ne_bytes([i[4], i[5], i[6], i[7]]);
+    Some((insns.iter().rev().skip(1).map(word), insns.len()))
+}
+
+/// What [`prefix_words`] made.
+pub(super) fn prefix_of(words: &mut impl Iterator<Item = u32>) -> Option<Cidr> {
+    let head = words.next()?;
+    let addr: std::net::IpAddr = if head >> 16 == 0 {
+        std::net::Ipv4Addr::from(words.next()?).into()
+    } else {
+        let mut octets = [0u8; 16];
+        for part in octets.chunks_exact_mut(4) {
+            part.copy_from_slice(&words.next()?.to_be_bytes());
+        }
+        std::net::Ipv6Addr::from(octets).into()
+    };
+    Cidr::new(addr, u8::try_from(head & 0xffff).ok()?)
 }
 
 /// The guard that a program is of, and its number of instructions; nothing for any other program.
 pub(crate) fn parse(bytes: &[u8]) -> Option<(Guard, usize)> {
-    let (insns, []) = bytes.as_chunks::<8>() else { return None };
-    let word = |i: &[u8; 8]| u32::from_ne_bytes([i[4], i[5], i[6], i[7]]);
-    // The last is the final drop.
-    let mut words = insns.iter().rev().skip(1).map(word);
+    let (mut words, len) = words(bytes)?;
     let head = words.next()?;
     let prefixes = head & 0xffff;
     let [a, b, c, d] = words.next()?.to_be_bytes();
     let [_, _, e, f] = words.next()?.to_be_bytes();
-    let mut list = Vec::new();
-    for _ in 0..prefixes {
-        let head = words.next()?;
-        let addr: std::net::IpAddr = if head >> 16 == 0 {
-            std::net::Ipv4Addr::from(words.next()?).into()
-        } else {
-            let mut octets = [0u8; 16];
-            for part in octets.chunks_exact_mut(4) {
-                part.copy_from_slice(&words.next()?.to_be_bytes());
-            }
-            std::net::Ipv6Addr::from(octets).into()
-        };
-        list.push(Cidr::new(addr, u8::try_from(head & 0xffff).ok()?)?);
-    }
+    let list = (0..prefixes).map(|_| prefix_of(&mut words)).collect::<Option<Vec<_>>>()?;
     let mac = Mac([a, b, c, d, e, f]);
     let guard =
         if head & MAC_ONLY != 0 { Guard::mac_only(mac) } else { Guard::new(mac, list, head & DHCP != 0) }.ok()?;
     // Only when it does all that the footer says.
-    (self::bytes(&program(&guard)) == bytes).then_some((guard, insns.len()))
+    (self::bytes(&program(&guard)) == bytes).then_some((guard, len))
 }
 
 /// As the kernel takes it (`struct sock_filter`, host order).

@@ -3,6 +3,7 @@
 pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod guard;
+pub(crate) mod htb;
 pub(crate) mod link;
 pub(crate) mod names;
 pub(crate) mod tc;
@@ -179,6 +180,19 @@ impl Rt {
             }
         }
         Ok(all)
+    }
+
+    /// With classes and filters, where it has them.
+    fn whole(&mut self, q: Qdisc, root: Option<(u32, htb::Seen)>) -> Result<Qdisc, RequestError> {
+        let Some((index, mut seen)) = root else { return Ok(q) };
+        let parts = [
+            ("class", htb::RTM_GETTCLASS, tc::header(index, 0, 0, 0)),
+            ("filter", tc::RTM_GETTFILTER, tc::header(index, 0, tc::OUR_ROOT, 0)),
+        ];
+        for (what, kind, header) in parts {
+            self.dump(&format!("{what} show dev {}", q.link), kind, &header, &[], &mut |m| seen.take(m))?;
+        }
+        Ok(Qdisc { kind: QdiscKind::Htb(seen.htb()), ..q })
     }
 
     fn routes_of(&mut self, table: Option<u32>) -> Result<Vec<ObservedRoute>, RequestError> {
@@ -372,9 +386,11 @@ impl Rtnetlink for Rt {
 
     fn qdiscs(&mut self) -> Result<Vec<Qdisc>, RequestError> {
         let names = self.names("qdisc show")?;
-        self.dump("qdisc show", tc::RTM_GETQDISC, &[0; tc::HEADER], &[], &mut |m| {
-            (m.kind == tc::RTM_NEWQDISC).then(|| tc::qdisc(m, &names)).flatten()
-        })
+        let found = self.dump("qdisc show", tc::RTM_GETQDISC, &[0; tc::HEADER], &[], &mut |m| {
+            let q = (m.kind == tc::RTM_NEWQDISC).then(|| tc::qdisc(m, &names)).flatten()?;
+            Some((q, htb::Seen::root(m)))
+        })?;
+        found.into_iter().map(|(q, root)| self.whole(q, root)).collect()
     }
 
     fn qdiscs_of(&mut self, link: &Link) -> Result<Vec<Qdisc>, RequestError> {
@@ -392,14 +408,16 @@ impl Rtnetlink for Rt {
         b.add_flags(ACK);
         let (mut found, mut refused) = (Vec::new(), None);
         let done = self.socket.exchange(b.as_bytes(), first, last, &mut |_, answer| match answer {
-            Ok(m) if m.kind == tc::RTM_NEWQDISC => found.extend(tc::qdisc(&m, &names)),
+            Ok(m) if m.kind == tc::RTM_NEWQDISC => {
+                found.extend(tc::qdisc(&m, &names).map(|q| (q, htb::Seen::root(&m))));
+            }
             Ok(_) => {}
             // Nothing there, or the link is gone.
             Err(r) if matches!(r.errno, libc::ENOENT | libc::ENODEV) => {}
             Err(r) => refused = Some(r),
         });
         match done.err().or(refused) {
-            None => Ok(found),
+            None => found.into_iter().map(|(q, root)| self.whole(q, root)).collect(),
             Some(r) => Err(r.of(format!("qdisc show dev {}", link.name), None)),
         }
     }

@@ -3,8 +3,8 @@
 use kernel_api::tc::{Filter, FilterKind, Hook, Qdisc, QdiscKind, QdiscSlot, Tbf};
 use types::IfName;
 
-use super::guard;
 use super::names::Names;
+use super::{guard, htb};
 use crate::netlink::{Attrs, Builder, CREATE, Message, REPLACE, REQUEST, Refusal, cstr, ne16, ne32, ne64};
 
 pub(crate) const RTM_NEWQDISC: u16 = 36;
@@ -16,9 +16,9 @@ pub(crate) const RTM_GETTFILTER: u16 = 46;
 
 /// Bytes of a `struct tcmsg`.
 pub(crate) const HEADER: usize = 20;
-const TCA_KIND: u16 = 1;
-const TCA_OPTIONS: u16 = 2;
-const TC_H_ROOT: u32 = 0xffff_ffff;
+pub(super) const TCA_KIND: u16 = 1;
+pub(super) const TCA_OPTIONS: u16 = 2;
+pub(super) const TC_H_ROOT: u32 = 0xffff_ffff;
 /// `TC_H_CLSACT` and `TC_H_INGRESS` are the same place.
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 /// The places of a link that queueing disciplines are asked for at.
@@ -26,23 +26,23 @@ pub(crate) const PLACES: [u32; 2] = [TC_H_ROOT, TC_H_CLSACT];
 const TC_H_MIN_INGRESS: u32 = 0xfff2;
 const TC_H_MIN_EGRESS: u32 = 0xfff3;
 /// Handle of a root discipline of ours: 1:0.
-const OUR_ROOT: u32 = 0x0001_0000;
+pub(super) const OUR_ROOT: u32 = 0x0001_0000;
 
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 /// `TC_LINKLAYER_ETHERNET`: without it the kernel wants a table of rates to guess from.
-const LINKLAYER_ETHERNET: u8 = 1;
+pub(super) const LINKLAYER_ETHERNET: u8 = 1;
 /// Nanoseconds of one tick of `struct tc_tbf_qopt` (`PSCHED_SHIFT`).
 const TICK_NS: u64 = 64;
 
-const TCA_BPF_OPS_LEN: u16 = 4;
-const TCA_BPF_OPS: u16 = 5;
+pub(super) const TCA_BPF_OPS_LEN: u16 = 4;
+pub(super) const TCA_BPF_OPS: u16 = 5;
 const TCA_BPF_FLAGS: u16 = 8;
 /// `TCA_BPF_FLAG_ACT_DIRECT`: what the program returns is what happens.
 const ACT_DIRECT: u32 = 1;
 /// Our one filter of a priority.
-const BPF_HANDLE: u32 = 1;
+pub(super) const BPF_HANDLE: u32 = 1;
 
 const TCA_U32_SEL: u16 = 5;
 const TCA_U32_ACT: u16 = 7;
@@ -57,7 +57,7 @@ const TC_ACT_STOLEN: u32 = 4;
 /// `TCA_EGRESS_REDIR`
 const EGRESS_REDIR: u32 = 1;
 /// `ETH_P_ALL`
-const ETH_P_ALL: u16 = 3;
+pub(super) const ETH_P_ALL: u16 = 3;
 
 /// A `struct tcmsg`.
 pub(crate) fn header(index: u32, handle: u32, parent: u32, info: u32) -> [u8; HEADER] {
@@ -81,7 +81,8 @@ fn never_made(kind: &str) -> Refusal {
     Refusal { errno: libc::EOPNOTSUPP, message: Some(format!("{kind} is only observed, never made")) }
 }
 
-pub(crate) fn qdisc_replace(b: &mut Builder, q: &Qdisc, index: u32) -> Result<(), Refusal> {
+/// Appends the messages of it; returns how many.
+pub(crate) fn qdisc_replace(b: &mut Builder, q: &Qdisc, index: u32) -> Result<usize, Refusal> {
     let mut begin = |handle, parent, kind: &str| {
         b.begin(RTM_NEWQDISC, REQUEST | CREATE | REPLACE, 0);
         b.bytes(&header(index, handle, parent, 0));
@@ -93,10 +94,24 @@ pub(crate) fn qdisc_replace(b: &mut Builder, q: &Qdisc, index: u32) -> Result<()
             begin(OUR_ROOT, TC_H_ROOT, "tbf");
             tbf(b, t);
         }
+        QdiscKind::Htb(h) => return htb::add(b, h, index),
         QdiscKind::Ingress => return Err(never_made("qdisc ingress")),
         QdiscKind::Other(k) => return Err(never_made(&format!("qdisc {k}"))),
     }
-    Ok(())
+    b.end();
+    Ok(1)
+}
+
+/// The time of a bucket at a rate.
+pub(super) fn ticks(rate: u64, burst: u32) -> u32 {
+    let ticks = u128::from(burst) * 1_000_000_000 / u128::from(rate.max(1)) / u128::from(TICK_NS);
+    u32::try_from(ticks).unwrap_or(u32::MAX)
+}
+
+/// The kernel keeps a bucket as time: rounded to the nearest byte it is what was asked for, up to a tick.
+pub(super) fn burst_of(rate: u64, ticks: u32) -> u32 {
+    let ns = u128::from(ticks) * u128::from(TICK_NS);
+    u32::try_from((ns * u128::from(rate) + 500_000_000) / 1_000_000_000).unwrap_or(u32::MAX)
 }
 
 /// `struct tc_tbf_qopt`: rate and peak rate (12 bytes each: cell log, link layer, overhead, cell align, mpu, rate),
@@ -107,8 +122,7 @@ fn tbf(b: &mut Builder, t: &Tbf) {
     let rate = u32::try_from(t.rate).unwrap_or(u32::MAX);
     p[8..12].copy_from_slice(&rate.to_ne_bytes());
     p[24..28].copy_from_slice(&t.limit.to_ne_bytes());
-    let ticks = u128::from(t.burst) * 1_000_000_000 / u128::from(t.rate.max(1)) / u128::from(TICK_NS);
-    p[28..32].copy_from_slice(&u32::try_from(ticks).unwrap_or(u32::MAX).to_ne_bytes());
+    p[28..32].copy_from_slice(&ticks(t.rate, t.burst).to_ne_bytes());
     let o = b.open(TCA_OPTIONS);
     b.attr(TCA_TBF_PARMS, &p);
     b.attr_u32(TCA_TBF_BURST, t.burst);
@@ -128,7 +142,7 @@ pub(crate) fn qdisc_del(b: &mut Builder, slot: QdiscSlot, index: u32) {
 }
 
 /// Priority and protocol of a filter, as `tcm_info` has them.
-fn info(priority: u16, protocol: u16) -> u32 {
+pub(super) fn info(priority: u16, protocol: u16) -> u32 {
     u32::from(priority) << 16 | u32::from(protocol.to_be())
 }
 
@@ -204,10 +218,7 @@ fn tbf_params(a: Attrs<'_>) -> Option<Tbf> {
     let rate = ne32(p.get(8..)?)?;
     let rate = a.get(TCA_TBF_RATE64).and_then(ne64).unwrap_or(u64::from(rate));
     let (limit, ticks) = (ne32(p.get(24..)?)?, ne32(p.get(28..)?)?);
-    // The kernel keeps the bucket as time: rounded to the nearest byte it is what was asked for, up to a tick.
-    let ns = u128::from(ticks) * u128::from(TICK_NS);
-    let burst = (ns * u128::from(rate) + 500_000_000) / 1_000_000_000;
-    Some(Tbf { rate, burst: u32::try_from(burst).unwrap_or(u32::MAX), limit })
+    Some(Tbf { rate, burst: burst_of(rate, ticks), limit })
 }
 
 /// `RTM_NEWTFILTER` of a known link and hook.

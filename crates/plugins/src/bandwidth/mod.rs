@@ -4,8 +4,8 @@ mod sha512;
 
 use cni::ports::Owner;
 use cni::shape::{self, Place};
-use cni::{CniResult, Code, Context, Error, Fields, Interface, Plugin, bad};
-use ipam::{Key, Limits};
+use cni::{CniResult, Code, Context, Error, Interface, Plugin};
+use ipam::Key;
 use kernel_api::Rtnetlink;
 use kernel_api::machine::Machine;
 use kernel_api::rt::LinkKind;
@@ -15,22 +15,6 @@ use crate::inside;
 
 /// See the module.
 pub struct Bandwidth;
-
-pub(crate) fn limits(f: &Fields<'_>) -> Result<Limits, Error> {
-    let runtime = match f.object("runtimeConfig")? {
-        Some(r) => r.object("bandwidth")?,
-        None => None,
-    };
-    for f in [Some(f.clone()), runtime].into_iter().flatten() {
-        for name in ["shapedSubnets", "unshapedSubnets"] {
-            if !f.list(name)?.is_empty() {
-                let says = "limits are for all of a container's traffic here: leave it out";
-                return Err(bad(format!("{} is not supported: {says}", f.name(name))));
-            }
-        }
-    }
-    shape::limits(f)
-}
 
 /// The name that the reference plugin gives: the first 12 digits of the SHA-512 of network and container.
 fn ifb(network: &str, container: &str) -> OwnedName {
@@ -55,7 +39,7 @@ fn host_end<M: Machine>(cx: &mut Context<'_, M>) -> Result<IfName, Error> {
 
 impl<M: Machine> Plugin<M> for Bandwidth {
     fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
-        let limits = limits(&cx.fields())?;
+        let limits = shape::limits(&cx.fields())?;
         let mut out = cx.chained()?.clone();
         if limits.is_none() {
             return Ok(out);
@@ -87,7 +71,7 @@ impl<M: Machine> Plugin<M> for Bandwidth {
     }
 
     fn check(&self, cx: &mut Context<'_, M>) -> Result<(), Error> {
-        let limits = limits(&cx.fields())?;
+        let limits = shape::limits(&cx.fields())?;
         let link = host_end(cx)?;
         let place = place(cx, link)?;
         let have = shape::observe(&mut cx.host()?, &place)?;
