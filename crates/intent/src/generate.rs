@@ -176,7 +176,7 @@ pub fn node_intent_with(reaches: Reaches) -> impl Strategy<Value = NodeIntent> {
     });
     (
         0u8..3,
-        any::<[bool; 4]>(),
+        any::<[bool; 5]>(),
         prop::collection::vec(peer, 0..5),
         prop::collection::vec(pod, 0..5),
         prop::collection::vec(raw_service(), 0..5),
@@ -189,7 +189,7 @@ pub fn node_intent_with(reaches: Reaches) -> impl Strategy<Value = NodeIntent> {
 fn build(
     families: FamilySet,
     reaches: Reaches,
-    [underlay6, vxlan_anyway, masquerade, second_address]: [bool; 4],
+    [underlay6, vxlan_anyway, masquerade, second_address, unserved]: [bool; 5],
     peers: &[RawPeer],
     pods: &[RawPod],
     services: &[RawService],
@@ -214,6 +214,11 @@ fn build(
             Family::V4 => at(Ipv4Addr::new(10, 244, 0, 0), 16),
             Family::V6 => at(Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0), 48),
         });
+    }
+    if unserved {
+        // Ranges that hold the addresses of Services and more; load balancers' but for some of the first Service.
+        intent.service_cidrs = families.iter().filter_map(|f| Cidr::new(cluster_ip(f, 0), f.bits() - 8)).collect();
+        intent.balancer_ranges = families.iter().map(|f| (external_ip(f, 6), external_ip(f, 255))).collect();
     }
     for (i, raw) in (1u8..).zip(peers) {
         let mut routes = Vec::new();
@@ -522,6 +527,7 @@ mod tests {
             "UnusedPort",
             "SourceRange",
             "NoLocalEndpoints",
+            "NoService",
             "Pod Keep Some(Any)",
             "Pod Keep Some(Local)",
             "Pod Masquerade(PolicyCluster) Some(Any)",

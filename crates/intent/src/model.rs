@@ -26,6 +26,13 @@ pub struct NodeIntent {
     pub pod_cidrs: Vec<Cidr>,
     /// Pod ranges of the whole cluster: traffic from a pod to these is never masqueraded.
     pub cluster_cidrs: BTreeSet<Cidr>,
+    /// Ranges of cluster addresses: one that no Service has is nobody's.
+    #[serde(default)]
+    pub service_cidrs: BTreeSet<Cidr>,
+    /// Ranges, first and last address, that load balancers' addresses come from: these are the cluster's own, and what
+    /// the cluster does not serve there nobody does. Of another balancer's address only this cluster's ports are known.
+    #[serde(default)]
+    pub balancer_ranges: BTreeSet<(IpAddr, IpAddr)>,
     /// Those of `pod_cidrs` whose pods' traffic to outside the cluster takes the node's address (spec: fully random
     /// source ports).
     pub masqueraded: BTreeSet<Cidr>,
@@ -59,6 +66,8 @@ impl NodeIntent {
             node_port_addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
             cluster_cidrs: BTreeSet::new(),
+            service_cidrs: BTreeSet::new(),
+            balancer_ranges: BTreeSet::new(),
             masqueraded: BTreeSet::new(),
             backend: Backend::HostGw,
             vxlan: None,

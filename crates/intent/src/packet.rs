@@ -138,7 +138,7 @@ pub enum Path {
 pub enum Reject {
     /// The Service port has no endpoint to choose.
     NoEndpoints,
-    /// A Service's cluster address at a port it does not serve, or ping.
+    /// A Service's address at a port it does not serve, or ping.
     UnusedPort,
 }
 
@@ -151,6 +151,8 @@ pub enum Drop {
     SourceRange,
     /// Policy Local, and the endpoints are all on other nodes.
     NoLocalEndpoints,
+    /// An address of the range of cluster addresses that no Service has. It may get one in a moment, so nobody is told.
+    NoService,
 }
 
 impl Packet {
@@ -224,7 +226,7 @@ impl fmt::Display for Reject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoEndpoints => "the Service port has no ready endpoint",
-            Self::UnusedPort => "the cluster address does not serve this port",
+            Self::UnusedPort => "the address is a Service's, which does not serve this port",
         })
     }
 }
@@ -235,6 +237,7 @@ impl fmt::Display for Drop {
             Self::Policy => "no policy allows it",
             Self::SourceRange => "the source is not in loadBalancerSourceRanges",
             Self::NoLocalEndpoints => "the traffic policy is Local and this node has no endpoint",
+            Self::NoService => "the address is in the range of cluster addresses, and no Service has it",
         })
     }
 }

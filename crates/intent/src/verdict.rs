@@ -39,13 +39,7 @@ pub fn verdict(intent: &NodeIntent, packet: &Packet) -> Verdict {
 /// The part of [`verdict`] that services and masquerade decide; the legs have no path.
 #[must_use]
 pub fn translate(intent: &NodeIntent, packet: &Packet) -> Verdict {
-    let Some(port) = packet.port() else {
-        return if is_cluster_ip(intent, packet.dst) {
-            Verdict::Reject(Reject::UnusedPort)
-        } else {
-            plain(intent, packet)
-        };
-    };
+    let Some(port) = packet.port() else { return untranslated(intent, packet) };
     let family = Family::of(packet.dst);
     let of_proto = || intent.services.iter().filter(|(k, _)| k.proto == port.proto).map(|(_, s)| s);
     // An address and port that a Service names itself comes before a node port of another: `externalIPs` may hold a
@@ -62,15 +56,36 @@ pub fn translate(intent: &NodeIntent, packet: &Packet) -> Verdict {
             return choose(intent, packet, svc, svc.external_policy, true);
         }
     }
-    // A cluster address serves what its Services name and nothing else, also should it be a node's.
-    if is_cluster_ip(intent, packet.dst) {
-        return Verdict::Reject(Reject::UnusedPort);
-    }
     if intent.node_port_addresses.contains(&packet.dst) {
         let mut serving = of_proto().filter(|s| s.node_port == Some(port.port) && s.families.has(family));
         if let Some(svc) = serving.next() {
             return choose(intent, packet, svc, svc.external_policy, true);
         }
+    }
+    untranslated(intent, packet)
+}
+
+/// What becomes of a packet that no Service translates: it goes on, unless it is to an address of Services alone.
+fn untranslated(intent: &NodeIntent, packet: &Packet) -> Verdict {
+    let dst = packet.dst;
+    if is_cluster_ip(intent, dst) {
+        return Verdict::Reject(Reject::UnusedPort);
+    }
+    // Machines and pods serve what they please, also where a Service has their address. (And an address that this
+    // machine has on some interface though its Node does not say so is left to its processes: the API cannot know.)
+    if intent.is_node_address(dst) || intent.node_port_addresses.contains(&dst) || in_any(&intent.cluster_cidrs, dst) {
+        return plain(intent, packet);
+    }
+    let outside_ip = || intent.services.values().any(|s| s.outside_ips().any(|a| a == dst));
+    // What comes from outside was led here: nobody else serves that address. From inside it may be on its way to
+    // another who does, at a balancer that this cluster shares with others.
+    let led_here = packet.origin != Origin::Host && !in_any(&intent.cluster_cidrs, packet.src);
+    let own = intent.balancer_ranges.iter().any(|(first, last)| (*first..=*last).contains(&dst));
+    if (led_here || own) && outside_ip() {
+        return Verdict::Reject(Reject::UnusedPort);
+    }
+    if in_any(&intent.service_cidrs, dst) {
+        return Verdict::Drop(Drop::NoService);
     }
     plain(intent, packet)
 }

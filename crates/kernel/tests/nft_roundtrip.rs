@@ -4,7 +4,7 @@
 mod common;
 
 use common::fresh;
-use kernel::Nftables;
+use kernel::{Netns, Nftables};
 use kernel_api::Nft as _;
 use kernel_api::nft::{
     Chain, ChainKind, CmpOp, CtKey, DataType, DynsetOp, Element, ElementData, Expr, Hook, HookPoint, LookupInto,
@@ -401,7 +401,9 @@ fn a_table_is_read_whole_while_others_commit() {
             };
             all.extend([NftRequest::SetAdd(t.clone(), set), add(name, 0..3000)]);
         }
-        let mut n = Nftables::open().unwrap();
+        // Whoever reads may be in another namespace meanwhile.
+        let elsewhere = Netns::new().unwrap();
+        let mut n = Nftables::open_in(&Netns::current().unwrap()).unwrap();
         n.commit(&all).unwrap();
         std::thread::scope(|s| {
             for _ in 0..2 {
@@ -422,7 +424,7 @@ fn a_table_is_read_whole_while_others_commit() {
             });
             let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 for _ in 0..25 {
-                    let found = n.table(&t).unwrap().unwrap();
+                    let found = elsewhere.inside(|| Ok(n.table(&t).unwrap().unwrap())).unwrap();
                     let [(_, one), (_, two)] = &found.elements[..] else { panic!("{:?}", found.sets) };
                     assert!(one.len() >= 3000 && one == two, "{} and {}", one.len(), two.len());
                     assert_eq!(n.table(&table("seaway-none")).unwrap(), None);

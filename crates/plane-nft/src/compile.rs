@@ -11,13 +11,17 @@ use types::{Cidr, Family, Proto};
 
 use crate::image::{Chain, Data, Image, Key, Set};
 use crate::key::KeyBytes;
+use crate::late;
 use crate::layout::{self, Pick, in_family};
-use crate::ranges::{own_pods, ranges};
+use crate::ranges::{merged, own_pods, ranges};
 use crate::sticky::{self, ServiceId};
 use crate::tracker::Tracker;
 
 /// Kernel features without which nothing of this plane works, as [`Caps::missing`] names them.
 const NEEDED: [&str; 7] = ["nf_tables", "nft_nat", "nft_masq", "nft_numgen", "nft_reject", "nft_ct", "nf_conntrack"];
+
+/// The one without which unused ports and addresses are not refused.
+const FIB: &str = "nft_fib";
 
 /// See [`plan::Dataplane::compile`].
 pub(crate) fn compile(intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
@@ -39,6 +43,11 @@ pub(crate) fn base(intent: &NodeIntent, caps: &Caps) -> Image {
     let mut image = Image { present: true, ..Image::default() };
     for (name, hook, rules) in layout::chains() {
         image.chains.insert(name, Chain { hook, rules });
+    }
+    if !caps.missing.contains(FIB) {
+        for (name, hook, rules) in late::chains() {
+            image.chains.insert(name, Chain { hook, rules });
+        }
     }
     for f in Family::BOTH {
         for (name, shape) in layout::shapes(f) {
@@ -69,6 +78,7 @@ pub(crate) fn put(image: &mut Image, elements: impl IntoIterator<Item = (String,
 /// What this plane does not express of what is no Service; `node_ports` says whose each is.
 pub(crate) fn refuse_unsupported(
     intent: &NodeIntent,
+    caps: &Caps,
     node_ports: &BTreeMap<(Proto, u16), ServiceKey>,
     refused: &mut Vec<Refused>,
 ) {
@@ -86,6 +96,15 @@ pub(crate) fn refuse_unsupported(
                 ),
             });
         }
+    }
+    if caps.missing.contains(FIB) {
+        refused.push(Refused {
+            object: format!("Node/{}", intent.node),
+            field: "service mode nftables".into(),
+            why: format!(
+                "the kernel has no {FIB}: packets to Services' addresses that no Service serves are not refused; enable it"
+            ),
+        });
     }
     for name in intent.policies.keys() {
         refused.push(Refused {
@@ -143,6 +162,8 @@ impl Front {
 pub(crate) enum Shared {
     /// The endpoint speaks to itself through a Service.
     Hairpin(IpAddr),
+    /// An address for traffic from outside, of some port.
+    Outside(IpAddr),
 }
 
 impl Shared {
@@ -151,6 +172,10 @@ impl Shared {
             Self::Hairpin(a) => {
                 let pair = KeyBytes::new().addr(a).addr(a).done();
                 (in_family("hairpin", Family::of(a)), Key::one(pair), Data::Member)
+            }
+            Self::Outside(a) => {
+                let key = Key::one(KeyBytes::new().addr(a).done());
+                (in_family("outside_ips", Family::of(a)), key, Data::Member)
             }
         }
     }
@@ -202,6 +227,10 @@ impl Fragment {
     fn cluster(&mut self, intent: &NodeIntent) {
         self.put_ranges("cluster_cidrs", &intent.cluster_cidrs);
         self.put_ranges("masqueraded", &intent.masqueraded);
+        self.put_ranges("service_cidrs", &intent.service_cidrs);
+        for (first, last) in merged(intent.balancer_ranges.iter().copied().collect()) {
+            self.put_range("balancer_ranges", first, last);
+        }
         for a in intent.addresses.iter().chain(intent.peers.values().flat_map(|p| &p.addresses)) {
             self.put_addr("node_addresses", *a);
         }
@@ -242,6 +271,7 @@ impl Fragment {
             self.internal(of, *ip);
         }
         for ip in svc.outside_ips() {
+            self.shared.push(Shared::Outside(ip));
             if svc.balancer_ips.contains(&ip) {
                 self.firewall(of, ip);
             }

@@ -6,6 +6,7 @@
 //! output ----> output4 ------+-> (nodeports4) node4_N
 //!                            +-> sticky4_N_Ts | sticky_node4_N_Ts   to the one that affinity4 remembers, see `sticky`
 //!                            +-> reject_no_endpoints | reject_unused_port | drop_no_local | drop_source_range
+//! late_prerouting, late_output -> unserved4 -> reject_unused_port | drop_no_service
 //! postrouting --------------> (externals4) masquerade_external | masquerade_local4, or masquerade_cluster4
 //! ```
 //!
@@ -50,6 +51,7 @@ pub(crate) const REJECT_NO_ENDPOINTS: &str = "reject_no_endpoints";
 pub(crate) const REJECT_UNUSED_PORT: &str = "reject_unused_port";
 pub(crate) const DROP_NO_LOCAL: &str = "drop_no_local";
 pub(crate) const DROP_SOURCE_RANGE: &str = "drop_source_range";
+pub(crate) const DROP_NO_SERVICE: &str = "drop_no_service";
 pub(crate) const MASQUERADE_EXTERNAL: &str = "masquerade_external";
 /// How the name of a chain ends that picks from this node's endpoints.
 pub(crate) const LOCAL: &str = "_local";
@@ -117,6 +119,9 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
         ("affinity", affinity),
         ("cluster_cidrs", shape(vec![addr], None, true)),
         ("cluster_ips", shape(vec![addr], None, false)),
+        ("service_cidrs", shape(vec![addr], None, true)),
+        ("outside_ips", shape(vec![addr], None, false)),
+        ("balancer_ranges", shape(vec![addr], None, true)),
         ("hairpin", shape(vec![addr, addr], None, false)),
         ("masqueraded", shape(vec![addr], None, true)),
         ("node_addresses", shape(vec![addr], None, false)),
@@ -215,11 +220,11 @@ pub(crate) const fn dport(dreg: Reg) -> Expr {
     Expr::Payload { base: PayloadBase::Transport, offset: 2, len: 2, dreg }
 }
 
-fn plain(exprs: Vec<Expr>) -> Rule {
+pub(crate) fn plain(exprs: Vec<Expr>) -> Rule {
     Rule { exprs, comment: None }
 }
 
-fn goto(chain: &str) -> Expr {
+pub(crate) fn goto(chain: &str) -> Expr {
     Expr::Verdict(Verdict::Goto(chain.into()))
 }
 
@@ -263,14 +268,14 @@ impl RuleBuilder {
     }
 
     /// `ip saddr [!=] @set`
-    fn saddr_in(mut self, set: &str, invert: bool) -> Self {
+    pub(crate) fn saddr_in(mut self, set: &str, invert: bool) -> Self {
         self.push(self.saddr(Reg(0)));
         self.lookup(set, LookupInto::Nothing, invert);
         self
     }
 
     /// `ip daddr [!=] @set`
-    fn daddr_in(mut self, set: &str, invert: bool) -> Self {
+    pub(crate) fn daddr_in(mut self, set: &str, invert: bool) -> Self {
         self.push(self.daddr(Reg(0)));
         self.lookup(set, LookupInto::Nothing, invert);
         self
@@ -436,7 +441,7 @@ pub(crate) fn tunnel_chains(outside: Family) -> [ChainRow; 2] {
     })
 }
 
-/// Every chain but those of [`Pick`] and of tunnels.
+/// Every chain but those of [`Pick`], of tunnels and the late ones.
 pub(crate) fn chains() -> Vec<ChainRow> {
     let hook = |point, priority| Some(Hook { kind: ChainKind::Nat, point, priority, drop: false });
     let by_family = |base: &str| -> Vec<Rule> {
@@ -511,7 +516,6 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
                 firewall(),
                 rule().saddr_in("cluster_cidrs", true).vip_vmap("local_services"),
                 rule().vip_vmap("services"),
-                rule().daddr_in("cluster_ips", false).then(goto(REJECT_UNUSED_PORT)),
                 rule()
                     .saddr_in("cluster_cidrs", true)
                     .daddr_in("node_port_addresses", false)
@@ -523,12 +527,7 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
             in_family("output", f),
             None,
             // A process of the node is inside the cluster: no local_services, no local_nodeports.
-            vec![
-                firewall(),
-                rule().vip_vmap("services"),
-                rule().daddr_in("cluster_ips", false).then(goto(REJECT_UNUSED_PORT)),
-                rule().then(goto(&rest)),
-            ],
+            vec![firewall(), rule().vip_vmap("services"), rule().then(goto(&rest))],
         ),
         (rest, None, vec![rule().daddr_in("node_port_addresses", false).port_vmap("nodeports")]),
         (in_family("postrouting", f), None, postrouting),

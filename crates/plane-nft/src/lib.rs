@@ -9,6 +9,7 @@ mod compile;
 pub mod foreign;
 mod image;
 mod key;
+mod late;
 mod layout;
 mod op;
 mod parse;

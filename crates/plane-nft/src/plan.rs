@@ -8,7 +8,7 @@ use intent::Endpoint;
 use plan::diff;
 use types::{Family, Proto};
 
-use crate::image::{Data, Image, Key, Set, Shape};
+use crate::image::{Chain, Data, Image, Key, Set, Shape};
 use crate::key::{KeyBytes, KeyReader};
 use crate::layout::{LOCAL_SLOT, NODE_SETS, VIP_SETS, in_family};
 use crate::op::{Forget, Op, RuleText};
@@ -85,16 +85,23 @@ pub(crate) fn plan_chunked(want: &Image, have: &Image, max: usize) -> Vec<Vec<Op
             first.push(Op::SetAdd(name.clone(), set.shape.clone()));
         }
     }
+    let rules = |name: &String, chain: &Chain| -> Vec<Op> {
+        let text = |r| RuleText(render::rule(r, &|set| want.sets.get(set).map(|s| s.shape.key.clone())));
+        chain.rules.iter().map(|r| Op::RuleAdd(name.clone(), r.clone(), text(r))).collect()
+    };
+    first.extend(chains.add.iter().flat_map(|(name, c)| rules(name, c)));
+    let mut batches = Vec::new();
+    if from.present && !first.is_empty() {
+        // A packet stays with the rules of the generation in which it came to its hook, but each lookup is in the
+        // generation of its moment (`nft_do_chain`, `nft_lookup_eval`). One that meets an element of the new generation
+        // half way must find rules in the chain that it leads to, or it goes on untranslated, and so does all of its
+        // flow: so new chains have a transaction of their own, before whatever leads to them.
+        batches.push(std::mem::take(&mut first));
+    }
     // A rule that is not ours may name what is to go, so its chain is emptied before anything is deleted.
     first.extend(chains.change.iter().map(|(name, ..)| Op::ChainFlush((*name).clone())));
+    first.extend(chains.change.iter().flat_map(|(name, c, _)| rules(name, c)));
     let leaving = chains.del.iter().map(|(name, _)| Op::ChainFlush((*name).clone()));
-    let refill = chains.change.iter().map(|(n, w, _)| (*n, *w)).chain(chains.add.iter().map(|(n, w)| (*n, *w)));
-    for (name, chain) in refill {
-        for r in &chain.rules {
-            let text = render::rule(r, &|set| want.sets.get(set).map(|s| s.shape.key.clone()));
-            first.push(Op::RuleAdd(name.clone(), r.clone(), RuleText(text)));
-        }
-    }
 
     let (stale, mut marks) = stale(want, have, from);
     let mut fronts: BTreeMap<FrontKey, Changes> = BTreeMap::new();
@@ -133,7 +140,6 @@ pub(crate) fn plan_chunked(want: &Image, have: &Image, max: usize) -> Vec<Vec<Op
     last.extend(chains.del.iter().map(|(name, _)| Op::ChainDel((*name).clone())));
 
     let total = first.len() + marks.len() + last.len() + fronts.values().map(Changes::len).sum::<usize>();
-    let mut batches = Vec::new();
     let mut batch = marks;
     let mut opening = first;
     if total > max && !rebuild {

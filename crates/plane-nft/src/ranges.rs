@@ -11,7 +11,8 @@ pub(crate) fn ranges<'a>(cidrs: impl IntoIterator<Item = &'a Cidr>) -> Vec<(IpAd
     merged(cidrs.into_iter().map(|c| (c.addr(), c.last())).collect())
 }
 
-fn merged(mut sorted: Vec<(IpAddr, IpAddr)>) -> Vec<(IpAddr, IpAddr)> {
+/// The same of first and last addresses.
+pub(crate) fn merged(mut sorted: Vec<(IpAddr, IpAddr)>) -> Vec<(IpAddr, IpAddr)> {
     sorted.sort();
     let mut out: Vec<(IpAddr, IpAddr)> = Vec::with_capacity(sorted.len());
     for (first, last) in sorted {

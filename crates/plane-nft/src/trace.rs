@@ -161,6 +161,7 @@ fn hook(image: &Image, point: HookPoint, flow: &mut Flow, choices: &mut Choices)
                 return Err(Verdict::Drop(match at.as_str() {
                     layout::DROP_NO_LOCAL => Drop::NoLocalEndpoints,
                     layout::DROP_SOURCE_RANGE => Drop::SourceRange,
+                    layout::DROP_NO_SERVICE => Drop::NoService,
                     _ => Drop::Policy,
                 }));
             }

@@ -95,7 +95,7 @@ impl Tracker {
         }
         compile::put(&mut image, self.shared.keys().map(|s| s.element()));
         image.chains.extend(self.picks.keys().map(|p| chain(*p)));
-        Compiled { image, refused: self.refused(intent) }
+        Compiled { image, refused: self.refused(intent, caps) }
     }
 
     /// The change from the last intent to this one, in which these Services are other than they were, with the ports that
@@ -148,7 +148,7 @@ impl Tracker {
             compile::put(&mut have, was.then(|| s.element()));
             compile::put(&mut want, self.shared.contains_key(&s).then(|| s.element()));
         }
-        Some(Compiled { image: Delta { want, have }, refused: self.refused(intent) })
+        Some(Compiled { image: Delta { want, have }, refused: self.refused(intent, caps) })
     }
 
     fn enter<'a>(
@@ -178,9 +178,9 @@ impl Tracker {
         }
     }
 
-    fn refused(&self, intent: &NodeIntent) -> Vec<Refused> {
+    fn refused(&self, intent: &NodeIntent, caps: &Caps) -> Vec<Refused> {
         let mut out: Vec<Refused> = self.refused.values().flatten().cloned().collect();
-        compile::refuse_unsupported(intent, &self.node_ports, &mut out);
+        compile::refuse_unsupported(intent, caps, &self.node_ports, &mut out);
         out.sort();
         out
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use types::{NodeName, ObjectName};
+use types::{Cidr, NodeName, ObjectName};
 
 use crate::load_balancer::{Lease, LoadBalancerPool};
 use crate::networks::Definition;
@@ -40,6 +40,8 @@ pub enum Object {
     NetworkAttachmentDefinition(Definition),
     /// A LoadBalancerPool.
     LoadBalancerPool(LoadBalancerPool),
+    /// A ServiceCIDR: its `spec.cidrs`.
+    ServiceCidr(Box<[Cidr]>),
     /// A Lease of an announcer.
     Lease(Lease),
 }
@@ -164,6 +166,9 @@ fn put(s: &mut ClusterSnapshot, p: Parsed, touched: &mut Vec<Key>) {
         Some(Object::LoadBalancerPool(o)) => {
             s.load_balancer_pools.insert((*name.name).into(), o);
         }
+        Some(Object::ServiceCidr(o)) => {
+            s.service_cidrs.insert((*name.name).into(), o);
+        }
         Some(Object::Lease(o)) => {
             s.leases.insert(name, o);
         }
@@ -221,6 +226,9 @@ fn remove(s: &mut ClusterSnapshot, key: &Key, touched: &mut Vec<Key>) {
         }
         Kind::LoadBalancerPool => {
             s.load_balancer_pools.remove(&*key.name.name);
+        }
+        Kind::ServiceCidr => {
+            s.service_cidrs.remove(&*key.name.name);
         }
         Kind::Lease => {
             s.leases.remove(&key.name);

@@ -33,6 +33,8 @@ pub struct Settings {
     /// `clusterCIDR`: the pod ranges of the cluster, comma separated, one of each family at most. Empty: the ranges
     /// of the nodes are all there is, and the controller allocates none.
     pub cluster_cidrs: Vec<Cidr>,
+    /// `serviceCIDR`: the ranges of cluster addresses, where the API has no ServiceCIDR that says so.
+    pub service_cidrs: Vec<Cidr>,
     /// `masquerade`: whether pods' traffic to outside takes the node's address (default true).
     pub masquerade: bool,
     /// `vni`.
@@ -85,6 +87,7 @@ impl Default for Settings {
             present: false,
             backend: Backend::Vxlan,
             cluster_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
             masquerade: true,
             vni: DEFAULT_VNI,
             vxlan_port: DEFAULT_VXLAN_PORT,
@@ -169,6 +172,7 @@ impl Settings {
                     .err()
                     .map(|_| format!("{value:?}: write true or false")),
                 "clusterCIDR" => cluster_cidrs(value).map(|c| s.cluster_cidrs = c).err(),
+                "serviceCIDR" => cidrs(value).map(|c| s.service_cidrs = c).err(),
                 "loadBalancerClass" => match value.split_once('/') {
                     Some((a, b)) if !a.is_empty() && !b.is_empty() => {
                         s.load_balancer_class = value.into();
@@ -198,7 +202,7 @@ impl Settings {
                     _ => Some(format!("{value:?}: write a number of seconds from 0 to 60; 0 hands over at once")),
                 },
                 _ => Some(
-                    "no such setting: remove it, or correct it to addressesOutsideIPAM, apiServer, backend, clusterCIDR, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, nodePortAddresses, vni or \
+                    "no such setting: remove it, or correct it to addressesOutsideIPAM, apiServer, backend, clusterCIDR, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, nodePortAddresses, serviceCIDR, vni or \
                      vxlanPort"
                         .into(),
                 ),

@@ -47,13 +47,15 @@ pub enum Kind {
     NetworkAttachmentDefinition,
     /// seaway.io LoadBalancerPool.
     LoadBalancerPool,
+    /// networking.k8s.io ServiceCIDR.
+    ServiceCidr,
     /// coordination.k8s.io Lease; only those of announcers count, and only announcers watch them.
     Lease,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -67,10 +69,11 @@ impl Kind {
         Kind::IPReservation,
         Kind::NetworkAttachmentDefinition,
         Kind::LoadBalancerPool,
+        Kind::ServiceCidr,
         Kind::Lease,
     ];
     /// Those that an agent needs.
-    pub const AGENT: [Kind; 11] = [
+    pub const AGENT: [Kind; 12] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -82,6 +85,7 @@ impl Kind {
         Kind::IPReservation,
         Kind::NetworkAttachmentDefinition,
         Kind::LoadBalancerPool,
+        Kind::ServiceCidr,
     ];
 
     /// `kind` in JSON.
@@ -101,6 +105,7 @@ impl Kind {
             Self::IPReservation => "IPReservation",
             Self::NetworkAttachmentDefinition => "NetworkAttachmentDefinition",
             Self::LoadBalancerPool => "LoadBalancerPool",
+            Self::ServiceCidr => "ServiceCIDR",
             Self::Lease => "Lease",
         }
     }
@@ -121,6 +126,7 @@ impl Kind {
             Self::IPBlock => (GROUP, VERSION, "ipblocks", false),
             Self::IPReservation => (GROUP, VERSION, "ipreservations", false),
             Self::LoadBalancerPool => (GROUP, VERSION, "loadbalancerpools", false),
+            Self::ServiceCidr => ("networking.k8s.io", "v1", "servicecidrs", false),
             Self::Lease => ("coordination.k8s.io", "v1", "leases", true),
             Self::NetworkAttachmentDefinition => {
                 (networks::GROUP, networks::VERSION, "network-attachment-definitions", true)
@@ -229,6 +235,8 @@ pub struct ClusterSnapshot {
     pub reservations: BTreeMap<Box<str>, IpReservation>,
     /// LoadBalancerPools.
     pub load_balancer_pools: BTreeMap<Box<str>, LoadBalancerPool>,
+    /// `spec.cidrs` of ServiceCIDRs: where the API server takes cluster addresses from.
+    pub service_cidrs: BTreeMap<Box<str>, Box<[Cidr]>>,
     /// Leases of announcers; empty but where one runs.
     pub leases: BTreeMap<ObjectName, Lease>,
     /// The slices of each Service: (namespace, Service, slice). [`crate::apply`] keeps it.
@@ -558,6 +566,7 @@ impl ClusterSnapshot {
             Kind::NetworkAttachmentDefinition => self.networks.keys().map(|n| Key { kind, name: n.clone() }).collect(),
             Kind::IPReservation => self.reservations.keys().map(|n| plain(n)).collect(),
             Kind::LoadBalancerPool => self.load_balancer_pools.keys().map(|n| plain(n)).collect(),
+            Kind::ServiceCidr => self.service_cidrs.keys().map(|n| plain(n)).collect(),
             Kind::Lease => self.leases.keys().map(named).collect(),
         };
         keys.extend(self.problems.keys().filter(|k| k.kind == kind).cloned());

@@ -45,8 +45,9 @@ impl WatchConfig {
     /// What controllers need.
     #[must_use]
     pub fn controllers() -> Self {
-        // Leases change several times a second, and only announcers ask for them.
-        Self { kinds: Kind::ALL.into_iter().filter(|k| *k != Kind::Lease).collect(), pods_of: None }
+        // Leases change several times a second, and only announcers ask for them; ranges of Services only agents.
+        let others = [Kind::Lease, Kind::ServiceCidr];
+        Self { kinds: Kind::ALL.into_iter().filter(|k| !others.contains(k)).collect(), pods_of: None }
     }
 }
 
@@ -288,7 +289,8 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
                     first = First::Paged;
                     break;
                 }
-                404 if defined_by_users(kind) => {
+                // An account that was made before the agent asked for the kind does without it as well.
+                404 | 403 if refused == 404 && optional(kind) || kind == Kind::ServiceCidr => {
                     if !shared.absent(kind) {
                         tracing::info!(%kind, "the server has no such kind: none is what there is, until it is defined");
                         shared.change(|s| gone(s, kind));
@@ -310,11 +312,11 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
     }
 }
 
-/// Whether a kind is served only where a `CustomResourceDefinition` says so. The API's own groups have no dot or end
-/// in `k8s.io`.
-fn defined_by_users(kind: Kind) -> bool {
+/// Whether a server may do without a kind: it is served only where a `CustomResourceDefinition` says so (the API's own
+/// groups have no dot or end in `k8s.io`), or from Kubernetes 1.33 on.
+fn optional(kind: Kind) -> bool {
     let group = kind.api().0;
-    group.contains('.') && !group.ends_with(".k8s.io")
+    kind == Kind::ServiceCidr || group.contains('.') && !group.ends_with(".k8s.io")
 }
 
 /// A kind that the server does not have: nothing is left of it, and that is the whole truth.

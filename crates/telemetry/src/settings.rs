@@ -140,6 +140,13 @@ pub const SETTINGS: &[Setting] = &[
         "More fields for that mode's plugin, e.g. `{\"master\": \"eth1\"}` for `macvlan`.",
     ),
     cluster(
+        "serviceCIDR",
+        "ranges with commas",
+        "",
+        "The ranges that the API server takes cluster addresses from (`--service-cluster-ip-range`); only where it has no \
+         ServiceCIDR objects, as before Kubernetes 1.33. Packets to an address there that no Service has are dropped.",
+    ),
+    cluster(
         "loadBalancerClass",
         "prefix/name",
         "seaway.io/load-balancer",

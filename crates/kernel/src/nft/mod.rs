@@ -38,6 +38,8 @@ pub struct Nftables {
     committed: Option<u32>,
     /// Something was deleted: the kernel frees it later, and lets who closes the socket before wait for it.
     deleted: bool,
+    /// Where the socket is, when that may be another namespace than the calling thread's.
+    netns: Option<Netns>,
 }
 
 impl Drop for Nftables {
@@ -53,12 +55,12 @@ fn message_type(kind: u16) -> u16 {
 }
 
 impl Nftables {
-    /// Opens a socket in the calling thread's namespace.
+    /// Opens a socket in the calling thread's namespace, which the thread is to stay in.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, committed: None, deleted: false })
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, committed: None, deleted: false, netns: None })
     }
 
     /// Opens a socket in `netns`, where it stays.
@@ -66,7 +68,9 @@ impl Nftables {
     /// # Errors
     /// When the namespace cannot be entered or the kernel refuses.
     pub fn open_in(netns: &Netns) -> io::Result<Self> {
-        netns.inside(Self::open)
+        let mut opened = netns.inside(Self::open)?;
+        opened.netns = Some(netns.clone());
+        Ok(opened)
     }
 
     /// The socket's port id, which marks the notifications that our own commits cause (`nlmsg_pid`).
@@ -350,7 +354,11 @@ impl Nftables {
         until_whole("commits by others overtook every reading", || {
             tries += 1;
             if tries > UNHEARD && others.is_none() {
-                others = Some(Others::open()?);
+                // Told of is what happens in the namespace that the socket listens in.
+                others = Some(match &self.netns {
+                    Some(ns) => ns.inside(Others::open)?,
+                    None => Others::open()?,
+                });
             }
             if let Some(o) = &mut others {
                 o.forget()?;

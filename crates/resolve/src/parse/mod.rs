@@ -77,6 +77,11 @@ fn read(kind: Kind, key: &Key, root: &At<'_>) -> Option<Object> {
         Kind::NetworkAttachmentDefinition => objects::definition(root).map(Object::NetworkAttachmentDefinition),
         Kind::IPReservation => Some(Object::IPReservation(pools::reservation(root))),
         Kind::LoadBalancerPool => load_balancer::pool(root).map(Object::LoadBalancerPool),
+        Kind::ServiceCidr => {
+            let (spec, key) = (root.get("spec"), "cidrs");
+            let cidrs = spec.get(key);
+            Some(Object::ServiceCidr(cidrs.items().filter_map(|c| c.parse()).collect()))
+        }
         Kind::Lease => Some(Object::Lease(load_balancer::lease(root))),
         Kind::Deployment | Kind::DaemonSet => Some(Object::Workload(objects::workload(root))),
     }

@@ -30,6 +30,7 @@ fn addr(name: &str, f: Family) -> IpAddr {
         "node1" => node_addr(f, 1),
         "world" => world(f, 1),
         "vip" => cluster_ip(f, 1),
+        "free" => cluster_ip(f, 200),
         "ext" => external_ip(f, 1),
         "lb" => external_ip(f, 2),
         "proxied" => external_ip(f, 3),
@@ -121,7 +122,7 @@ fn packet(from: &str, to: &str, f: Family) -> Packet {
 /// Both addresses of a name, for the text of objects: `$vip4`, `$vip6`.
 fn fill(text: &str) -> String {
     let mut out = text.to_owned();
-    for name in ["vip", "ext", "lb", "proxied"] {
+    for name in ["vip", "ext", "lb", "proxied", "node", "node1"] {
         for (f, digit) in [(Family::V4, '4'), (Family::V6, '6')] {
             out = out.replace(&format!("${name}{digit}"), &addr(name, f).to_string());
         }
@@ -201,10 +202,15 @@ fn objects(case: &Case) -> Vec<Value> {
     let mut service = json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "web", "namespace": "default", "labels": {}}, "status": {"loadBalancer": {}}});
     let mut data = json!({"clusterCIDR": "10.244.0.0/16,fd00:10:244::/48", "backend": "host-gw"});
+    let mut further = Vec::new();
     for (k, v) in over {
         match k.as_str() {
             "labels" => service["metadata"]["labels"] = v,
             "status" => service["status"]["loadBalancer"]["ingress"] = v,
+            "serviceCIDRs" => further.push(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+                "metadata": {"name": "kubernetes"}, "spec": {"cidrs": v}})),
+            "pools" => further.push(json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool",
+                "metadata": {"name": "public"}, "spec": {"addresses": v}})),
             "settings" => v.as_object().unwrap().iter().for_each(|(k, v)| data[k] = v.clone()),
             _ => spec[k] = v,
         }
@@ -216,6 +222,7 @@ fn objects(case: &Case) -> Vec<Value> {
     let mut out = vec![node("node0", "a", &own, 0), node("node1", "b", &other, 1), service];
     out.push(json!({"apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "seaway", "namespace": "kube-system"}, "data": data}));
+    out.append(&mut further);
     out.extend(case.slices.iter().enumerate().flat_map(|(n, s)| slices(n, s)));
     out
 }

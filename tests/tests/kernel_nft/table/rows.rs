@@ -2,12 +2,13 @@
 //!
 //! Names stand for addresses of the family that a case runs in: `p0 p1 p2` are pods of this node (zone a), `far` is a
 //! pod of node1 (zone b), `node` and `node2` are this node's first and second address, `node1` is the other node's,
-//! `world` is outside the cluster; `vip ext lb proxied` are addresses of Services.
+//! `world` is outside the cluster; `vip ext lb proxied` are addresses of Services, `free` would be one.
 
 /// One Service, its slices, and packets.
 pub struct Case {
     pub name: &'static str,
-    /// Fields of `spec` over those of [`SERVICE`]; `status` and `labels` are of the object.
+    /// Fields of `spec` over those of [`SERVICE`]; `status` and `labels` are of the object. `settings` are the cluster's,
+    /// `serviceCIDRs` and `pools` further objects, of these ranges and load balancers' addresses.
     pub service: &'static str,
     /// Endpoints as `name=port,..[@version][ headless]: endpoint condition.., ..`. Conditions: `unready`, `going`
     /// (serving while it terminates), `gone` (no longer serving), `zones=a+b`, `nodes=node0`.
@@ -85,7 +86,80 @@ pub const CASES: &[Case] = &[
             ("far", "vip:80", "any p0:8080 keep"),
             // ipMode Proxy: the load balancer itself must see it.
             ("p0", "proxied:80", "plain leavesCluster"),
-            ("world", "lb:81", "plain keep"),
+            // It was led here, so nobody else serves it; from inside it may be on its way to another balancer's port.
+            ("world", "lb:81", "reject unusedPort"),
+            ("node1", "lb:80/udp", "reject unusedPort"),
+            ("world", "ext:81", "reject unusedPort"),
+            ("world", "lb ping", "reject unusedPort"),
+            ("p1", "lb:81", "plain leavesCluster"),
+            ("far", "lb:81", "plain keep"),
+            ("node", "lb:81", "plain keep"),
+            // Of that address Services know nothing.
+            ("world", "proxied:81", "plain keep"),
+        ],
+    },
+    Case {
+        name: "a load balancer's address of our own pool: unused ports are nobody's",
+        service: r#"{"type": "LoadBalancer", "pools": ["$lb4", "$lb6"], "externalIPs": ["$ext4", "$ext6"],
+            "status": [{"ip": "$lb4"}, {"ip": "$lb6"}]}"#,
+        slices: &["http=8080: p0"],
+        asks: &[
+            ("p1", "lb:80", "any p0:8080 policyCluster"),
+            ("p1", "lb:81", "reject unusedPort"),
+            ("far", "lb:81", "reject unusedPort"),
+            ("node", "lb:80/udp", "reject unusedPort"),
+            ("node", "lb ping", "reject unusedPort"),
+            ("world", "lb:81", "reject unusedPort"),
+            ("p1", "ext:81", "plain leavesCluster"),
+        ],
+    },
+    Case {
+        name: "a load balancer's address that is a node's: the rest of its ports are the machine's",
+        service: r#"{"type": "LoadBalancer", "externalIPs": ["$node14", "$node16"], "pools": ["$node4", "$node6"],
+            "status": [{"ip": "$node4"}, {"ip": "$node6"}]}"#,
+        slices: &["http=8080: p0"],
+        asks: &[
+            ("world", "node:80", "any p0:8080 policyCluster"),
+            ("world", "node:8081", "plain keep"),
+            ("p1", "node:8081", "plain keep"),
+            ("p1", "node1:80", "any p0:8080 policyCluster"),
+            ("p1", "node1:8081", "plain keep"),
+            ("world", "node1:8081", "plain keep"),
+        ],
+    },
+    Case {
+        name: "addresses of ServiceCIDRs that no Service has",
+        service: r#"{"serviceCIDRs": ["10.96.0.0/16", "fd00:10:96::/112"],
+            "settings": {"serviceCIDR": "203.0.113.0/24,2001:db8:ffff::/64"}}"#,
+        slices: &["http=8080: p0"],
+        asks: &[
+            ("p1", "vip:80", "any p0:8080 keep"),
+            ("p1", "vip:81", "reject unusedPort"),
+            ("p1", "free:80", "drop noService"),
+            ("p1", "free:80/udp", "drop noService"),
+            ("node", "free:80", "drop noService"),
+            ("world", "free:443", "drop noService"),
+            ("p1", "free ping", "drop noService"),
+            // The objects say which ranges there are, not the setting.
+            ("p1", "world:8080", "plain leavesCluster"),
+        ],
+    },
+    Case {
+        name: "the range of cluster addresses by setting, where the API has no ServiceCIDR",
+        service: r#"{"settings": {"serviceCIDR": "10.96.0.0/16, fd00:10:96::/112"}}"#,
+        slices: &["http=8080: p0"],
+        asks: &[("p1", "free:80", "drop noService"), ("p1", "vip:81", "reject unusedPort")],
+    },
+    Case {
+        name: "a range of cluster addresses that is too large: pods and nodes in it are served",
+        service: r#"{"serviceCIDRs": ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]}"#,
+        slices: &["http=8080: p0"],
+        asks: &[
+            ("p1", "p0:8080", "plain keep"),
+            ("p1", "node:8080", "plain keep"),
+            ("world", "p0:8080", "plain keep"),
+            ("p1", "node1:8080", "plain keep"),
+            ("p1", "free:80", "drop noService"),
         ],
     },
     Case {
