@@ -36,6 +36,9 @@ pub struct ApiserverArgs {
     /// Where pods reach this API: the endpoints of default/kubernetes
     #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
     advertise: Vec<SocketAddr>,
+    /// Where the nodes' kubelets serve logs, commands and ports of pods: a unix socket, with {node} for the node's name
+    #[arg(long, value_name = "PATH")]
+    kubelet_socket: Option<PathBuf>,
     #[command(flatten)]
     log: crate::logging::LogArgs,
 }
@@ -47,6 +50,7 @@ pub fn run(args: ApiserverArgs) -> anyhow::Result<ExitCode> {
     config.unix = args.unix;
     config.service_cidrs = args.service_cidr;
     config.advertise = args.advertise;
+    config.kubelet_sockets = args.kubelet_socket;
     if !args.tls.is_empty() {
         config.tls = Some(TlsConfig { addrs: args.tls, ..TlsConfig::default() });
     }

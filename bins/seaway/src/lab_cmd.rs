@@ -53,7 +53,11 @@ pub fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
             lab::shim::run(&files, &a.namespaces.into(), a.cwd.as_deref(), &a.argv)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Enter(a) => Err(lab::shim::exec(&a.namespaces.into(), a.session, &a.argv).into()),
+        Command::Enter(a) => {
+            let (e, code) = lab::shim::exec(&a.namespaces.into(), a.session, a.tty, &a.argv);
+            eprintln!("error: {e}");
+            Ok(ExitCode::from(code))
+        }
         Command::Echo(a) => {
             let id = lab::echo::Identity { pod: a.pod, node: a.node };
             runtime()?.block_on(lab::echo::serve(id, &a.ports))?;

@@ -24,7 +24,7 @@ use crate::resource::{Resource, core};
 use crate::selector::Selector;
 use crate::store::{Store, Stored, Tx};
 use crate::util::{list_at, obj, str_at};
-use crate::{discovery, patch};
+use crate::{discovery, kubelet, patch, review};
 
 /// The running API: everything a request needs.
 #[derive(Debug)]
@@ -34,6 +34,10 @@ pub(crate) struct Api {
     pub(crate) bookmark_interval: Duration,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) metrics: Metrics,
+    /// Where the kubelets listen: a path with `{node}` in it.
+    pub(crate) kubelet_sockets: Option<std::path::PathBuf>,
+    /// What is open to kubelets.
+    pub(crate) streams: Arc<tokio::sync::Semaphore>,
 }
 
 /// What a path means.
@@ -155,12 +159,27 @@ where
         let name = str_at(&body, &["metadata", "name"]).to_owned();
         return binding(api, ns, name, body, false).await;
     }
-    let target = target(&api.store, group, &version, rest)?;
     let q = Query::parse(req.uri().query());
+    let target = target(&api.store, group, &version, rest)?;
+    if target.res.schema == "Pod" && kubelet::SUBRESOURCES.contains(&target.sub.as_str()) {
+        let allowed = req.method() == Method::GET || req.method() == Method::POST && target.sub != "log";
+        if !allowed || target.name.is_empty() {
+            return Err(Status::method_not_allowed(req.method().as_str()));
+        }
+        return kubelet::serve(api, &target.ns, &target.name, &target.sub, q.get("container"), req).await;
+    }
     let view = negotiate(req.headers())?;
     let method = req.method().clone();
     let content_type = content_type(req.headers());
     let body = read_body(req.into_body()).await?;
+    if review::is(&target.res) {
+        if method != Method::POST || !target.name.is_empty() {
+            return Err(Status::method_not_allowed(method.as_str()));
+        }
+        let mut v = decode(&content_type, &body)?;
+        shape(&target.res, &mut v, Unknown::Ignore)?;
+        return review::answer(&target.res, v).map(|v| respond(201, &v));
+    }
     let deprecated: Vec<String> = target.res.custom.iter().filter_map(|c| c.warning.clone()).collect();
     let call = Call { api, target, q, view, content_type, body };
     let mut answer = verb(call, &method).await?;
@@ -435,7 +454,8 @@ impl Call<'_> {
         let body = if self.body.is_empty() { json!({}) } else { decode(&self.content_type, &self.body)? };
         let options = DeleteOptions::parse(&body["deleteOptions"])?;
         let (res, key) = (self.target.res.clone(), self.target.res.key(&self.target.ns, &self.target.name));
-        self.api.store.write(self.dry()?, move |tx| objects::delete(tx, &res, &key, &options)).await?;
+        let dry = self.dry()? || list_at(&body, &["deleteOptions", "dryRun"]).iter().any(|d| d == "All");
+        self.api.store.write(dry, move |tx| objects::delete(tx, &res, &key, &options)).await?;
         Ok(respond(
             201,
             &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),

@@ -24,6 +24,9 @@ pub struct Config {
     pub node_ports: RangeInclusive<u16>,
     /// Where the API is reachable for pods: the endpoints of `default/kubernetes`. Empty: no EndpointSlice is written.
     pub advertise: Vec<SocketAddr>,
+    /// Where the kubelets serve logs, commands and ports of pods: the path of a unix socket with `{node}` in it. `None`: the
+    /// server has none of these.
+    pub kubelet_sockets: Option<PathBuf>,
     /// How many past events each kind keeps for watches that resume.
     pub history: usize,
     /// How long an Event is kept after it was seen last.
@@ -58,6 +61,7 @@ impl Config {
             service_cidrs: cidrs.iter().filter_map(|c| c.parse().ok()).collect(),
             node_ports: 30000..=32767,
             advertise: Vec::new(),
+            kubelet_sockets: None,
             history: 4096,
             event_ttl: Duration::from_secs(3600),
             bookmark_interval: Duration::from_secs(30),

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::resource::{Resource, VERBS};
+use crate::resource::Resource;
 use crate::schema;
 
 /// The Kubernetes version whose API this is.
 pub(crate) fn version() -> Value {
-    json!({"major": "1", "minor": "32", "gitVersion": concat!("v1.32.0+seaway-", env!("CARGO_PKG_VERSION")),
+    json!({"major": "1", "minor": "36", "gitVersion": concat!("v1.36.0+seaway-", env!("CARGO_PKG_VERSION")),
         "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none",
         "compiler": "rustc", "platform": format!("linux/{}", if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" })})
 }
@@ -82,6 +82,10 @@ fn subresource<'a>(r: &'a Resource, sub: &str) -> (&'a str, &'a str, &'a str, &'
     match sub {
         "binding" => ("", "v1", "Binding", &["create"]),
         "eviction" => ("policy", "v1", "Eviction", &["create"]),
+        "attach" => ("", "v1", "PodAttachOptions", &["create", "get"]),
+        "exec" => ("", "v1", "PodExecOptions", &["create", "get"]),
+        "portforward" => ("", "v1", "PodPortForwardOptions", &["create", "get"]),
+        "log" => (&r.group, &r.version, &r.kind, &["get"]),
         "scale" => ("autoscaling", "v1", "Scale", &["get", "patch", "update"]),
         "finalize" => (&r.group, &r.version, &r.kind, &["update"]),
         _ => (&r.group, &r.version, &r.kind, &["get", "patch", "update"]),
@@ -97,7 +101,7 @@ pub(crate) fn resources(all: &All, group: &str, version: &str) -> Option<Value> 
     let mut list = Vec::new();
     for r in rows {
         list.push(json!({"name": r.plural, "singularName": r.singular, "namespaced": r.namespaced, "kind": r.kind,
-            "verbs": VERBS, "shortNames": r.short, "categories": r.categories}));
+            "verbs": r.verbs, "shortNames": r.short, "categories": r.categories}));
         for sub in r.subresources {
             let (g, v, k, verbs) = subresource(r, sub);
             list.push(json!({"name": format!("{}/{sub}", r.plural), "singularName": "", "namespaced": r.namespaced,
@@ -120,7 +124,7 @@ fn aggregated_row(r: &Resource) -> Value {
         .collect();
     json!({"resource": r.plural, "responseKind": {"group": r.group, "version": r.version, "kind": r.kind},
         "scope": if r.namespaced { "Namespaced" } else { "Cluster" }, "singularResource": r.singular,
-        "verbs": VERBS, "shortNames": r.short, "categories": r.categories, "subresources": subs})
+        "verbs": r.verbs, "shortNames": r.short, "categories": r.categories, "subresources": subs})
 }
 
 /// Aggregated discovery (KEP-3352): the core group for `/api`, the others for `/apis`.
@@ -252,7 +256,7 @@ pub(crate) fn openapi(all: &All, group: &str, version: &str) -> Option<Value> {
                 "delete": operation(r, "delete", &name, true)}),
         );
     }
-    Some(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths,
+    Some(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths,
         "components": {"schemas": schemas}}))
 }
 
@@ -261,7 +265,7 @@ pub(crate) fn openapi_v2(all: &All) -> Value {
     let rows: Vec<&Resource> = all.iter().map(|r| &**r).collect();
     let text = json!(components(&rows)).to_string().replace("#/components/schemas/", "#/definitions/");
     let definitions: Value = serde_json::from_str(&text).unwrap_or_default();
-    json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": {}, "definitions": definitions})
+    json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": {}, "definitions": definitions})
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use futures::stream::{Stream, StreamExt};
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
-use hyper::body::{Body, Frame};
+use hyper::body::{Body, Frame, Incoming};
 use serde_json::Value;
 
 use crate::error::{Result, Status};
@@ -197,6 +197,20 @@ pub(crate) fn wants_aggregated(headers: &HeaderMap) -> bool {
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Out {
     Full::new(bytes.into()).boxed_unsync()
+}
+
+pub(crate) fn empty() -> Out {
+    full(Bytes::new())
+}
+
+/// The body of another server's response, passed on piece by piece; `held` is let go at its end. A body that breaks ends.
+pub(crate) fn passed_on(body: Incoming, held: impl Send + 'static) -> Out {
+    let whole = body.into_data_stream().take_while(|b| std::future::ready(b.is_ok()));
+    let pieces = whole.map(move |b| {
+        let _ = &held;
+        Ok::<_, Infallible>(Frame::data(b.unwrap_or_default()))
+    });
+    StreamBody::new(pieces).boxed_unsync()
 }
 
 /// A response of JSON text.

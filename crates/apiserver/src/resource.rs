@@ -43,6 +43,8 @@ pub(crate) struct Resource {
     pub(crate) short: Vec<Text>,
     pub(crate) categories: Vec<Text>,
     pub(crate) namespaced: bool,
+    /// What clients may do with it.
+    pub(crate) verbs: &'static [&'static str],
     pub(crate) subresources: &'static [&'static str],
     /// The first part of a key in the file, and the name of the objects' place in memory: `pods`, `deployments.apps`.
     /// Two views of the same objects share one.
@@ -93,8 +95,8 @@ impl Resource {
     }
 }
 
-/// Every verb a main resource has.
-pub(crate) const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// Every verb of objects that are kept.
+const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// A row of the core group; for the rows that the server itself needs.
 pub(crate) fn core(plural: &'static str) -> &'static Arc<Resource> {
@@ -191,6 +193,7 @@ pub(crate) fn base() -> Resource {
         short: Vec::new(),
         categories: Vec::new(),
         namespaced: true,
+        verbs: VERBS,
         subresources: &[],
         storage: "".into(),
         view: false,
@@ -216,6 +219,21 @@ pub(crate) static RESOURCES: LazyLock<Vec<Arc<Resource>>> = LazyLock::new(|| {
     };
     rows().into_iter().map(complete).collect()
 });
+
+/// A question that is answered and not kept.
+fn review(group: &'static str, kind: &'static str, namespaced: bool) -> Resource {
+    let singular = kind.to_ascii_lowercase();
+    Resource {
+        group: group.into(),
+        plural: format!("{singular}s").into(),
+        singular: singular.into(),
+        kind: kind.into(),
+        namespaced,
+        verbs: &["create"],
+        schema: kind,
+        ..base()
+    }
+}
 
 #[allow(clippy::too_many_lines)] // a table
 fn rows() -> Vec<Resource> {
@@ -254,7 +272,16 @@ fn rows() -> Vec<Resource> {
             kind: "Pod".into(),
             short: vec!["po".into()],
             categories: vec!["all".into()],
-            subresources: &["status", "binding", "eviction", "ephemeralcontainers"],
+            subresources: &[
+                "status",
+                "attach",
+                "binding",
+                "ephemeralcontainers",
+                "eviction",
+                "exec",
+                "log",
+                "portforward",
+            ],
             schema: "Pod",
             columns: table::POD,
             fields: POD_FIELDS,
@@ -468,6 +495,11 @@ fn rows() -> Vec<Resource> {
             validate: crate::crd::validate,
             ..base()
         },
+        review("authentication.k8s.io", "SelfSubjectReview", false),
+        review("authorization.k8s.io", "LocalSubjectAccessReview", true),
+        review("authorization.k8s.io", "SelfSubjectAccessReview", false),
+        review("authorization.k8s.io", "SelfSubjectRulesReview", false),
+        review("authorization.k8s.io", "SubjectAccessReview", false),
         // The newer view of core events; stored as those.
         Resource {
             group: "events.k8s.io".into(),

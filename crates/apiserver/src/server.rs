@@ -66,6 +66,13 @@ fn check(config: &Config) -> Result<(), ServeError> {
         return bad("node_ports", format!("{:?} holds no port", config.node_ports), "give a range such as 30000-32767");
     }
     let tls = config.tls.as_ref().is_some_and(|t| !t.addrs.is_empty() || !t.listeners.is_empty());
+    if let Some(p) = config.kubelet_sockets.as_ref().filter(|p| !p.to_string_lossy().contains("{node}")) {
+        return bad(
+            "kubelet_sockets",
+            format!("{} is one socket for all nodes", p.display()),
+            "put {node} where the node's name belongs",
+        );
+    }
     if config.unix.is_none() && !tls {
         return bad("unix, tls", "there is nothing to listen on".into(), "give a unix socket or a TLS address");
     }
@@ -154,6 +161,8 @@ impl Server {
             bookmark_interval: config.bookmark_interval,
             stop: stopped,
             metrics: Metrics::default(),
+            kubelet_sockets: config.kubelet_sockets,
+            streams: Arc::new(Semaphore::new(crate::kubelet::MAX_STREAMS)),
         });
         let port = config.advertise.first().or(addrs.first()).map_or(6443, SocketAddr::port);
         bootstrap(&api, &config.advertise, port).await.map_err(|s| ServeError::Store {
@@ -302,7 +311,7 @@ where
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE * 12).max_buf_size(64 << 10);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(30));
-    let conn = builder.serve_connection(TokioIo::new(io), service);
+    let conn = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
     tokio::pin!(conn);
     loop {
         tokio::select! {

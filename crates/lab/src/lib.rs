@@ -8,6 +8,7 @@ pub mod dns_files;
 pub mod down;
 pub mod echo;
 mod error;
+pub mod kubelet;
 pub mod manifest;
 pub mod matrix;
 pub mod name;

@@ -188,6 +188,11 @@ impl NodeDir {
     pub fn ipam(&self) -> PathBuf {
         self.root.join("ipam")
     }
+    /// Where the pod runner serves logs, commands and ports of its pods.
+    #[must_use]
+    pub fn kubelet_sock(&self) -> PathBuf {
+        self.root.join("kubelet.sock")
+    }
     /// One directory per pod, by UID.
     #[must_use]
     pub fn pods(&self) -> PathBuf {

@@ -4,6 +4,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::name::NodeDir;
 use crate::ns::{self, Enter};
 use crate::record::Lab;
 use crate::runner::{Network, PodDir, Record};
@@ -31,29 +32,34 @@ pub struct Found {
 /// All, by namespace and name.
 #[must_use]
 pub fn all(lab: &Lab) -> Vec<Found> {
-    let mut v = Vec::new();
-    for n in &lab.nodes {
-        for (uid, dir) in PodDir::all(&lab.spec.name.dir().node(&n.name).pods()) {
-            let Ok(Some(record)) = dir.load() else { continue };
-            let netns = match &record.network {
-                Network::Host => Some(ns::path(&n.netns)),
-                Network::Begun { netns, .. } | Network::Attached { netns, .. } => Some(ns::path(netns)),
-                Network::Released => None,
-            };
-            let m = &record.pod.metadata;
-            v.push(Found {
-                namespace: m.namespace.clone().unwrap_or_default(),
-                name: m.name.clone().unwrap_or_default(),
-                uid,
-                node: n.name.clone(),
-                netns,
-                dir,
-                record,
-            });
-        }
-    }
+    let of = |n: &crate::topology::Node| of_node(&n.name, &n.netns, &lab.spec.name.dir().node(&n.name));
+    let mut v: Vec<Found> = lab.nodes.iter().flat_map(of).collect();
     v.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     v
+}
+
+/// Those of one node, by UID.
+#[must_use]
+pub fn of_node(node: &str, netns: &str, dir: &NodeDir) -> Vec<Found> {
+    let found = |(uid, dir): (String, PodDir)| {
+        let record = dir.load().ok().flatten()?;
+        let netns = match &record.network {
+            Network::Host => Some(ns::path(netns)),
+            Network::Begun { netns, .. } | Network::Attached { netns, .. } => Some(ns::path(netns)),
+            Network::Released => None,
+        };
+        let m = &record.pod.metadata;
+        Some(Found {
+            namespace: m.namespace.clone().unwrap_or_default(),
+            name: m.name.clone().unwrap_or_default(),
+            uid,
+            node: node.to_owned(),
+            netns,
+            dir,
+            record,
+        })
+    };
+    PodDir::all(&dir.pods()).into_iter().filter_map(found).collect()
 }
 
 /// The pod a person means: `NAMESPACE/NAME`, `NAME`, or the beginning of a name as far as a dash (`web` for

@@ -1,11 +1,16 @@
 //! The parent of every container: a process of its own, so that the container's exit status is not lost when the pod
 //! runner dies, and a runner that comes back finds everything in files.
 
+use std::fs::File;
+use std::io::Write;
+use std::mem::MaybeUninit;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use rustix::fs::inotify;
 use rustix::process::{Pid, Signal, kill_process_group, setsid};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +40,62 @@ pub struct Ended {
     pub error: Option<String>,
     /// When (RFC 3339).
     pub at: String,
+}
+
+/// A note on a log: how long it was, and when. Containers write their logs themselves, so that they do not depend on
+/// anybody; what they wrote when is noted by their shim, and lost with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Bytes.
+    pub len: u64,
+    /// Nanoseconds of the epoch.
+    pub nanos: i64,
+}
+
+impl Stamp {
+    /// Bytes of a note in its file.
+    pub const SIZE: usize = 16;
+    /// As it is in the file: both numbers, little end first.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        (u128::from(self.len) | u128::from(self.nanos.cast_unsigned()) << 64).to_le_bytes()
+    }
+    /// Reads one.
+    #[must_use]
+    pub fn from_bytes(b: [u8; Self::SIZE]) -> Self {
+        let [a, b] = [0, 8].map(|i| std::array::from_fn(|k| b[i + k]));
+        Self { len: u64::from_le_bytes(a), nanos: i64::from_le_bytes(b) }
+    }
+}
+
+/// At most so often is a note made.
+const NOTE_EVERY: Duration = Duration::from_millis(50);
+
+/// Notes the length of a log now.
+fn note(log: &Path, times: &mut File) -> Option<()> {
+    let stamp = Stamp { len: std::fs::metadata(log).ok()?.len(), nanos: crate::kubelet::logs::now() };
+    times.write_all(&stamp.to_bytes()).ok()
+}
+
+/// Notes the length of a log whenever it grows, on a thread of its own; without a log, nothing. Whoever holds the file can
+/// add the last note.
+fn keep_time(files: &RunFiles) -> Option<File> {
+    let log = files.log();
+    let times = File::options().append(true).create(true).open(files.times()).ok()?;
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).ok()?;
+    inotify::add_watch(&watch, &log, inotify::WatchFlags::MODIFY).ok()?;
+    let mut mine = times.try_clone().ok()?;
+    std::thread::spawn(move || {
+        let mut buf = [const { MaybeUninit::uninit() }; 4096];
+        let mut changes = inotify::Reader::new(watch, &mut buf);
+        while changes.next().is_ok() {
+            if note(&log, &mut mine).is_none() {
+                return;
+            }
+            std::thread::sleep(NOTE_EVERY);
+        }
+    });
+    Some(times)
 }
 
 /// The files of one run of a container.
@@ -69,6 +130,11 @@ impl RunFiles {
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.dir.join(format!("{}.log", self.attempt))
+    }
+    /// A [`Stamp`] for each time the log had grown.
+    #[must_use]
+    pub fn times(&self) -> PathBuf {
+        self.dir.join(format!("{}.times", self.attempt))
     }
     /// Reads [`Started`], if it is there.
     #[must_use]
@@ -112,6 +178,7 @@ pub fn run(files: &RunFiles, enter: &Enter, cwd: Option<&Path>, argv: &[String])
     if let Some(d) = cwd {
         command.current_dir(d);
     }
+    let mut times = keep_time(files);
     let mut child = match command.spawn() {
         Ok(c) => c,
         Err(e) => {
@@ -129,23 +196,31 @@ pub fn run(files: &RunFiles, enter: &Enter, cwd: Option<&Path>, argv: &[String])
         // ESRCH when the group is empty, the usual case.
         let _ = kill_process_group(group, Signal::KILL);
     }
+    if let Some(t) = &mut times {
+        note(&files.log(), t);
+    }
     let signal = status.signal();
     let code = status.code().unwrap_or(128 + signal.unwrap_or(0));
     write_json(&files.ended(), &Ended { code, signal, error: None, at: now() })
 }
 
-/// Enters and becomes `argv`; returns only when that fails.
+/// Enters and becomes `argv`; returns only when that fails, with the exit code that shells give for it. With `tty` its
+/// standard input, a terminal, becomes the one of its session.
 #[must_use]
-pub fn exec(enter: &Enter, session: bool, argv: &[String]) -> LabError {
+pub fn exec(enter: &Enter, session: bool, tty: bool, argv: &[String]) -> (LabError, u8) {
     if session {
         let _ = setsid();
     }
-    if let Err(e) = enter.enter() {
-        return e;
+    if tty && let Err(e) = rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()) {
+        return (LabError::new(format!("terminal: {e}")), 126);
     }
-    let Some((program, args)) = argv.split_first() else { return LabError::new("the command is empty") };
+    if let Err(e) = enter.enter() {
+        return (e, 126);
+    }
+    let Some((program, args)) = argv.split_first() else { return (LabError::new("the command is empty"), 126) };
     let e = Command::new(program).args(args).exec();
-    LabError::new(format!("exec {program:?}: {e}"))
+    let code = if e.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+    (LabError::new(format!("exec {program:?}: {e}")), code)
 }
 
 #[cfg(test)]

@@ -159,6 +159,7 @@ fn spawn_apiserver(lab: &Lab, exe: &Path) -> Result<(), LabError> {
     args.extend(["--kubeconfig".into(), shown(&dir.kubeconfig())]);
     args.extend(["--cluster-name".into(), format!("seaway-{}", lab.spec.name)]);
     args.extend(["--service-cidr".into(), list(&lab.service_cidrs)]);
+    args.extend(["--kubelet-socket".into(), shown(&dir.node("{node}").kubelet_sock())]);
     spawn(lab, exe, "apiserver", None, &args)
 }
 

@@ -311,6 +311,8 @@ pub struct EnterArgs {
     pub namespaces: Namespaces,
     #[arg(long)]
     pub session: bool,
+    #[arg(long)]
+    pub tty: bool,
     #[arg(last = true, required = true)]
     pub argv: Vec<String>,
 }

@@ -90,7 +90,7 @@ data: {a: '1', b: '2'}
 async fn apply_get_change_and_delete() {
     let h = Host::tls().await;
     let k = Kubectl(&h);
-    assert!(k.ok(&["version"]).await.contains("Server Version: v1.32"));
+    assert!(k.ok(&["version"]).await.contains("Server Version: v1.36"));
     k.file("shop.yaml", SHOP);
     let out = k.ok(&["apply", "-f", "shop.yaml"]).await;
     assert_eq!(rows(&out)[1], ["deployment.apps/web", "created"]);

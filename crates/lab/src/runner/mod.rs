@@ -132,6 +132,7 @@ pub async fn run(config: Config) -> Result<(), LabError> {
     });
     let mut background = JoinSet::new();
     background.spawn(node::keep(context.clone(), host_ips_tx));
+    background.spawn(crate::kubelet::serve(context.config.clone()));
     background.spawn(follow_services(context.clone()));
     background.spawn(collect_garbage(context.clone()));
 

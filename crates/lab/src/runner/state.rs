@@ -138,7 +138,7 @@ impl PodDir {
         // Of old runs only the last is kept, for `logs --previous`.
         if let Some(old) = n.checked_sub(2) {
             let f = RunFiles::new(&dir, old);
-            for p in [f.log(), f.started(), f.ended()] {
+            for p in [f.log(), f.times(), f.started(), f.ended()] {
                 let _ = std::fs::remove_file(p);
             }
         }
