@@ -260,10 +260,14 @@ impl Custom {
     /// The schema as OpenAPI v3 publishes it.
     pub(crate) fn openapi(&self) -> Value {
         let mut s = self.raw.clone();
-        for key in ["apiVersion", "kind"] {
-            s["properties"][key] = json!({"type": "string"});
+        for (key, what) in [
+            ("apiVersion", "The group and version by which the object is written, such as example.com/v1."),
+            ("kind", "What the object is. It cannot be changed."),
+        ] {
+            s["properties"][key] = json!({"type": "string", "description": what});
         }
-        s["properties"]["metadata"] = json!({"allOf": [{"$ref": "#/components/schemas/ObjectMeta"}], "default": {}});
+        s["properties"]["metadata"] = json!({"allOf": [{"$ref": "#/components/schemas/ObjectMeta"}], "default": {},
+            "description": "Name, labels, annotations and what else every object has."});
         if let Some(Value::Object(p)) = s.get_mut("properties") {
             for (_, sub) in p.iter_mut().filter(|(k, _)| *k != "metadata") {
                 strip(sub);

@@ -255,6 +255,20 @@ fn take(tree: &mut Value, keys: &[String]) {
     }
 }
 
+/// Whose fields would be taken: the managers and paths, as clients know the sentence (apimachinery `managedfields`).
+fn refusal(found: &[(String, String)]) -> String {
+    if let [(who, path)] = found {
+        return format!("Apply failed with 1 conflict: conflict with {who:?}: {path}");
+    }
+    let mut by_manager: std::collections::BTreeMap<&str, Vec<&str>> = std::collections::BTreeMap::new();
+    for (who, path) in found {
+        by_manager.entry(who).or_default().push(path);
+    }
+    let each = |(who, paths): (&str, Vec<&str>)| format!("conflicts with {who:?}:\n- {}", paths.join("\n- "));
+    let list = by_manager.into_iter().map(each).collect::<Vec<_>>().join("\n");
+    format!("Apply failed with {} conflicts: {list}", found.len())
+}
+
 /// What an apply makes of the live object. `config` has been checked and stripped by the caller.
 ///
 /// # Errors
@@ -290,16 +304,10 @@ pub(crate) fn apply(res: &Resource, live: &Value, config: &Value, manager: &str,
             .iter()
             .map(|(who, p)| json!({"reason": "FieldManagerConflict", "message": format!("conflict with {who:?}"), "field": p}))
             .collect();
-        let list = found.iter().map(|(_, p)| format!("- {p}")).collect::<Vec<_>>().join("\n");
-        let n = found.len();
         return Err(Status {
             code: 409,
             reason: "Conflict",
-            message: format!(
-                "Apply failed with {n} conflict{}: conflicts with {:?}:\n{list}",
-                if n == 1 { "" } else { "s" },
-                found[0].0
-            ),
+            message: refusal(&found),
             details: json!({"causes": causes}),
         });
     }
