@@ -392,6 +392,51 @@ fn who_is_cut_off_is_silent_before_another_speaks() {
     assert!(w.server.contains_key(&*node_lease(&name(had))) && w.server.contains_key(&*address_lease(ip(0))));
 }
 
+/// A write that was on its way when the node fell silent is not this node's any more when its answer comes, though a renewal
+/// stands again: in between another may have taken the address, of which the watch has told nothing yet.
+#[test]
+fn what_was_begun_before_a_lapse_is_not_held_after_it() {
+    let ms = Duration::from_millis;
+    let want: BTreeMap<IpAddr, Wanted> = [(ip(0), Wanted { nodes: [(name(0), true)].into(), able: true })].into();
+    for lapses in [false, true] {
+        let mut m = Machine::new(name(0));
+        let leases = Leases::new();
+        let view = View { want: &want, leases: &leases, live: true };
+        let renewed = Answer::Is(Some(Seen { version: "1".into(), holder: "n0".into(), ..Seen::default() }));
+        let mut now = ms(1000);
+        let mut take = None;
+        // Until the address is being taken: what was asked for before is answered at once.
+        while take.is_none() {
+            for action in m.step(&view, now) {
+                match action {
+                    Action::Take { .. } => take = Some((action, now)),
+                    Action::Renew { .. } => m.done(&action, &renewed, now),
+                    other => panic!("{other:?}"),
+                }
+            }
+            now += ms(10);
+            assert!(now < ms(20_000), "it never takes the address");
+        }
+        let (take, began) = take.unwrap();
+        // Renewals go on, or fail for longer than they hold and then go through again.
+        let silent = if lapses { HOLD + ms(500) } else { Duration::ZERO };
+        while now < began + HOLD + ms(1500) {
+            for action in m.step(&view, now) {
+                match action {
+                    Action::Renew { .. } if now < began + silent => m.done(&action, &Answer::Failed, now),
+                    Action::Renew { .. } => m.done(&action, &renewed, now),
+                    other => panic!("a second action on the same lease: {other:?}"),
+                }
+            }
+            assert!(m.announced().is_empty(), "nobody has said yet that it is ours");
+            now += ms(10);
+        }
+        let written = Seen { version: "2".into(), holder: "n0".into(), ..Seen::default() };
+        m.done(&take, &Answer::Is(Some(written)), now);
+        assert_eq!(m.announced().contains_key(&ip(0)), !lapses, "it lapsed: {lapses}");
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Fault {
     Crash(usize),
