@@ -4,6 +4,8 @@
 
 #[path = "kernel_nft/cases.rs"]
 mod cases;
+#[path = "kernel_nft/foreign.rs"]
+mod foreign;
 #[path = "kernel_nft/packets.rs"]
 mod packets;
 #[path = "kernel_nft/plane.rs"]

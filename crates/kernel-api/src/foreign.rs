@@ -1,6 +1,6 @@
 //! What others have in nf_tables, as far as it can get in our way: read, never written.
 
-use crate::nft::Hook;
+use crate::nft::{Expr, Hook};
 
 /// A protocol family's name and a table's, as `nft` writes them: `ip filter`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +22,17 @@ pub struct ForeignChain {
     pub hook: Option<Hook>,
 }
 
+/// A rule of such a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignRule {
+    /// Its table.
+    pub table: ForeignTable,
+    /// Its chain.
+    pub chain: String,
+    /// What it does; an expression that is not ours to read is [`Expr::Other`].
+    pub exprs: Vec<Expr>,
+}
+
 /// Everything of others in a network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ruleset {
@@ -29,6 +40,8 @@ pub struct Ruleset {
     pub tables: Vec<ForeignTable>,
     /// Their chains that the kernel calls, and those with a name that was asked for.
     pub chains: Vec<ForeignChain>,
+    /// The rules of tables that filter what is forwarded, chain by chain in order; empty where there are too many to read.
+    pub rules: Vec<ForeignRule>,
     /// Tables of the older interface that iptables-legacy uses (`/proc/net/ip_tables_names`, `ip6_tables_names`).
     pub legacy: Vec<String>,
 }

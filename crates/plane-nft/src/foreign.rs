@@ -1,6 +1,9 @@
 //! What of others' rules gets in the way of ours, with the fix. They are never touched: foreign objects survive.
 
+mod way;
+
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use kernel_api::foreign::{ForeignChain, Ruleset};
 use kernel_api::nft::{ChainKind, HookPoint};
@@ -30,13 +33,20 @@ pub fn findings(rules: &Ruleset, pods: &BTreeSet<Cidr>, beside: bool) -> Vec<Ref
     for c in &rules.chains {
         let Some(hook) = c.hook else { continue };
         let object = format!("nft chain {} {} {}", c.table.family, c.table.name, c.name);
-        if hook.kind == ChainKind::Filter && hook.point == HookPoint::Forward && hook.drop {
-            let fix = forward_fix(rules, c, pods);
-            find(
-                object,
-                "policy",
-                format!("it drops what no rule of it accepts, packets of pods and Services among it: {fix}"),
-            );
+        if hook.kind == ChainKind::Filter && hook.point == HookPoint::Forward {
+            let fates: Vec<way::Fate> = between_pods(c, pods).map(|(a, b)| way::fate(rules, c, a, b)).collect();
+            let fix = || forward_fix(rules, c, pods);
+            // What may be let through by a rule that cannot be read is no reason to cry; that a chain drops the rest is,
+            // unless pods are certain to pass.
+            if fates.iter().any(|f| f.ends && !f.passes && (hook.drop || !f.falls)) {
+                find(object, "rules", format!("a rule of it drops or rejects what pods send to each other: {}", fix()));
+            } else if hook.drop && (fates.is_empty() || fates.iter().any(|f| f.falls)) {
+                find(
+                    object,
+                    "policy",
+                    format!("it drops what no rule of it accepts, packets of pods and Services among it: {}", fix()),
+                );
+            }
         } else if hook.kind == ChainKind::Nat
             && matches!(hook.point, HookPoint::Prerouting | HookPoint::Output)
             && hook.priority < DNAT_PRIORITY
@@ -50,15 +60,6 @@ pub fn findings(rules: &Ruleset, pods: &BTreeSet<Cidr>, beside: bool) -> Vec<Ref
             find(object, "priority", why);
         }
     }
-    for t in rules.tables.iter().filter(|t| t.name == "firewalld") {
-        let sources: Vec<String> = pods.iter().map(|c| format!("--add-source={c}")).collect();
-        let why = format!(
-            "firewalld rejects what is forwarded between zones, packets of pods among it: firewall-cmd --permanent \
-             --zone=trusted {} && firewall-cmd --reload",
-            sources.join(" ")
-        );
-        find(format!("nft table {} {}", t.family, t.name), "zones", why);
-    }
     if has_kube_proxy(rules) && !beside {
         let why = "rules that kube-proxy left behind: they may answer for addresses that Services no longer have; \
                    `seaway services takeover` removes them";
@@ -68,8 +69,27 @@ pub fn findings(rules: &Ruleset, pods: &BTreeSet<Cidr>, beside: bool) -> Vec<Ref
     out
 }
 
+/// Two addresses of pods in each family that a chain sees.
+fn between_pods<'a>(c: &ForeignChain, pods: &'a BTreeSet<Cidr>) -> impl Iterator<Item = (IpAddr, IpAddr)> + 'a {
+    let seen = match c.table.family {
+        "ip" => vec![Family::V4],
+        "ip6" => vec![Family::V6],
+        "inet" => Family::BOTH.to_vec(),
+        _ => Vec::new(),
+    };
+    let ranges = pods.iter().filter(move |p| seen.contains(&p.family()));
+    ranges.filter_map(|p| Some((p.nth(2)?, p.nth(3)?)))
+}
+
 /// How to let pods' packets through a chain that drops.
 fn forward_fix(rules: &Ruleset, c: &ForeignChain, pods: &BTreeSet<Cidr>) -> String {
+    if c.table.name == "firewalld" {
+        let sources: Vec<String> = pods.iter().map(|c| format!("--add-source={c}")).collect();
+        return format!(
+            "this is firewalld's; firewall-cmd --permanent --zone=trusted {} && firewall-cmd --reload",
+            sources.join(" ")
+        );
+    }
     let docker = rules.chains.iter().any(|d| d.table == c.table && d.name.starts_with("DOCKER-"));
     let of = |c: &ForeignChain| match c.table.family {
         "ip" => vec![Family::V4],
@@ -96,8 +116,8 @@ fn forward_fix(rules: &Ruleset, c: &ForeignChain, pods: &BTreeSet<Cidr>) -> Stri
 
 #[cfg(test)]
 mod tests {
-    use kernel_api::foreign::ForeignTable;
-    use kernel_api::nft::Hook;
+    use kernel_api::foreign::{ForeignRule, ForeignTable};
+    use kernel_api::nft::{Expr, Hook};
 
     use super::*;
 
@@ -117,7 +137,7 @@ mod tests {
     fn rules(chains: Vec<ForeignChain>) -> Ruleset {
         let mut tables: Vec<ForeignTable> = chains.iter().map(|c| c.table.clone()).collect();
         tables.dedup();
-        Ruleset { tables, chains, legacy: vec![] }
+        Ruleset { tables, chains, ..Ruleset::default() }
     }
 
     #[test]
@@ -155,7 +175,13 @@ mod tests {
         }
         let early = rules(vec![chain("inet", "mine", "pre", nat(-150))]);
         assert!(say(&early).contains("asked before Seaway"), "{}", say(&early));
-        let wall = rules(vec![chain("inet", "firewalld", "filter_FORWARD", forward(false))]);
+        let mut wall = rules(vec![chain("inet", "firewalld", "filter_FORWARD", forward(false))]);
+        assert_eq!(say(&wall), "", "nothing is rejected");
+        wall.rules.push(ForeignRule {
+            table: wall.tables[0].clone(),
+            chain: "filter_FORWARD".into(),
+            exprs: vec![Expr::Counter, Expr::Other("reject".into())],
+        });
         assert!(say(&wall).contains("--zone=trusted --add-source=10.244.0.0/16 --add-source=fd00:10:244::/48"));
         for left in [
             rules(vec![chain("ip", "kube-proxy", "nat-prerouting", nat(-100))]),

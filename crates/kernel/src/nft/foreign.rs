@@ -1,24 +1,24 @@
 //! Tables and chains of others.
 
+use std::cell::Cell;
+
 use kernel_api::RequestError;
-use kernel_api::foreign::{ForeignChain, ForeignTable, Ruleset};
-use kernel_api::nft::TableName;
+use kernel_api::foreign::{ForeignChain, ForeignRule, ForeignTable, Ruleset};
+use kernel_api::nft::{ChainKind, HookPoint, TableName};
 
 use super::consts::*;
 use super::{Nftables, decode, encode, message_type};
-use crate::netlink::{DUMP, Message, REQUEST, cstr};
+use crate::netlink::{DUMP, Message, REQUEST, Refusal, cstr};
 
-/// The name of a family (include/uapi/linux/netfilter.h `NFPROTO_*`).
+/// Families by number (include/uapi/linux/netfilter.h `NFPROTO_*`) and name.
+const FAMILIES: [(u8, &str); 6] = [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
+/// Rules of others that are looked at; where there are more, none is.
+const MOST_RULES: usize = 5000;
+
+/// The name of a family.
 fn family(m: &Message<'_>) -> Option<&'static str> {
-    Some(match m.payload.first()? {
-        1 => "inet",
-        2 => "ip",
-        3 => "arp",
-        5 => "netdev",
-        7 => "bridge",
-        10 => "ip6",
-        _ => return None,
-    })
+    let number = m.payload.first()?;
+    FAMILIES.iter().find(|(n, _)| n == number).map(|(_, name)| *name)
 }
 
 fn table(m: &Message<'_>, kind: u16) -> Option<ForeignTable> {
@@ -61,6 +61,22 @@ impl Nftables {
                 asked.then_some(ForeignChain { table, name: chain.name, hook: chain.hook })
             })
             .map_err(of)?;
+        let mut filters: Vec<ForeignTable> = out
+            .chains
+            .iter()
+            .filter(|c| c.hook.is_some_and(|h| h.kind == ChainKind::Filter && h.point == HookPoint::Forward))
+            .map(|c| c.table.clone())
+            .filter(|t| matches!(t.family, "inet" | "ip" | "ip6"))
+            .collect();
+        filters.sort();
+        filters.dedup();
+        for t in filters {
+            out.rules.extend(self.foreign_rules(&t, MOST_RULES.saturating_sub(out.rules.len())).map_err(of)?);
+            if out.rules.len() >= MOST_RULES {
+                out.rules.clear();
+                break;
+            }
+        }
         let proc = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
         for file in proc {
             // Not there where the kernel has no such interface.
@@ -70,5 +86,28 @@ impl Nftables {
         out.legacy.sort();
         out.legacy.dedup();
         Ok(out)
+    }
+
+    /// The first `most` rules of a table of others.
+    fn foreign_rules(&mut self, t: &ForeignTable, most: usize) -> Result<Vec<ForeignRule>, Refusal> {
+        let number = FAMILIES.iter().find(|(_, name)| *name == t.family).map_or(0, |(n, _)| *n);
+        let left = Cell::new(most);
+        self.socket.dump(
+            &mut |b, seq| {
+                left.set(most);
+                b.begin(message_type(GETRULE), REQUEST | DUMP, seq);
+                encode::nfgen(b, number, 0);
+                b.attr_str(RULE_TABLE, &t.name);
+                b.end();
+            },
+            &mut |m| {
+                if m.kind != message_type(NEWRULE) || table(m, RULE_TABLE).as_ref() != Some(t) {
+                    return None;
+                }
+                left.set(left.get().checked_sub(1)?);
+                let rule = decode::rule(m)?;
+                Some(ForeignRule { table: t.clone(), chain: rule.chain, exprs: rule.exprs })
+            },
+        )
     }
 }
