@@ -111,7 +111,7 @@ fn identity() -> String {
     format!("{host}_{}_{:x}", std::process::id(), now.as_nanos())
 }
 
-/// Problems of load balancers are told as Events: nobody else says them at the object.
+/// What a Service asks for and cannot have is told as an Event; of pools, their status says what is wrong.
 fn on_balancers(p: &resolve::Problem) -> bool {
-    ["Service/", "LoadBalancerPool/"].iter().any(|k| p.object.starts_with(k))
+    p.object.starts_with("Service/")
 }

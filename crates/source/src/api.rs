@@ -11,6 +11,7 @@ use resolve::api::{ApiWrite, Resource, WriteOp};
 use serde_json::{Value, json};
 use types::{NodeName, ObjectName};
 
+use crate::denied::Denials;
 use crate::error::SourceError;
 
 const JSON: &str = "application/json";
@@ -22,6 +23,7 @@ pub struct Api {
     pub(crate) client: Client,
     /// Discovery answers by `apiVersion`.
     discovered: Arc<Mutex<BTreeMap<String, Vec<ApiResource>>>>,
+    pub(crate) denials: Denials,
 }
 
 impl std::fmt::Debug for Api {
@@ -45,7 +47,13 @@ pub struct ApiResource {
 
 impl Api {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, discovered: Arc::default() }
+        Self { client, discovered: Arc::default(), denials: Denials::default() }
+    }
+
+    /// The rights that the server denies us, by any request or watch of this connection.
+    #[must_use]
+    pub fn denials(&self) -> Denials {
+        self.denials.clone()
     }
 
     /// One object; `None` when it does not exist.
@@ -284,13 +292,25 @@ impl Api {
 
     async fn send(&self, method: Method, path: &str, body: Option<(&str, &Value)>) -> Result<Value, SourceError> {
         let doing = format!("{method} {path}");
-        let request = Request::builder().method(method).uri(path).header("Accept", JSON);
+        let request = Request::builder().method(method.clone()).uri(path).header("Accept", JSON);
         let request = match body {
             Some((kind, body)) => request.header("Content-Type", kind).body(body.to_string().into_bytes()),
             None => request.body(Vec::new()),
         }
         .map_err(|e| SourceError::Request { doing: doing.clone(), why: e.to_string() })?;
-        self.client.request(request).await.map_err(|e| SourceError::of(doing, e))
+        let answer = self.client.request(request).await;
+        match &answer {
+            Err(kube::Error::Api(s)) if s.code == 403 => {
+                if let Some(d) = self.denials.note(&s.message) {
+                    return Err(SourceError::Denied { doing, denied: Box::new(d) });
+                }
+            }
+            // Not found, conflict, invalid: RBAC is asked before.
+            Err(kube::Error::Api(s)) if matches!(s.code, 404 | 409 | 422) => self.denials.let_through(&method, path),
+            Ok(_) => self.denials.let_through(&method, path),
+            Err(_) => {}
+        }
+        answer.map_err(|e| SourceError::of(doing, e))
     }
 }
 

@@ -36,6 +36,14 @@ pub enum SourceError {
         /// For a person.
         message: String,
     },
+    /// A right is missing.
+    #[error("{doing}: {denied}")]
+    Denied {
+        /// What was asked.
+        doing: String,
+        /// The rule that would let it through.
+        denied: Box<crate::Denied>,
+    },
     /// The server could not be reached, or the connection broke.
     #[error("{doing}: {why}: is the API server running?")]
     Transport {

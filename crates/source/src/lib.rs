@@ -5,6 +5,7 @@
 mod api;
 mod connect;
 mod controllers;
+mod denied;
 mod error;
 mod events;
 mod folder;
@@ -14,6 +15,7 @@ mod watch;
 pub use api::{Api, ApiResource, now, now_micros};
 pub use connect::{Server, Target, connect, connect_at};
 pub use controllers::{Applied, run_controllers};
+pub use denied::{Denials, Denied};
 pub use error::SourceError;
 pub use events::{Note, Recorder};
 pub use folder::{FileProblem, Folder, FolderError, read_dir, read_text};

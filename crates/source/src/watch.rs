@@ -154,7 +154,7 @@ impl Source {
         let mut tasks = JoinSet::new();
         for kind in config.kinds {
             let pods_of = config.pods_of.clone().filter(|_| kind == Kind::Pod);
-            tasks.spawn(follow(api.client.clone(), kind, pods_of, Arc::clone(&shared)));
+            tasks.spawn(follow(api.client.clone(), kind, pods_of, Arc::clone(&shared), api.denials()));
         }
         Self { shared, seen, _tasks: tasks }
     }
@@ -233,7 +233,13 @@ enum First {
 
 /// One kind, for ever. kube's watcher lists, watches, resumes from the last resource version, and lists anew when the
 /// server no longer has it (410).
-async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, shared: Arc<Shared>) {
+async fn follow(
+    client: kube::Client,
+    kind: Kind,
+    pods_of: Option<NodeName>,
+    shared: Arc<Shared>,
+    denials: crate::Denials,
+) {
     let (api, fields) = match kind {
         Kind::ConfigMap => {
             let (ns, name) = (resolve::settings::NAMESPACE, resolve::settings::NAME);
@@ -262,16 +268,18 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
             let e = match event {
                 Ok(event) => {
                     pause = BACKOFF.0;
+                    let (group, _, plural, _) = kind.api();
+                    ["list", "watch"].iter().for_each(|verb| denials.granted(verb, group, plural));
                     shared.change(|s| take(s, kind, &mut listed, event));
                     continue;
                 }
                 Err(e) => e,
             };
-            let refused = match &e {
+            let (refused, message) = match &e {
                 watcher::Error::WatchStartFailed(kube::Error::Api(s))
-                | watcher::Error::InitialListFailed(kube::Error::Api(s)) => s.code,
-                watcher::Error::WatchError(s) => s.code,
-                _ => 0,
+                | watcher::Error::InitialListFailed(kube::Error::Api(s)) => (s.code, s.message.as_str()),
+                watcher::Error::WatchError(s) => (s.code, s.message.as_str()),
+                _ => (0, ""),
             };
             match refused {
                 // The server no longer has our version, the protocol's normal course. The watcher lists anew by
@@ -299,8 +307,16 @@ async fn follow(client: kube::Client, kind: Kind, pods_of: Option<NodeName>, sha
                     break;
                 }
                 _ => {
-                    let why = chain(&e);
-                    tracing::warn!(%kind, %why, "cannot watch: trying again");
+                    // A missing right is said once, by `denials`.
+                    let denied = (refused == 403).then(|| denials.note(message)).flatten();
+                    let why = denied.as_ref().map_or_else(|| chain(&e), ToString::to_string);
+                    if denied.is_none() {
+                        tracing::warn!(%kind, %why, "cannot watch: trying again");
+                    }
+                    // Pods that name such a network are refused by name; all others need not wait for it.
+                    if denied.is_some() && kind == Kind::NetworkAttachmentDefinition && !shared.in_sync(kind) {
+                        shared.change(|s| gone(s, kind));
+                    }
                     shared.change(|s| {
                         s.sync.failing.insert(kind, why);
                     });

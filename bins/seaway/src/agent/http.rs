@@ -32,6 +32,8 @@ pub struct Shared {
     pub node: NodeName,
     /// The cluster, once it is watched.
     pub reader: OnceLock<Reader>,
+    /// Rights that the API server denies, once it is asked.
+    pub denials: OnceLock<source::Denials>,
 }
 
 impl Shared {
@@ -65,8 +67,10 @@ async fn services(
 async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> impl IntoResponse {
     let now = shared.start.elapsed();
     let a = if uri.path() == "/status" {
-        let status = shared.status.lock().unwrap_or_else(PoisonError::into_inner);
-        let body = serde_json::to_string_pretty(&*status).unwrap_or_default();
+        let mut status = shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let denied = shared.denials.get().map(source::Denials::now).unwrap_or_default();
+        status.denied = denied.iter().map(ToString::to_string).collect();
+        let body = serde_json::to_string_pretty(&status).unwrap_or_default();
         telemetry::Answer { status: 200, content_type: "application/json", body: body + "\n" }
     } else {
         let health = shared.health.lock().unwrap_or_else(PoisonError::into_inner).clone();

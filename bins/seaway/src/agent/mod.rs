@@ -129,6 +129,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         }),
         node: node.clone(),
         reader: std::sync::OnceLock::new(),
+        denials: std::sync::OnceLock::new(),
     });
     let http = tokio::spawn(http::serve(listener, Arc::clone(&shared)));
     let missing = kernel::missing_features();
@@ -137,6 +138,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         tracing::warn!("this kernel lacks {list}: what needs them is refused");
     }
     let api = source::connect_at(&args.api, &args.api_server).await.with_context(|| format!("--api {}", args.api))?;
+    let _ = shared.denials.set(api.denials());
     let mut watched = WatchConfig { pods_of: Some(node.clone()), ..WatchConfig::agent() };
     if args.service_proxy == ServiceProxy::Off {
         for kind in [Kind::Service, Kind::EndpointSlice] {

@@ -27,6 +27,8 @@ pub struct Status {
     pub foreign: Vec<Refused>,
     /// What could not be honoured: bad input of the cluster, or what a plane cannot express here.
     pub refused: Vec<Refused>,
+    /// Rights that the API server denies: which rule is missing, and in which role.
+    pub denied: Vec<String>,
     /// The last error of each dataplane that is failing.
     pub failing: Vec<String>,
 }

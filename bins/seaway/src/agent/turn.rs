@@ -265,6 +265,8 @@ impl Turn {
             service_proxy: self.service_proxy.to_string(),
             foreign: self.foreign.clone().unwrap_or_default(),
             refused: pass.refused.clone(),
+            // Told by who is asked for the status.
+            denied: Vec::new(),
             failing: pass
                 .planes
                 .iter()
