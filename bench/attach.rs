@@ -91,6 +91,7 @@ struct Figures {
     par_add: Vec<Duration>,
     par_del: Vec<Duration>,
     par_wall: Vec<Duration>,
+    par_cpu: Vec<Duration>,
     par_del_wall: Vec<Duration>,
 }
 
@@ -116,6 +117,15 @@ fn at_once<'a>(pods: &mut [Pod<'a>], f: fn(&mut Pod<'a>) -> Duration) -> (Vec<Du
         let times = threads.into_iter().map(|t| t.join().expect("a call")).collect();
         (times, start.elapsed())
     })
+}
+
+/// What all processors spent on processes that ended, in them and in the kernel for them (`cutime` and `cstime` of proc(5),
+/// ticks of 10 ms). Divided by the number of processors it is what no order of work can beat.
+fn children() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("proc(5)");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_ascii_whitespace().collect();
+    let ticks: u64 = fields[13..15].iter().map(|f| f.parse::<u64>().expect("ticks")).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 fn at(v: &[Duration], percent: usize) -> f64 {
@@ -240,15 +250,18 @@ fn measure(chains: &[Chain], n: usize, parallel: usize) -> Vec<Figures> {
             par_add: Vec::new(),
             par_del: Vec::new(),
             par_wall: Vec::new(),
+            par_cpu: Vec::new(),
             par_del_wall: Vec::new(),
         })
         .collect();
     for _ in 0..ROUNDS {
         for (k, (chain, f)) in chains.iter().zip(&mut figures).enumerate() {
             let mut pods = pods(chain, &format!("par{k}-"), parallel, (k + 2) * 10_000);
+            let before = children();
             let (times, wall) = at_once(&mut pods, Pod::add);
             f.par_add.extend(times);
             f.par_wall.push(wall);
+            f.par_cpu.push(children() - before);
             let (times, wall) = at_once(&mut pods, Pod::del);
             f.par_del.extend(times);
             f.par_del_wall.push(wall);
@@ -275,6 +288,7 @@ fn report(pair: &Pair, figures: &[Figures], parallel: usize) {
     show(&format!("{parallel} ADD at once: p50"), &|f| at(&f.par_add, 50));
     show(&format!("{parallel} ADD at once: p99"), &|f| at(&f.par_add, 99));
     show(&format!("{parallel} ADD at once: all"), &|f| at(&f.par_wall, 50));
+    show(&format!("{parallel} ADD at once: CPU"), &|f| at(&f.par_cpu, 50));
     show(&format!("{parallel} DEL at once: p99"), &|f| at(&f.par_del, 99));
     show(&format!("{parallel} DEL at once: all"), &|f| at(&f.par_del_wall, 50));
     if pair.names[1] != "reference" {

@@ -211,6 +211,57 @@ fn two_hundred_kills_break_no_connection_and_leak_nothing() {
     assert!(!mounts.contains(&format!("/{name}")), "mounts are left");
 }
 
+#[test]
+fn a_rebooted_node_has_its_pods_again_and_leaks_nothing() {
+    let lab = Lab::up(&[SHOP, "--nodes", "2", "--backend", "vxlan", "--ip", "dual"]);
+    let on = |node: &str| -> BTreeSet<String> {
+        let pods = lab.pods().into_iter().filter(|p| p.node == node && !p.host_network);
+        pods.map(|p| format!("{}/{}", p.namespace, p.name)).collect()
+    };
+    let (pods, before) = (on("node1"), lab.records("node1"));
+    assert!(!pods.is_empty() && before.len() == pods.len(), "{pods:?} {before:?}");
+    // Everything that lives only in memory goes: processes, namespaces, links, routes, rules. Files stay.
+    for words in [&["lab", "node"][..], &["agent", "node1"]] {
+        Proc::find(&lab, words).iter().for_each(Proc::kill);
+    }
+    for pod in &pods {
+        Proc::find(&lab, &["--pod", pod]).iter().for_each(Proc::kill);
+    }
+    for r in &before {
+        ok(Command::new("umount").arg(&*r.netns));
+        std::fs::remove_file(&*r.netns).unwrap();
+    }
+    ok(&mut lab.on_node(
+        "node1",
+        &[
+            "sh",
+            "-c",
+            "nft flush ruleset; for l in $(ip -o link | grep -o ' sea[^:@]*'); do ip link del $l 2> /dev/null; done
+             ip route flush proto 83; ip -6 route flush proto 83; true",
+        ],
+    ));
+    assert_eq!(lab.records("node1").len(), before.len(), "the journal stays");
+    lab.run(&["heal"]);
+    eventually("the pods are there again and nothing else", Duration::from_secs(120), || {
+        let now = lab.records("node1");
+        let anew = now.iter().all(|r| !before.iter().any(|b| b.inode == r.inode));
+        (anew && on("node1").len() == pods.len() && now.len() == pods.len() && leaks(&lab, "node1").is_none())
+            .then_some(())
+    });
+    assert_eq!(on("node1"), pods);
+    // From the other node's pods to these, by the overlay.
+    let pods = lab.pods();
+    let from = pods.iter().find(|p| p.node == "node2" && !p.host_network).unwrap();
+    for ip in pods.iter().filter(|p| p.node == "node1" && !p.host_network).flat_map(|p| &p.ips) {
+        let who = format!("{}/{}", from.namespace, from.name);
+        let ping = ["exec", &who, "--", "ping", "-n", "-c1", "-W1", &ip.to_string()].map(str::to_owned);
+        let words: Vec<&str> = ping.iter().map(String::as_str).collect();
+        eventually(&format!("{ip} answers {who}"), Duration::from_secs(30), || {
+            run(&mut lab.cmd(&words)).status.success().then_some(())
+        });
+    }
+}
+
 /// What a node has that its living pods do not, or the other way round; nothing when they agree.
 fn leaks(lab: &Lab, node: &str) -> Option<String> {
     let alive: BTreeSet<IpAddr> =

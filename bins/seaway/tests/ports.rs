@@ -311,3 +311,35 @@ fn a_random_host_port_is_nobody_elses_and_pods_go_where_some_are() {
         assert!(!running(&lab, name));
     }
 }
+
+#[test]
+fn a_random_host_port_of_one_address_answers_at_that_one_alone() {
+    let lab = Lab::up(&["--nodes", "2", "--ip", "dual"]);
+    let ips = node_ips(&lab, "node1");
+    let (v4, v6) = (ips.iter().find(|i| i.is_ipv4()).unwrap(), ips.iter().find(|i| i.is_ipv6()).unwrap());
+    // A second address of the node, that others have a way to.
+    ok(&mut lab.on_node("node1", &["ip", "address", "add", "192.0.2.77/32", "dev", "eth0"]));
+    ok(&mut lab.on_node("node2", &["ip", "route", "add", "192.0.2.77/32", "via", &v4.to_string()]));
+    for (name, mode) in [("routed", "routed"), ("bridged", "bridge")] {
+        make(&lab, &random(name, Some("node1"), &format!("8080@{v4}, 5353/UDP@{v6}"), 5353, mode));
+        let ports = runs(&lab, name);
+        assert_eq!(ports.len(), 2, "{ports:?}");
+        let other: IpAddr = "192.0.2.77".parse().unwrap();
+        for (_, proto, port) in &ports {
+            let (mine, others) = if proto == "UDP" { (v6, [*v4, other]) } else { (v4, [*v6, other]) };
+            let at = |ip: IpAddr| SocketAddr::new(ip, *port);
+            let said = eventually(&format!("{}/{proto} answers", at(*mine)), Duration::from_secs(20), || {
+                who(&lab, "node2", at(*mine), proto)
+            });
+            assert_eq!(said, format!("default/{name}"));
+            assert_eq!(who(&lab, "node1", at(*mine), proto), Some(said), "from the node itself");
+            for ip in others {
+                assert_eq!(who(&lab, "node2", at(ip), proto), None, "{}/{proto} is not the pod's", at(ip));
+            }
+        }
+        delete(&lab, name);
+    }
+    eventually("nothing is left", Duration::from_secs(30), || {
+        (!table(&lab, "node1").contains("comment")).then_some(())
+    });
+}

@@ -42,6 +42,12 @@ fn route(addr: IpAddr, link: &IfName) -> Route {
     Route { metric, ..Route::new(Cidr::host(addr), RouteTo::Link(link.clone())) }
 }
 
+/// The node's routes to these addresses of a pod on a bridge; none when its addresses are of no pool.
+pub(crate) fn wanted(conf: &Map<String, Value>, addresses: &[IpAddr]) -> Result<Vec<Route>, Error> {
+    let link = through(conf)?;
+    Ok(link.iter().flat_map(|l| addresses.iter().map(|a| route(*a, l))).collect())
+}
+
 /// Makes a route that was refused because there is one: nothing when it is this very one, and in place of the agent's
 /// blackhole for a borrowed address that nobody had, which keeps its packets from going round in circles. Gives another
 /// that is in the way. `there` is what the node has.
@@ -123,13 +129,13 @@ pub(crate) fn check<M: Machine>(
     conf: &Map<String, Value>,
     addresses: &[IpAddr],
 ) -> Result<(), Error> {
-    let Some(link) = through(conf)? else { return Ok(()) };
-    let routes = cx.host()?.routes()?;
-    for &addr in addresses {
-        let want = route(addr, &link);
-        if !routes.iter().any(|o| o.route.dst == want.dst && o.route.to == want.to) {
-            return Err(Error::new(Code::Differs, format!("the node's route to {addr} by {link} is missing")));
-        }
+    let wanted = wanted(conf, addresses)?;
+    if wanted.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let routes = cx.host()?.routes()?;
+    match wanted.iter().find(|w| !routes.iter().any(|o| o.route.dst == w.dst && o.route.to == w.to)) {
+        Some(w) => Err(Error::new(Code::Differs, format!("the node's route `{w}` is missing"))),
+        None => Ok(()),
+    }
 }

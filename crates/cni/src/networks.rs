@@ -3,13 +3,13 @@
 //! What is to be run is written into the attachment's record before it runs. So whatever a crash leaves behind, DEL, GC
 //! and the agent know what to undo, without the pod's object, its definitions or the agent's files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use intent::{Mode, Network, PodSpec, Wiring};
-use ipam::{Delegate, Record};
+use ipam::{Delegate, Key, Record};
 use kernel_api::machine::Machine;
-use kernel_api::rt::{Route, RouteTo, RtRequest};
+use kernel_api::rt::{ObservedRoute, Route, RouteTo, RtRequest};
 use kernel_api::{Rtnetlink, Sysctl, machine::Netns};
 use serde_json::{Map, Value, json};
 use types::{Cidr, Family, IfName, Mac};
@@ -145,7 +145,7 @@ pub(crate) fn attach<M: Machine>(cx: &mut Context<'_, M>, record: &mut Record) -
         }
         let result = delegated(cx, d, conf, Command::Add, first).map_err(|e| named(d, e))?;
         prev = result.or(prev);
-        if d.ifname == *first && &*d.kind == Mode::Bridge.as_str() {
+        if leads(d, first) {
             beside_other_modes(cx, &d.conf)?;
             led::lead(cx, &d.conf, &record.addresses).map_err(|e| named(d, e))?;
         }
@@ -187,11 +187,22 @@ pub(crate) fn undo<M: Machine>(machine: &mut M, registry: Registry<M>, record: &
     if record.delegates.is_empty() {
         return Ok(());
     }
+    on_our_own(machine, registry, record, Command::Del, |cx| detach(cx, record))
+}
+
+/// Runs something as in a runtime's call for this attachment, without one.
+fn on_our_own<M: Machine, T>(
+    machine: &mut M,
+    registry: Registry<M>,
+    record: &Record,
+    command: Command,
+    run: impl FnOnce(&mut Context<'_, M>) -> Result<T, Error>,
+) -> Result<T, Error> {
     // A namespace at the same path that is another is none of this container's.
     let netns = (!gc::namespace_gone(record)).then(|| record.netns.clone());
     let text = |s: &str| Some(std::ffi::OsString::from(s));
     let env = Env {
-        command: text("DEL"),
+        command: text(command.as_str()),
         container_id: text(&record.key.container),
         netns: netns.as_deref().and_then(text),
         ifname: text(record.key.ifname.as_str()),
@@ -201,7 +212,53 @@ pub(crate) fn undo<M: Machine>(machine: &mut M, registry: Registry<M>, record: &
     let call = Call::lenient(&env)?;
     let conf = Map::from_iter([("name".to_owned(), Value::from(record.network.as_ref()))]);
     let version = crate::Version::NEWEST;
-    detach(&mut Context { machine, env: &env, call: &call, conf: &conf, version, prev: None, now: 0, registry }, record)
+    run(&mut Context { machine, env: &env, call: &call, conf: &conf, version, prev: None, now: 0, registry })
+}
+
+/// Makes what is missing of a living pod's delegated interfaces; says whether something was. While the first is there,
+/// that is the node's routes to it; else everything is made anew with the same addresses.
+pub(crate) fn mend<M: Machine>(machine: &mut M, registry: Registry<M>, record: &mut Record) -> Result<bool, Error> {
+    // One that never was whole is a runtime's to undo.
+    if !complete(record) {
+        return Ok(false);
+    }
+    let as_it_was = record.clone();
+    let first = &as_it_was.key.ifname;
+    if has_interface(machine, record) {
+        let Some(d) = as_it_was.delegates.iter().find(|d| leads(d, first)) else { return Ok(false) };
+        return on_our_own(machine, registry, record, Command::Add, |cx| {
+            let missing = led::check(cx, &d.conf, &as_it_was.addresses).is_err();
+            if missing { led::lead(cx, &d.conf, &as_it_was.addresses).map(|()| true) } else { Ok(false) }
+        });
+    }
+    undo(machine, registry, record)?;
+    on_our_own(machine, registry, &as_it_was, Command::Add, |cx| attach(cx, record))?;
+    Ok(true)
+}
+
+/// Whether the pod's namespace has the attachment's first interface. One that cannot be entered has none.
+#[must_use]
+pub fn has_interface(machine: &mut impl Machine, record: &Record) -> bool {
+    let mut look = || machine.open(&record.netns).ok()?.rtnetlink().ok()?.link(&record.key.ifname).ok()?;
+    look().is_some()
+}
+
+/// Whether it is the plugin of the first interface after which the node leads to the pod's addresses.
+fn leads(d: &Delegate, first: &IfName) -> bool {
+    d.ifname == *first && &*d.kind == Mode::Bridge.as_str()
+}
+
+/// Attachments to whose addresses the node does not lead, though it should: the routes to pods on a bridge are gone.
+/// `routes` are those of the main table.
+#[must_use]
+pub fn not_led<'a>(records: &'a [Record], routes: &[ObservedRoute]) -> BTreeSet<&'a Key> {
+    let there: BTreeSet<(Cidr, &RouteTo)> = routes.iter().map(|o| (o.route.dst, &o.route.to)).collect();
+    let missing = |r: &&Record| {
+        let led = r.delegates.iter().find(|d| leads(d, &r.key.ifname));
+        let want = led.map(|d| led::wanted(&d.conf, &r.addresses)).and_then(Result::ok).unwrap_or_default();
+        want.iter().any(|w| !there.contains(&(w.dst, &w.to)))
+    };
+    records.iter().filter(missing).map(|r| &r.key).collect()
 }
 
 /// `CNI_ARGS` as a Kubernetes runtime gives it.
@@ -231,7 +288,7 @@ fn detach<M: Machine>(cx: &mut Context<'_, M>, record: &Record) -> Result<(), Er
             continue;
         }
         let mut done = delegated(cx, d, conf, Command::Del, &record.key.ifname).map(drop);
-        if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
+        if leads(d, &record.key.ifname) {
             done = done.and(led::forget(cx, &d.conf, &record.addresses));
         }
         if let Err(e) = done {
@@ -252,7 +309,7 @@ pub(crate) fn check<M: Machine>(cx: &mut Context<'_, M>, record: &Record) -> Res
         let last = record.delegates.iter().skip(i).find(|d| d.last);
         let conf = with_prev(d, last.and_then(|l| l.result.as_ref()), cx);
         delegated(cx, d, conf, Command::Check, &record.key.ifname).map_err(|e| named(d, e))?;
-        if d.ifname == record.key.ifname && &*d.kind == Mode::Bridge.as_str() {
+        if leads(d, &record.key.ifname) {
             led::check(cx, &d.conf, &record.addresses).map_err(|e| named(d, e))?;
         }
     }

@@ -342,6 +342,30 @@ pub fn rewire(machine: &mut impl Machine, dir: &Path, key: &Key) -> Result<(), E
     extras::make(machine, &record, &netns, false)
 }
 
+/// The same of a pod whose interfaces other plugins made, with the default routes of its further networks: for the agent.
+/// Says whether something was missing.
+///
+/// # Errors
+/// As [`rewire`].
+pub fn reattach<M: Machine>(
+    machine: &mut M,
+    registry: Registry<M>,
+    dir: &Path,
+    key: &Key,
+    further: &[intent::Network],
+) -> Result<bool, Error> {
+    let _lock = lock(machine, dir, &key.link())?;
+    let (mut record, netns) = living(machine, dir, key)?;
+    if !networks::mend(machine, registry, &mut record)? {
+        return Ok(false);
+    }
+    networks::default_routes(further, &key.ifname, &netns)?;
+    if let Some(mut journal) = Journal::open_existing(dir)? {
+        journal.amend(&record)?;
+    }
+    extras::make(machine, &record, &netns, false).map(|()| true)
+}
+
 /// Gives a living pod's interface another MTU, in bytes: for the agent, when the uplink or the backend changed.
 ///
 /// # Errors

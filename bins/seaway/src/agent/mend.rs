@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipam::Key;
 use kernel::Linux;
-use kernel_api::{Machine, Nft};
+use kernel_api::{Machine, Nft, Rtnetlink};
 use types::OwnedName;
 
 use super::conflist::pod_mtu;
@@ -22,6 +22,7 @@ const DEAD: Duration = Duration::from_secs(20);
 pub struct Mend {
     links: BTreeMap<Key, Duration>,
     dead: BTreeMap<Key, Duration>,
+    delegated: BTreeMap<Key, Duration>,
     orphans: BTreeMap<OwnedName, Duration>,
     /// The generation of nf_tables at which every port led where it should, and the records with ports then.
     ports: Option<(u32, Vec<ipam::Record>)>,
@@ -94,8 +95,52 @@ impl Mend {
             tracing::error!("host ports cannot be looked at: {}", e.msg);
             false
         });
+        let delegated = self.delegated(ipam_dir, pass, now);
         let limits = limits(ipam_dir, pass);
-        done && ports && limits
+        done && ports && delegated && limits
+    }
+
+    /// Pods whose first interface another plugin made (`bridge`, `macvlan`, ...) and somebody deleted, or to which the node
+    /// no longer leads. A deletion inside a pod wakes nobody: it is seen in the next pass.
+    fn delegated(&mut self, ipam_dir: &Path, pass: &Pass, now: Duration) -> bool {
+        let living = |r: &&ipam::Record| !r.is_routed() && !cni::namespace_gone(r);
+        let records: Vec<&ipam::Record> = pass.records.iter().filter(living).collect();
+        if records.is_empty() {
+            self.delegated.clear();
+            return true;
+        }
+        let routes = Linux.host().map_err(|e| e.to_string()).and_then(|mut rt| rt.routes().map_err(|e| e.to_string()));
+        let routes = match routes {
+            Ok(r) => r,
+            Err(e) => {
+                tracing::error!("the node's routes to pods cannot be looked at: {e}");
+                return false;
+            }
+        };
+        let not_led = cni::not_led(&pass.records, &routes);
+        let mut missing = BTreeMap::new();
+        for r in records {
+            if !not_led.contains(&r.key) && cni::has_interface(&mut Linux, r) {
+                continue;
+            }
+            let since = self.delegated.get(&r.key).copied().unwrap_or(now);
+            missing.insert(r.key.clone(), since);
+            if now.saturating_sub(since) < GRACE {
+                continue;
+            }
+            let name = r.pod.as_ref().map(|p| types::ObjectName::new(&p.namespace, &p.name));
+            let further = name.and_then(|n| pass.intent.pods.get(&n)).map_or(&[][..], |s| &s.networks);
+            match cni::reattach(&mut Linux, plugins::by_name, ipam_dir, &r.key, further) {
+                Ok(true) => {
+                    tracing::warn!("{}: what was gone of its interfaces or the routes to it is there again", r.key)
+                }
+                // An ADD that was killed: its runtime's to undo.
+                Ok(false) => drop(missing.remove(&r.key)),
+                Err(e) => tracing::error!("{}: its interfaces are gone and cannot be made again: {}", r.key, e.msg),
+            }
+        }
+        self.delegated = missing;
+        self.delegated.is_empty()
     }
 
     /// Ports of the node that no longer lead to their pods, as after `nft flush ruleset`. Nothing is read while nobody

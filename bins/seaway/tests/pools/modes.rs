@@ -93,6 +93,32 @@ fn pods_of_every_mode_have_addresses_of_pools() {
     ping(exec(&lab, of("r2")), &of("m1").ips[0]);
     ping(exec(&lab, of("b4")), &of("m1").ips[0]);
 
+    // What somebody takes away is there again, with the same addresses: the node's routes to a pod on the bridge, which
+    // touches nothing inside it; and interfaces, which a pod's own root can delete.
+    let link = |name: &str| ok(exec(&lab, of(name)).args(["ip", "-o", "link", "show", "eth0"]));
+    let untouched = link("b1");
+    for name in ["b2", "p1", "m1"] {
+        ok(exec(&lab, of(name)).args(["ip", "link", "del", "eth0"]));
+    }
+    for ip in &of("b1").ips {
+        ok(&mut lab.on_node("node1", &["ip", "route", "del", &ip.to_string()]));
+    }
+    for name in ["b1", "b2", "p1"] {
+        for (ip, from) in of(name).ips.iter().flat_map(|ip| [(ip, "r1"), (ip, "r2"), (ip, "b3")]) {
+            eventually(&format!("{from} reaches {name} by {ip} again"), Duration::from_secs(60), || {
+                let out = run(exec(&lab, of(from)).args(["ping", "-n", "-c1", "-W1", &ip.to_string()]));
+                out.status.success().then_some(())
+            });
+        }
+    }
+    assert_eq!(link("b1"), untouched);
+    eventually("the macvlan is there again", Duration::from_secs(60), || {
+        let out = run(exec(&lab, of("m2")).args(["ping", "-n", "-c1", "-W1", &of("m1").ips[0].to_string()]));
+        out.status.success().then_some(())
+    });
+    assert!(ok(exec(&lab, of("m1")).args(["ip", "-d", "link", "show", "eth0"])).contains("macvlan mode bridge"));
+    checked(&lab, "node1");
+
     // A pool of the wrong kind is refused, with the reason; and so is borrowing where the pool forbids it.
     add_pod(&lab, "wrong", "node1", json!({"seaway.io/mode": "bridge", "seaway.io/ipv4pools": "wire"}));
     lab.patch(&format!("{OWN}/ippools/small"), r#"{"spec":{"strictAffinity":true}}"#);

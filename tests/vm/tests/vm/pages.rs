@@ -135,6 +135,23 @@ fn ipvlan_l2_with_pools_of_the_wire() {
     ping(&node, "world", &bare(&given[0]));
     let routes = node.sh_pod("c1", "ip route; ip -6 route");
     assert!(routes.contains("default via 192.0.2.9") && routes.contains("default via 2001:db8::9"), "{routes}");
+    // The pod's own root deletes its interface: the agent makes it again with the same addresses, and so does a second ADD.
+    let (dir, key) =
+        (node.dir.path().join("ipam"), ipam::Key { container: "c1".into(), ifname: "eth0".parse().unwrap() });
+    let agent = || cni::reattach(&mut kernel::Linux, plugins::by_name, &dir, &key, &[]).unwrap();
+    assert!(!node.ns.run(agent).unwrap(), "nothing is missing");
+    for by_agent in [true, false] {
+        node.sh_pod("c1", "ip link del eth0");
+        if by_agent {
+            assert!(node.ns.run(agent).unwrap());
+        } else {
+            node.call("ADD", "c1", &conf).unwrap_or_else(|e| panic!("ADD again: {e}"));
+        }
+        let there = node.sh_pod("c1", "ip -d address show dev eth0");
+        assert!(there.contains("ipvlan  mode l2") && given[0].iter().all(|a| there.contains(a)), "{there}");
+        ping(&node, "c1", &["192.0.2.9", "2001:db8::9"]);
+        ping(&node, "world", &bare(&given[0]));
+    }
     for c in ["c1", "c2"] {
         node.call("DEL", c, &conf).unwrap();
     }
