@@ -1,5 +1,7 @@
 //! Create, update, patch and delete: what happens to one object inside one write.
 
+mod cascade;
+
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -352,7 +354,9 @@ fn erase(tx: &mut Tx<'_>, res: &Resource, key: &str, v: Value) -> Arc<Stored> {
     if res.schema == "CustomResourceDefinition" {
         return crd::erase(tx, key, v);
     }
+    let owners = list_at(&v, &["metadata", "ownerReferences"]).to_vec();
     let gone = tx.remove(res, key, v);
+    cascade::release(tx, key, &owners);
     if let Some(c) = &res.custom {
         crd::collect(tx, &c.definition);
     }
@@ -384,6 +388,8 @@ pub(crate) struct DeleteOptions {
     pub(crate) resource_version: Option<String>,
     pub(crate) grace: Option<u64>,
     pub(crate) orphan: bool,
+    /// What belongs to the object goes first.
+    pub(crate) foreground: bool,
 }
 
 impl DeleteOptions {
@@ -399,6 +405,7 @@ impl DeleteOptions {
             resource_version: text("resourceVersion"),
             grace,
             orphan: str_at(v, &["propagationPolicy"]) == "Orphan" || v["orphanDependents"] == Value::Bool(true),
+            foreground: str_at(v, &["propagationPolicy"]) == "Foreground",
         })
     }
 }
@@ -433,7 +440,11 @@ pub(crate) fn delete(tx: &mut Tx<'_>, res: &Resource, key: &str, o: &DeleteOptio
         return crd::delete(tx, key, v);
     }
     if o.orphan {
-        orphan(tx, &old.uid);
+        cascade::orphan(tx, &old.uid);
+    }
+    let below = if o.foreground { cascade::dependents(tx, &old.uid) } else { Vec::new() };
+    if !below.is_empty() {
+        cascade::hold(&mut v);
     }
     let grace = grace_of(res, &v, o);
     let waits = grace > 0 || !list_at(&v, &["metadata", "finalizers"]).is_empty();
@@ -458,7 +469,11 @@ pub(crate) fn delete(tx: &mut Tx<'_>, res: &Resource, key: &str, o: &DeleteOptio
         let n = m.get("generation").and_then(Value::as_i64).unwrap_or(0) + 1;
         m.insert("generation".into(), n.into());
     }
-    Ok((tx.put(res, key, v), false))
+    let waiting = tx.put(res, key, v);
+    for (res, key) in below {
+        delete(tx, &res, &key, &DeleteOptions { foreground: true, ..DeleteOptions::default() })?;
+    }
+    Ok((waiting, false))
 }
 
 /// Only a pod that may be running somewhere is waited for; its runner then deletes it with a grace of 0.
@@ -471,22 +486,6 @@ fn grace_of(res: &Resource, v: &Value, o: &DeleteOptions) -> u64 {
     }
     let own = int_at(v, &["spec", "terminationGracePeriodSeconds"]).and_then(|n| u64::try_from(n).ok());
     o.grace.or(own).unwrap_or(30).min(86_400 * 365)
-}
-
-/// Takes the owner's name out of everything it owns.
-fn orphan(tx: &mut Tx<'_>, owner: &str) {
-    for res in tx.storages() {
-        for (key, o) in tx.list(&res, "") {
-            if !o.owners.iter().any(|u| **u == *owner) {
-                continue;
-            }
-            let mut v = o.value();
-            if let Some(list) = meta(&mut v).get_mut("ownerReferences").and_then(Value::as_array_mut) {
-                list.retain(|r| str_at(r, &["uid"]) != owner);
-            }
-            tx.put(&res, &key, v);
-        }
-    }
 }
 
 fn delete_namespace(tx: &mut Tx<'_>, res: &Resource, name: &str, mut v: Value) -> Result<(Arc<Stored>, bool)> {

@@ -173,7 +173,7 @@ fn create_edit_patch_scale_and_delete() {
     k.ok("delete pods -l app=single --grace-period=1 --timeout=30s");
     assert!(k.fails("get pod single").1.contains("NotFound"));
     k.ok("delete deploy web --cascade=foreground --timeout=60s");
-    k.ok("wait --for=delete pod -l app=web --timeout=60s");
+    assert_eq!(k.ok("get pods -l app=web -o name"), "", "the foreground waits for what belongs to it");
     k.ok("create deployment again --image=x");
     k.ok("rollout status deploy/again --timeout=60s");
     k.ok("delete deploy again --cascade=background --wait=false");

@@ -264,6 +264,58 @@ async fn collections_are_deleted_by_selector_and_owners_can_be_forgotten() {
 }
 
 #[tokio::test]
+async fn an_owner_waits_in_the_foreground_for_what_belongs_to_it() {
+    let h = Host::new().await;
+    let owner = h.create(CMS, config_map("owner")).await;
+    let refs = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}]);
+    let mut quick = config_map("quick");
+    quick["metadata"]["ownerReferences"] = refs.clone();
+    h.create(CMS, quick).await;
+    // Somebody must end this one first.
+    let mut slow = pod("slow");
+    slow["metadata"]["ownerReferences"] = refs;
+    slow["spec"]["nodeName"] = "n".into();
+    h.create(PODS, slow).await;
+    // A rehearsal of its eviction is none.
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "slow"},
+        "deleteOptions": {"dryRun": ["All"]}});
+    h.create(&format!("{PODS}/slow/eviction"), eviction).await;
+    assert_eq!(h.get(&format!("{PODS}/slow")).await["metadata"]["deletionTimestamp"], Value::Null);
+
+    h.delete(&format!("{CMS}/owner?propagationPolicy=Foreground")).await;
+    let waiting = h.get(&format!("{CMS}/owner")).await;
+    assert_eq!(waiting["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    assert!(waiting["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(h.call("GET", &format!("{CMS}/quick"), Value::Null).await.0, 404);
+    assert!(h.get(&format!("{PODS}/slow")).await["metadata"]["deletionTimestamp"].is_string());
+    h.delete(&format!("{PODS}/slow?gracePeriodSeconds=0")).await;
+    assert_eq!(h.call("GET", &format!("{CMS}/owner"), Value::Null).await.0, 404);
+
+    // Nothing belongs to it: it goes at once.
+    h.create(CMS, config_map("alone")).await;
+    h.delete(&format!("{CMS}/alone?propagationPolicy=Foreground")).await;
+    assert_eq!(h.call("GET", &format!("{CMS}/alone"), Value::Null).await.0, 404);
+}
+
+#[tokio::test]
+async fn without_kubelets_logs_are_refused_and_the_flag_is_named() {
+    let h = Host::new().await;
+    let mut p = pod("p");
+    p["spec"]["nodeName"] = "n".into();
+    h.create(PODS, p).await;
+    let (code, why) = h.call("GET", &format!("{PODS}/p/log"), Value::Null).await;
+    assert_eq!(code, 503);
+    assert!(why["message"].as_str().unwrap().contains("--kubelet-socket"), "{why}");
+    assert_eq!(h.call("GET", &format!("{PODS}/none/log"), Value::Null).await.0, 404);
+    assert_eq!(h.call("POST", &format!("{PODS}/p/log"), Value::Null).await.0, 405);
+    h.create(PODS, pod("nowhere")).await;
+    let (code, why) = h.call("GET", &format!("{PODS}/nowhere/log"), Value::Null).await;
+    assert_eq!((code, why["message"].as_str()), (400, Some("pod nowhere does not have a host assigned")));
+    let (code, _) = h.call("GET", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", Value::Null).await;
+    assert_eq!(code, 405);
+}
+
+#[tokio::test]
 async fn a_dry_run_stores_nothing() {
     let h = Host::new().await;
     let before = rv(&h.get(CMS).await);
