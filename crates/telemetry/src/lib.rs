@@ -2,6 +2,7 @@
 //! Never does: listen, spawn, read a clock for a decision; sees no cluster object and no kernel object.
 //! Tested by: unit tests here; `docs/settings.md` and `docs/metrics.md` are goldens of the tables.
 
+mod announcing;
 mod health;
 mod log;
 mod metrics;
@@ -10,6 +11,7 @@ mod process;
 mod proxy;
 pub mod settings;
 
+pub use announcing::Announcing;
 pub use health::{Answer, Health, answer};
 pub use log::{LogError, LogFormat, init, reconcile_line};
 pub use metrics::{Build, Kind, Metrics, NodeCounts, Outcome, Plane};

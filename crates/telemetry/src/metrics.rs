@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::announcing::Announcing;
 use crate::process::Process;
 use crate::proxy::Proxy;
 
@@ -147,6 +148,8 @@ pub struct Metrics {
     duration: Family<PlaneLabel, Histogram, fn() -> Histogram>,
     /// kube-proxy's.
     pub proxy: Proxy,
+    /// Of load balancers' addresses.
+    pub announcing: Announcing,
     ops: Family<PlaneLabel, Counter>,
     refused: Family<PlaneLabel, Gauge>,
     last_success: Family<PlaneLabel, Seconds>,
@@ -177,6 +180,7 @@ impl Metrics {
             reconciles: Family::default(),
             duration: Family::new_with_constructor(buckets as fn() -> Histogram),
             proxy: Proxy::default(),
+            announcing: Announcing::default(),
             ops: Family::default(),
             refused: Family::default(),
             last_success: Family::default(),
@@ -225,6 +229,7 @@ impl Metrics {
         r.register("seaway_services", "Service ports in this node's intent", self.services.clone());
         r.register("seaway_endpoints", "Endpoints over all service ports", self.endpoints.clone());
         r.register("seaway_peers", "Other nodes", self.peers.clone());
+        self.announcing.register(r);
         self.proxy.register(r);
         r.register("process_resident_memory_bytes", "Resident memory size in bytes", self.resident.clone());
         r.register("process_virtual_memory_bytes", "Virtual memory size in bytes", self.virtual_size.clone());

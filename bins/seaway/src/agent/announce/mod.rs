@@ -142,6 +142,7 @@ impl Elector {
                 Some(done) = flights.join_next() => {
                     if let Ok((action, answer)) = done {
                         self.machine.done(&action, &answer, now());
+                        self.count(&action, &answer);
                     }
                 }
                 () = tokio::time::sleep(wait.max(Duration::from_millis(1))) => {}
@@ -208,6 +209,17 @@ impl Elector {
         actions
     }
 
+    /// What became of a lease of an address, for the metrics.
+    fn count(&self, action: &Action, answer: &Answer) {
+        let Action::Take { seen, .. } = action else { return };
+        let another = |s: &Seen| !s.holder.is_empty() && *s.holder != *self.node.as_str();
+        match answer {
+            Answer::Conflict => self.http.metrics.announcing.conflict(),
+            Answer::Is(_) if seen.as_ref().is_some_and(another) => self.http.metrics.announcing.took_over(),
+            _ => {}
+        }
+    }
+
     /// Says what is new.
     fn report(&self, held: &BTreeMap<IpAddr, Duration>) {
         for ip in held.keys().filter(|ip| !self.held.contains_key(*ip)) {
@@ -226,6 +238,10 @@ impl Elector {
         for ip in self.held.keys().filter(|ip| !held.contains_key(*ip)) {
             tracing::info!(%ip, "no longer announcing");
         }
+        let other = |a: &BTreeMap<IpAddr, Duration>, b: &BTreeMap<IpAddr, Duration>| {
+            a.keys().filter(|ip| !b.contains_key(*ip)).count() as u64
+        };
+        self.http.metrics.announcing.now(held.len(), other(held, &self.held), other(&self.held, held));
         lock(&self.http.status).announcing = held.keys().map(ToString::to_string).collect();
     }
 }
