@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use intent::{NodeIntent, Reach};
+use intent::{NodeIntent, Reach, Vxlan};
 use kernel_api::rt::{FdbEntry, Neighbour, Route, RouteTo};
 use plan::{Caps, Compiled, Refused};
 use types::{Cidr, Family, IfName, Mac, NodeName, OwnedName};
@@ -18,12 +18,12 @@ pub fn compile(intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
         image: Image { index: index(intent), ..Image::default() },
         refused: BTreeSet::new(),
         ways: BTreeMap::new(),
-        device: None,
+        devices: BTreeMap::new(),
         gateways: BTreeMap::new(),
         tunnels: BTreeMap::new(),
         links: caps.uplink.iter().map(|u| u.name.clone()).collect(),
     };
-    c.device(intent, caps);
+    c.devices(intent, caps);
     c.peers(intent, caps);
     c.own(intent);
     c.sysctls(intent);
@@ -71,8 +71,8 @@ struct Compiler {
     refused: BTreeSet<Refused>,
     /// By destination: a destination has one route.
     ways: BTreeMap<Cidr, Way>,
-    /// The device and the family of its underlay, or the field and reason why there is none.
-    device: Option<Result<(OwnedName, Family), Why>>,
+    /// The device by the family of its underlay, or the field and reason why there is none.
+    devices: BTreeMap<Family, Result<OwnedName, Why>>,
     /// Whose hardware address leads where: one address cannot lead to two nodes.
     tunnels: BTreeMap<Mac, (NodeName, IpAddr)>,
     /// Whose gateway an overlay address is: nested ranges may begin with the same one.
@@ -86,22 +86,30 @@ impl Compiler {
         self.refused.insert(Refused { object: format!("Node/{node}"), field: field.into(), why: why.into() });
     }
 
-    fn device(&mut self, intent: &NodeIntent, caps: &Caps) {
-        let Some(v) = &intent.vxlan else { return };
-        let families: Vec<Family> = intent.families.iter().collect();
-        self.device = Some(match vxlan::device(v, caps, &families) {
+    fn devices(&mut self, intent: &NodeIntent, caps: &Caps) {
+        let second = intent.vxlan6.as_ref().map(|v| (v, OwnedName::vxlan6(v.vni)));
+        for (v, name) in intent.vxlan.iter().map(|v| (v, OwnedName::vxlan(v.vni))).chain(second) {
+            let device = self.device(intent, caps, v, name);
+            self.devices.insert(Family::of(v.local), device);
+        }
+    }
+
+    fn device(&mut self, intent: &NodeIntent, caps: &Caps, v: &Vxlan, name: OwnedName) -> Result<OwnedName, Why> {
+        // Where each family has a tunnel, this one carries its own.
+        let one = intent.vxlan6.is_none();
+        let families: Vec<Family> = intent.families.iter().filter(|f| one || *f == Family::of(v.local)).collect();
+        match vxlan::device(v, caps, &families) {
             Ok(device) => {
-                let name = OwnedName::vxlan(v.vni);
                 self.image.vxlan.insert(name.clone(), device);
                 self.tunnels.insert(v.mac, (intent.node.clone(), v.local));
                 self.image.addresses.extend(v.addresses.iter().map(|a| (name.clone(), *a)));
-                Ok((name, Family::of(v.local)))
+                Ok(name)
             }
             Err((field, why)) => {
                 self.refuse(&intent.node, field, why.clone());
                 Err((field, why))
             }
-        });
+        }
     }
 
     /// From the last peer to the first, since the last by name has a range that several claim, as in the intent.
@@ -141,21 +149,21 @@ impl Compiler {
                 Ok(Way { route, tunnel: None })
             }
             Reach::Vxlan { remote, mac, gateway } => {
-                let (device, underlay) = match &self.device {
-                    Some(Ok(d)) => d.clone(),
-                    Some(Err(e)) => return Err(e.clone()),
-                    None => {
+                let device = match (self.devices.get(&Family::of(*remote)), self.devices.first_key_value()) {
+                    (Some(Ok(d)), _) => d.clone(),
+                    (Some(Err(e)), _) | (None, Some((_, Err(e)))) => return Err(e.clone()),
+                    (None, Some((underlay, Ok(_)))) => {
+                        return Err((
+                            "status.addresses",
+                            format!(
+                                "its outer address {remote} is not {underlay} as this node's is: publish one of that family"
+                            ),
+                        ));
+                    }
+                    (None, None) => {
                         return Err(("spec.backend", "reached by VXLAN, but this node has no VXLAN device".into()));
                     }
                 };
-                if Family::of(*remote) != underlay {
-                    return Err((
-                        "status.addresses",
-                        format!(
-                            "its outer address {remote} is not {underlay} as this node's is: publish one of that family"
-                        ),
-                    ));
-                }
                 let known = self.tunnels.entry(*mac).or_insert_with(|| (node.clone(), *remote));
                 if known.1 != *remote {
                     return Err((

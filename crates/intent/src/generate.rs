@@ -176,7 +176,7 @@ pub fn node_intent_with(reaches: Reaches) -> impl Strategy<Value = NodeIntent> {
     });
     (
         0u8..3,
-        any::<[bool; 5]>(),
+        any::<[bool; 6]>(),
         prop::collection::vec(peer, 0..5),
         prop::collection::vec(pod, 0..5),
         prop::collection::vec(raw_service(), 0..5),
@@ -189,7 +189,7 @@ pub fn node_intent_with(reaches: Reaches) -> impl Strategy<Value = NodeIntent> {
 fn build(
     families: FamilySet,
     reaches: Reaches,
-    [underlay6, vxlan_anyway, masquerade, second_address, unserved]: [bool; 5],
+    [underlay6, vxlan_anyway, masquerade, second_address, unserved, by_family]: [bool; 6],
     peers: &[RawPeer],
     pods: &[RawPod],
     services: &[RawService],
@@ -226,6 +226,9 @@ fn build(
             let mut range = |cidr: Cidr| {
                 let reach = match (reaches, reach) {
                     (Reaches::Direct, _) | (Reaches::Mixed, 0) => Reach::Direct { next_hop: node_addr(f, i) },
+                    (Reaches::Vxlan, _) | (Reaches::Mixed, 1) if by_family => {
+                        Reach::vxlan(cidr, node_addr(f, i), vtep_mac(if f == Family::V4 { i } else { 128 + i }))
+                    }
                     (Reaches::Vxlan, _) | (Reaches::Mixed, 1) => {
                         Reach::vxlan(cidr, node_addr(underlay, i), vtep_mac(i))
                     }
@@ -250,13 +253,25 @@ fn build(
         intent.peers.values().flat_map(|p| &p.routes).any(|r| matches!(r.reach, Reach::Vxlan { .. })) || vxlan_anyway;
     if tunnels {
         intent.backend = Backend::Vxlan;
-        intent.vxlan = Some(Vxlan {
+        let device = |family: Option<Family>, mac: u8| Vxlan {
             vni: 1,
             port: 8472,
-            mac: vtep_mac(0),
-            local: node_addr(underlay, 0),
-            addresses: intent.pod_cidrs.iter().map(Cidr::addr).collect(),
-        });
+            mac: vtep_mac(mac),
+            local: node_addr(family.unwrap_or(underlay), 0),
+            addresses: intent
+                .pod_cidrs
+                .iter()
+                .filter(|c| family.is_none_or(|f| f == c.family()))
+                .map(Cidr::addr)
+                .collect(),
+        };
+        let (one, two) = if by_family {
+            let of = |f: Family, mac: u8| families.iter().any(|g| g == f).then(|| device(Some(f), mac));
+            (of(Family::V4, 0), of(Family::V6, 128))
+        } else {
+            (Some(device(None, 0)), None)
+        };
+        (intent.vxlan, intent.vxlan6) = (one, two);
     }
     for (n, raw) in (0u8..).zip(pods) {
         let key = AttachmentKey { container_id: format!("c{n}").into(), ifname: "eth0".into() };
@@ -376,7 +391,7 @@ fn endpoint_addr(intent: &NodeIntent, f: Family, place: u8, slot: u8) -> IpAddr 
 pub fn places(intent: &NodeIntent, f: Family) -> Vec<IpAddr> {
     let mut out: BTreeSet<IpAddr> = BTreeSet::new();
     out.extend(intent.addresses.iter());
-    out.extend(intent.vxlan.iter().flat_map(|v| v.addresses.iter()));
+    out.extend(intent.tunnels().flat_map(|v| v.addresses.iter()));
     out.extend(intent.attachments.values().flat_map(|a| a.addresses.iter()));
     for c in intent.pod_cidrs.iter().chain(intent.peers.values().flat_map(|p| p.routes.iter().map(|r| &r.cidr))) {
         out.extend([Some(c.addr()), c.nth(77), Some(c.last())].into_iter().flatten());

@@ -40,6 +40,9 @@ pub struct NodeIntent {
     pub backend: Backend,
     /// The VXLAN device this node must have, to send or, while peers still send so, to receive.
     pub vxlan: Option<Vxlan>,
+    /// A second one, of the same VNI and port over the other underlay, where each family of pod addresses has a tunnel of
+    /// its own.
+    pub vxlan6: Option<Vxlan>,
     /// Every other node.
     pub peers: BTreeMap<NodeName, Peer>,
     /// Pod interfaces on this node.
@@ -71,6 +74,7 @@ impl NodeIntent {
             masqueraded: BTreeSet::new(),
             backend: Backend::HostGw,
             vxlan: None,
+            vxlan6: None,
             peers: BTreeMap::new(),
             attachments: BTreeMap::new(),
             wiring: Wiring::default(),
@@ -78,6 +82,11 @@ impl NodeIntent {
             services: BTreeMap::new(),
             policies: BTreeMap::new(),
         }
+    }
+
+    /// This node's VXLAN devices.
+    pub fn tunnels(&self) -> impl Iterator<Item = &Vxlan> {
+        self.vxlan.iter().chain(&self.vxlan6)
     }
 
     /// The pod interface that holds an address.

@@ -180,7 +180,7 @@ fn leaves_cluster(intent: &NodeIntent, src: IpAddr, dst: IpAddr) -> bool {
 /// Where an address is routed on this node: the part of [`verdict`] that the fabric decides.
 #[must_use]
 pub fn path(intent: &NodeIntent, dst: IpAddr) -> Path {
-    if intent.addresses.contains(&dst) || intent.vxlan.as_ref().is_some_and(|v| v.addresses.contains(&dst)) {
+    if intent.addresses.contains(&dst) || intent.tunnels().any(|v| v.addresses.contains(&dst)) {
         return Path::Host;
     }
     if let Some((key, _)) = intent.attachment_of(dst) {

@@ -54,9 +54,9 @@ pub(crate) fn base(intent: &NodeIntent, caps: &Caps) -> Image {
             image.sets.insert(in_family(name, f), Set { shape, elements: BTreeMap::new() });
         }
     }
-    if let Some(v) = &intent.vxlan {
+    for v in intent.tunnels() {
         for (name, hook, rules) in layout::tunnel_chains(Family::of(v.local)) {
-            image.chains.insert(name, Chain { hook, rules });
+            image.chains.entry(name).or_insert_with(|| Chain { hook, rules: Vec::new() }).rules.extend(rules);
         }
     }
     let mut f = Fragment::default();
@@ -243,7 +243,7 @@ impl Fragment {
         for (first, last) in own_pods(intent) {
             self.put_range("own_pods", first, last);
         }
-        if let Some(v) = &intent.vxlan {
+        for v in intent.tunnels() {
             let key = Key::one(v.port.to_be_bytes().to_vec());
             self.put(in_family("tunnel_ports", Family::of(v.local)), key, Data::Member);
         }

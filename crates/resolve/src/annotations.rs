@@ -74,6 +74,13 @@ pub fn vxlan_mac(node: &NodeName, vni: u32) -> Mac {
     Mac::local([a ^ g, b ^ i, c, d, e, f])
 }
 
+/// The hardware address of a second device, beside one with this address: two ways of one address would be a contradiction.
+#[must_use]
+pub fn vxlan6_mac(first: Mac) -> Mac {
+    let [a, b, c, d, e, f] = first.0;
+    Mac([a, b, c, d, e, f ^ 0x80])
+}
+
 /// The annotations that a node with this intent publishes; `None` removes one. `vxlan_up` says that the VXLAN device
 /// of the intent exists in the kernel.
 #[must_use]

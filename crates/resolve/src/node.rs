@@ -83,8 +83,21 @@ pub(crate) fn fill(
         None => {}
     }
     let outer = own.and_then(|o| outer_address(&o.internal, &o.external));
-    let first = own.map(|o| o.cidrs.iter().map(Cidr::addr).collect()).unwrap_or_default();
-    intent.vxlan = vxlan(snapshot, local, outer, first, problems);
+    let first: Vec<IpAddr> = own.map(|o| o.cidrs.iter().map(Cidr::addr).collect()).unwrap_or_default();
+    if settings.tunnel_by_family {
+        let of = |f: Family| {
+            let outer = own.and_then(|o| o.internal.iter().copied().find(|a| Family::of(*a) == f));
+            let first: Vec<IpAddr> = first.iter().copied().filter(|a| Family::of(*a) == f).collect();
+            (outer.filter(|_| !first.is_empty()), first)
+        };
+        let ((outer4, first4), (outer6, first6)) = (of(Family::V4), of(Family::V6));
+        intent.vxlan = outer4.and_then(|a| vxlan(snapshot, local, Some(a), first4, problems));
+        intent.vxlan6 = outer6
+            .and_then(|a| vxlan(snapshot, local, Some(a), first6, problems))
+            .map(|v| Vxlan { mac: annotations::vxlan6_mac(v.mac), ..v });
+    } else {
+        intent.vxlan = vxlan(snapshot, local, outer, first, problems);
+    }
     for (name, peer) in sound.iter().filter(|(n, _)| **n != local.node) {
         let routes = peer
             .cidrs
@@ -271,21 +284,27 @@ fn reach(
     local: &LocalState,
 ) -> Reach {
     let sends_vxlan = intent.backend == Backend::Vxlan;
-    if let (true, Some(dev)) = (sends_vxlan, &intent.vxlan)
-        && let Some(data) = peer.node.vxlan.filter(|d| fits(d, dev))
-    {
-        return Reach::vxlan(cidr, data.address, data.mac);
-    }
     let family = cidr.family();
     let candidates: Vec<IpAddr> =
         peer.internal.iter().chain(&peer.external).copied().filter(|a| Family::of(*a) == family).collect();
     let on_link = |a: &IpAddr| local.on_link.iter().any(|c| c.len() < family.bits() && c.contains(*a));
-    if let Some(next_hop) = candidates.iter().copied().find(on_link) {
+    let neighbour = candidates.iter().copied().find(on_link);
+    let (device, published) = match family {
+        Family::V6 if settings.tunnel_by_family => (&intent.vxlan6, peer.node.vxlan6),
+        _ => (&intent.vxlan, peer.node.vxlan),
+    };
+    if let (true, Some(dev)) = (sends_vxlan, device)
+        && let Some(data) = published.filter(|d| fits(d, dev))
+        && (neighbour.is_none() || !settings.direct_routing)
+    {
+        return Reach::vxlan(cidr, data.address, data.mac);
+    }
+    if let Some(next_hop) = neighbour {
         return Reach::Direct { next_hop };
     }
     let why = if sends_vxlan {
-        match peer.node.vxlan {
-            _ if intent.vxlan.is_none() => format!(
+        match published {
+            _ if device.is_none() => format!(
                 "Node {name} cannot be reached: this node has no VXLAN device (see its other problems) and {name} is not on a network that this node is on"
             ),
             Some(d) => format!(
@@ -296,7 +315,7 @@ fn reach(
                 d.address,
                 settings.vni,
                 settings.vxlan_port,
-                intent.vxlan.as_ref().map_or_else(|| "none".into(), |v| v.local.to_string())
+                device.as_ref().map_or_else(|| "none".into(), |v| v.local.to_string())
             ),
             None => format!(
                 "Node {name} cannot be reached yet: it has not published annotation {}: start or look at the agent on {name}",

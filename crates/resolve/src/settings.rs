@@ -41,6 +41,12 @@ pub struct Settings {
     pub vni: u32,
     /// `vxlanPort`.
     pub vxlan_port: u16,
+    /// `directRouting`: with backend vxlan, nodes on one link send to each other without a tunnel.
+    pub direct_routing: bool,
+    /// Each family of pod addresses goes through a VXLAN device of its own over an underlay of that family, as flannel
+    /// has it; no key of the ConfigMap, since only a flannel network asks for it.
+    #[serde(default)]
+    pub tunnel_by_family: bool,
     /// `ipam`: where pods' addresses come from.
     pub ipam: Ipam,
     /// `ipPools`: names or ranges of the pools of pods that ask for none; empty: all that fit.
@@ -91,6 +97,8 @@ impl Default for Settings {
             masquerade: true,
             vni: DEFAULT_VNI,
             vxlan_port: DEFAULT_VXLAN_PORT,
+            direct_routing: false,
+            tunnel_by_family: false,
             ipam: Ipam::NodeCidr,
             ip_pools: Vec::new(),
             outside_addresses: false,
@@ -148,6 +156,11 @@ impl Settings {
                     }
                     _ => Some(format!("{value:?}: write a UDP port from 1 to 65535; 8472 is the default, 4789 IANA's")),
                 },
+                "directRouting" => value
+                    .parse()
+                    .map(|b| s.direct_routing = b)
+                    .err()
+                    .map(|_| format!("{value:?}: write true or false")),
                 "hostPortRange" => value.parse().map(|r| s.host_port_range = r).err(),
                 "mode" => value.parse().map(|m| s.wiring.mode = m).err(),
                 "modeOptions" => mode_options(value).map(|o| s.wiring.options = o).err(),
@@ -202,7 +215,7 @@ impl Settings {
                     _ => Some(format!("{value:?}: write a number of seconds from 0 to 60; 0 hands over at once")),
                 },
                 _ => Some(
-                    "no such setting: remove it, or correct it to addressesOutsideIPAM, apiServer, backend, clusterCIDR, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, nodePortAddresses, serviceCIDR, vni or \
+                    "no such setting: remove it, or correct it to addressesOutsideIPAM, apiServer, backend, clusterCIDR, directRouting, hostPortRange, ipam, ipPools, l2RestartSeconds, loadBalancerClass, loadBalancerDefault, masquerade, mode, modeOptions, nodePortAddresses, serviceCIDR, vni or \
                      vxlanPort"
                         .into(),
                 ),

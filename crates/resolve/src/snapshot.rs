@@ -264,6 +264,9 @@ pub struct Node {
     pub backend: Option<Backend>,
     /// Annotation [`crate::annotations::VXLAN`]: how to reach it through VXLAN.
     pub vxlan: Option<VxlanData>,
+    /// How to reach its IPv6 range where that has a tunnel of its own, see
+    /// [`Settings::tunnel_by_family`](crate::Settings::tunnel_by_family); never set by an object of the API.
+    pub vxlan6: Option<VxlanData>,
     /// Condition Ready is True.
     pub ready: bool,
     /// `spec.unschedulable`.

@@ -92,6 +92,17 @@ fn vxlan_needs_what_the_peer_published() {
 }
 
 #[test]
+fn neighbours_need_no_tunnel_where_that_is_asked_for() {
+    let n1 = node("node1", &["192.168.0.1"], &["10.244.1.0/24"]);
+    let far = with_vxlan(node("node3", &["172.16.0.3"], &["10.244.3.0/24"]), "172.16.0.3");
+    let near = with_vxlan(node("node2", &["192.168.0.2"], &["10.244.2.0/24"]), "192.168.0.2");
+    let r = on_node1(&[n1, near, far, settings(json!({"directRouting": "true"}))]);
+    assert_eq!(reach(&r, "node2"), [direct("192.168.0.2")]);
+    assert!(matches!(reach(&r, "node3")[..], [Reach::Vxlan { .. }]));
+    assert!(r.intent.vxlan.is_some());
+}
+
+#[test]
 fn the_outer_family_is_ipv4_when_the_node_has_it() {
     for (addresses, want) in [(vec!["fd00:1::1", "192.168.0.1"], "192.168.0.1"), (vec!["fd00:1::1"], "fd00:1::1")] {
         let r = on_node1(&[node("node1", &addresses, &["10.244.1.0/24"])]);

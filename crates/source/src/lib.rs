@@ -1,13 +1,15 @@
-//! Owns: the way to a Kubernetes API, ours or a real one: connection, list-then-watch into one slim [`ClusterSnapshot`], writes; and the offline reader of manifests.
+//! Owns: the way to a Kubernetes API, ours or a real one: connection, list-then-watch into one slim [`ClusterSnapshot`], writes; the same of flannel's layout in etcd; and the offline reader of manifests.
 //! Never does: decide what an object means (that is `resolve`) or what to write (that is `controller`).
-//! Tested by: tables of bad manifests; `tests/` against the embedded API server: in sync, relist after 410, server killed and started again, writes.
+//! Tested by: tables of bad manifests; `tests/` against the embedded API server: in sync, relist after 410, server killed and started again, writes; a flannel network against a real etcd.
 
 mod api;
 mod connect;
 mod controllers;
 mod denied;
 mod error;
+pub mod etcd;
 mod events;
+pub mod flannel;
 mod folder;
 mod leader;
 mod watch;

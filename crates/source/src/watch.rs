@@ -83,16 +83,16 @@ impl InSync {
 const KEPT: usize = 4096;
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     snapshot: ClusterSnapshot,
-    sync: InSync,
+    pub(crate) sync: InSync,
     /// What changed last, oldest first, and how many changes there were before.
     log: VecDeque<Key>,
     forgotten: u64,
 }
 
 impl State {
-    fn apply(&mut self, event: Event) {
+    pub(crate) fn apply(&mut self, event: Event) {
         for key in apply(&mut self.snapshot, event) {
             if self.log.len() == KEPT {
                 self.log.pop_front();
@@ -115,7 +115,7 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen(Option<u64>);
 
-struct Shared {
+pub(crate) struct Shared {
     state: Mutex<State>,
     /// Counts changes.
     version: watch::Sender<u64>,
@@ -130,7 +130,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).sync.absent.contains(&kind)
     }
 
-    fn change(&self, f: impl FnOnce(&mut State)) {
+    pub(crate) fn change(&self, f: impl FnOnce(&mut State)) {
         f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         self.version.send_modify(|v| *v += 1);
     }
@@ -156,6 +156,20 @@ impl Source {
             let pods_of = config.pods_of.clone().filter(|_| kind == Kind::Pod);
             tasks.spawn(follow(api.client.clone(), kind, pods_of, Arc::clone(&shared), api.denials()));
         }
+        Self { shared, seen, _tasks: tasks }
+    }
+
+    /// A source that `feed` fills; its kinds are in sync when it says so. Must be called inside a tokio runtime.
+    pub(crate) fn fed<F>(kinds: impl IntoIterator<Item = Kind>, feed: impl FnOnce(Arc<Shared>) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut state = State::default();
+        state.sync.kinds = kinds.into_iter().map(|k| (k, false)).collect();
+        let (version, seen) = watch::channel(0);
+        let shared = Arc::new(Shared { state: Mutex::new(state), version });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(feed(Arc::clone(&shared)));
         Self { shared, seen, _tasks: tasks }
     }
 

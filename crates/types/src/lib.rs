@@ -8,5 +8,7 @@ mod names;
 mod net;
 
 pub use cidr::{Cidr, CidrError};
-pub use names::{IfName, NameError, NodeName, ObjectName, OwnedName, POD_LINK_PREFIX, VXLAN_LINK_PREFIX};
+pub use names::{
+    IfName, NameError, NodeName, ObjectName, OwnedName, POD_LINK_PREFIX, VXLAN_LINK_PREFIX, VXLAN6_LINK_PREFIX,
+};
 pub use net::{Family, FamilySet, Mac, MacError, Mark, PortKey, Proto, ProtoError};

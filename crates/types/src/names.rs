@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub const POD_LINK_PREFIX: &str = "sea";
 /// Every VXLAN device of ours starts so; the VNI follows.
 pub const VXLAN_LINK_PREFIX: &str = "seaway.";
+/// The same, of the second device where IPv6 has a tunnel of its own. Shorter, since a name has 15 bytes.
+pub const VXLAN6_LINK_PREFIX: &str = "seaw6.";
 
 /// Every `ifb` that a bandwidth limit made starts so; 12 hex digits follow, as the reference plugin bandwidth has it.
 pub const SHAPER_PREFIX: &str = "bwp";
@@ -59,15 +61,18 @@ impl FromStr for IfName {
 pub struct OwnedName(IfName);
 
 impl OwnedName {
-    /// Recognises a name of ours: `seaway.<VNI>`, or `sea` and exactly 12 lower-case hex digits.
+    /// Recognises a name of ours: `seaway.<VNI>`, `seaw6.<VNI>`, or `sea` and exactly 12 lower-case hex digits.
     ///
     /// # Errors
     /// [`NameError::NotOwned`] for any other name.
     pub fn recognise(name: &IfName) -> Result<Self, NameError> {
         let s = name.as_str();
-        let vxlan = s.strip_prefix(VXLAN_LINK_PREFIX).is_some_and(|vni| {
-            !vni.is_empty() && vni.bytes().all(|b| b.is_ascii_digit()) && vni.parse::<u32>().is_ok_and(|v| v < 1 << 24)
-        });
+        let vxlan =
+            s.strip_prefix(VXLAN_LINK_PREFIX).or_else(|| s.strip_prefix(VXLAN6_LINK_PREFIX)).is_some_and(|vni| {
+                !vni.is_empty()
+                    && vni.bytes().all(|b| b.is_ascii_digit())
+                    && vni.parse::<u32>().is_ok_and(|v| v < 1 << 24)
+            });
         let pod = s
             .strip_prefix(POD_LINK_PREFIX)
             .is_some_and(|h| h.len() == 12 && h.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
@@ -104,6 +109,12 @@ impl OwnedName {
         Self(IfName(format!("{VXLAN_LINK_PREFIX}{}", vni & 0x00ff_ffff).into()))
     }
 
+    /// The second VXLAN device of a VNI, for IPv6 pod addresses over an IPv6 underlay.
+    #[must_use]
+    pub fn vxlan6(vni: u32) -> Self {
+        Self(IfName(format!("{VXLAN6_LINK_PREFIX}{}", vni & 0x00ff_ffff).into()))
+    }
+
     /// The host end of a pod's interface, from the 48 low bits of a hash of (container id, interface name).
     #[must_use]
     pub fn pod_link(hash: u64) -> Self {
@@ -132,7 +143,7 @@ impl OwnedName {
     #[must_use]
     pub fn is_pod_link(&self) -> bool {
         let s = self.0.as_str();
-        s.starts_with(POD_LINK_PREFIX) && !s.starts_with(VXLAN_LINK_PREFIX)
+        s.starts_with(POD_LINK_PREFIX) && ![VXLAN_LINK_PREFIX, VXLAN6_LINK_PREFIX].iter().any(|p| s.starts_with(p))
     }
 
     /// The number at the end of a pod link's name: below 2^48, different for different names.
@@ -297,9 +308,10 @@ mod tests {
             let n = OwnedName::for_container(&id, &ifname);
             prop_assert_eq!(OwnedName::recognise(n.name()), Ok(n.clone()));
             prop_assert!(n.is_pod_link() && n.as_str().parse::<IfName>().is_ok());
-            let v = OwnedName::vxlan(vni);
-            prop_assert_eq!(OwnedName::recognise(v.name()), Ok(v.clone()));
-            prop_assert!(!v.is_pod_link() && v.as_str().parse::<IfName>().is_ok());
+            for v in [OwnedName::vxlan(vni), OwnedName::vxlan6(vni)] {
+                prop_assert_eq!(OwnedName::recognise(v.name()), Ok(v.clone()));
+                prop_assert!(!v.is_pod_link() && v.as_str().parse::<IfName>().is_ok());
+            }
         }
     }
 }

@@ -50,7 +50,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
             _ => {}
         }
     }
-    if let Some(node) = &args.node {
+    if let Some(node) = args.node.as_ref().filter(|_| args.source == super::fleet::From::Kubernetes) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let annotations = [
             (resolve::annotations::BACKEND, None),

@@ -15,11 +15,7 @@ pub const PODS: &str = "pods";
 
 /// The MTU of pods' interfaces, in bytes: the uplink's less what the backend adds to a packet. Nothing without an uplink.
 pub fn pod_mtu(pass: &Pass) -> Option<u32> {
-    let overhead = match &pass.intent.vxlan {
-        Some(v) if v.local.is_ipv4() => 50,
-        Some(_) => 70,
-        None => 0,
-    };
+    let overhead = pass.intent.tunnels().map(|v| if v.local.is_ipv4() { 50 } else { 70 }).max().unwrap_or(0);
     pass.facts.caps.uplink.as_ref().map(|u| u.mtu.saturating_sub(overhead))
 }
 

@@ -158,7 +158,7 @@ impl Pass {
     /// Whether peers may send to the intent's VXLAN device: the fabric's pass went well, and it is to stay.
     pub fn vxlan_up(&self) -> bool {
         !self.lingers
-            && self.intent.vxlan.is_some()
+            && self.intent.tunnels().next().is_some()
             && self.planes.iter().any(|p| p.plane == Plane::Fabric && p.result.is_ok())
     }
 }
@@ -225,7 +225,7 @@ where
             })
         };
         let mut followed = meaning(false);
-        let lingers = followed.intent.vxlan.is_none()
+        let lingers = followed.intent.tunnels().next().is_none()
             && !facts.vxlan.is_empty()
             && (advertised
                 || carries(fabric_have.as_ref().ok())

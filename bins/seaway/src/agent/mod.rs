@@ -13,6 +13,7 @@ mod datapath;
 mod events;
 mod facts;
 mod flannel;
+mod fleet;
 mod foreign;
 mod health_check;
 mod host_ports;
@@ -27,7 +28,7 @@ mod report;
 mod status;
 mod turn;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use resolve::Kind;
-use source::{Source, Target, WatchConfig};
+use source::{Reader, Recorder, Source, Target, WatchConfig};
 use telemetry::{Build, Health, Metrics};
 use types::NodeName;
 
@@ -53,9 +54,14 @@ pub use pools::{Pools as PoolsKeeper, Shared as PoolsShared};
     SIGTERM ends the agent and leaves forwarding as it is; `seaway agent --cleanup` removes every trace.\n\n\
     Example:\n  seaway agent --node node1 --api /etc/kubernetes/kubelet.conf")]
 pub struct AgentArgs {
-    /// The Node object this agent works for
-    #[arg(long, value_name = "NAME", env = "SEAWAY_NODE", required_unless_present = "cleanup")]
+    /// The Node object this agent works for; with --source etcd this machine's name when not given
+    #[arg(long, value_name = "NAME", env = "SEAWAY_NODE", required_unless_present_any = ["cleanup", "etcd_endpoints"])]
     node: Option<NodeName>,
+    /// Where the list of nodes comes from: kubernetes, or etcd in flannel's layout
+    #[arg(long, value_enum, value_name = "SOURCE", env = "SEAWAY_SOURCE", default_value_t = fleet::From::Kubernetes)]
+    source: fleet::From,
+    #[command(flatten)]
+    etcd: fleet::EtcdArgs,
     /// The API server: unix:PATH, a kubeconfig's path, or in-cluster
     #[arg(long, value_name = "TARGET", env = "SEAWAY_API", default_value = "in-cluster")]
     api: Target,
@@ -107,6 +113,14 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         cleanup::run(&args)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if args.source == fleet::From::Etcd {
+        let node = args.node.clone().map_or_else(fleet::hostname, Ok)?;
+        let _lock = lock::one_agent()?;
+        // Two threads: looking at the machine blocks one for a moment.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        runtime.block_on(fleet::main(args, node))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let node = args.node.clone().context("--node: say which Node object this agent works for")?;
     let _lock = lock::one_agent()?;
     args.service_proxy.check()?;
@@ -115,28 +129,113 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
-    let mut stop = Box::pin(crate::signals::terminated()?);
-    let listener = http::bind(args.listen).await?;
-    let shared = Arc::new(http::Shared {
+/// What the listener answers from.
+fn shared(node: &NodeName, service_proxy: ServiceProxy) -> Arc<http::Shared> {
+    Arc::new(http::Shared {
         start: Instant::now(),
         metrics: Metrics::new(Build { version: env!("CARGO_PKG_VERSION"), commit: "" }),
         health: Mutex::new(Health::default()),
         status: Mutex::new(status::Status {
             node: node.to_string(),
-            service_proxy: args.service_proxy.to_string(),
+            service_proxy: service_proxy.to_string(),
             ..status::Status::default()
         }),
         node: node.clone(),
         reader: std::sync::OnceLock::new(),
         denials: std::sync::OnceLock::new(),
-    });
-    let http = tokio::spawn(http::serve(listener, Arc::clone(&shared)));
+    })
+}
+
+/// What this kernel lacks, said once.
+fn missing() -> BTreeSet<String> {
     let missing = kernel::missing_features();
     if !missing.is_empty() {
         let list = missing.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         tracing::warn!("this kernel lacks {list}: what needs them is refused");
     }
+    missing
+}
+
+/// The datapath's thread, not yet started; what it tells goes nowhere unless the caller says where.
+fn turn(
+    args: &AgentArgs,
+    node: &NodeName,
+    shared: &Arc<http::Shared>,
+    reader: Reader,
+    missing: BTreeSet<String>,
+    recorder: Recorder,
+) -> turn::Turn {
+    let (ipam_dir, cni_conf_dir) = (args.ipam_dir.clone(), args.cni_conf_dir.clone());
+    turn::Turn {
+        conflist: conflist::Writer::new(cni_conf_dir.clone(), ipam_dir.clone()),
+        setup: Setup { node: node.clone(), cni_conf_dir, ipam_dir, iface: args.iface.clone(), missing },
+        flannel_subnet_file: args.flannel_subnet_file.clone(),
+        resync: Duration::from_secs(args.resync),
+        shared: Arc::clone(shared),
+        reader,
+        published: tokio::sync::watch::channel(None).0,
+        pools: Arc::default(),
+        recorder,
+        told: events::Told::default(),
+        pods: BTreeMap::new(),
+        network_status: tokio::sync::watch::channel(network_status::Statuses::new()).0,
+        service_proxy: ServiceProxy::Off,
+        foreign: None,
+        checks: tokio::sync::watch::channel(health_check::Checks::default()).0,
+        no_local: report::NoLocal::default(),
+    }
+}
+
+/// How the datapath's thread ended.
+type Ended = tokio::sync::oneshot::Receiver<anyhow::Result<()>>;
+
+/// Starts the datapath's thread.
+fn start(turn: turn::Turn, woken: std::io::PipeReader) -> anyhow::Result<Ended> {
+    let (ended, datapath) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("datapath".into())
+        .spawn(move || drop(ended.send(turn.run(woken))))
+        .context("start the datapath thread")?;
+    Ok(datapath)
+}
+
+/// Wakes the datapath's thread, and whoever `tell` tells, whenever the snapshot changes, until the end.
+async fn follow(
+    mut source: Source,
+    shared: &http::Shared,
+    mut wake: std::io::PipeWriter,
+    mut datapath: Ended,
+    mut stop: impl Future<Output = ()> + Unpin,
+    tell: impl Fn(),
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = source.changed() => {
+                turn::heard(shared, &source.in_sync());
+                shared.metrics.proxy.queued(SystemTime::now());
+                tell();
+                // A full pipe means that the thread has not looked yet, and will.
+                let _ = std::io::Write::write(&mut wake, &[0]);
+                // Bursts become one wake-up.
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            end = &mut datapath => {
+                return end.unwrap_or_else(|_| Err(anyhow::anyhow!("the datapath thread is gone")));
+            }
+            () = &mut stop => {
+                tracing::info!("asked to end: forwarding stays as it is");
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
+    let stop = Box::pin(crate::signals::terminated()?);
+    let listener = http::bind(args.listen).await?;
+    let shared = shared(&node, args.service_proxy);
+    let http = tokio::spawn(http::serve(listener, Arc::clone(&shared)));
+    let missing = missing();
     let api = source::connect_at(&args.api, &args.api_server).await.with_context(|| format!("--api {}", args.api))?;
     let _ = shared.denials.set(api.denials());
     let mut watched = WatchConfig { pods_of: Some(node.clone()), ..WatchConfig::agent() };
@@ -147,19 +246,14 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
             shared.health(|h| known.into_iter().for_each(|k| h.source(k, Ok(()))));
         }
     }
-    let mut source = Source::start(&api, watched);
+    let source = Source::start(&api, watched);
     let _ = shared.reader.set(source.reader());
-    let cni_conf_dir = args.cni_conf_dir.clone();
-    let setup =
-        Setup { node: node.clone(), cni_conf_dir, ipam_dir: args.ipam_dir.clone(), iface: args.iface.clone(), missing };
     let (published, publish) = tokio::sync::watch::channel(None);
     let (status, statuses) = tokio::sync::watch::channel(network_status::Statuses::new());
     let pools = Arc::new(pools::Shared::default());
-    let (woken, mut wake) = std::io::pipe().context("make a pipe")?;
+    let (woken, wake) = std::io::pipe().context("make a pipe")?;
     let recorder = source::Recorder::start(&api, "seaway-agent", node.as_str());
     let balancers = Arc::new(tokio::sync::Notify::new());
-    let announcer =
-        announce::start(&api, &setup, source.reader(), recorder.clone(), Arc::clone(&shared), Arc::clone(&balancers))?;
     let (checks, checked) = tokio::sync::watch::channel(health_check::Checks::default());
     let healthy = Arc::clone(&shared);
     let healthy = move || {
@@ -169,23 +263,21 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let checks_server = health_check::Server::new(recorder.clone(), node.to_string(), Arc::new(healthy));
     let checks_server = tokio::spawn(checks_server.run(checked));
     let turn = turn::Turn {
-        setup,
-        conflist: conflist::Writer::new(args.cni_conf_dir.clone(), args.ipam_dir.clone()),
-        flannel_subnet_file: args.flannel_subnet_file.clone(),
-        resync: Duration::from_secs(args.resync),
-        shared: Arc::clone(&shared),
-        reader: source.reader(),
         published,
         pools: Arc::clone(&pools),
-        recorder: recorder.clone(),
-        told: events::Told::default(),
-        pods: BTreeMap::new(),
         network_status: status,
         service_proxy: args.service_proxy,
-        foreign: None,
         checks,
-        no_local: report::NoLocal::default(),
+        ..turn(&args, &node, &shared, source.reader(), missing, recorder.clone())
     };
+    let announcer = announce::start(
+        &api,
+        &turn.setup,
+        source.reader(),
+        recorder.clone(),
+        Arc::clone(&shared),
+        Arc::clone(&balancers),
+    )?;
     let proxy_health = proxy_health::run(args.proxy_health_listen, Arc::clone(&shared), turn.recorder.clone());
     // Where kube-proxy serves, the port is its own.
     let proxy_health = tokio::spawn(async move {
@@ -193,36 +285,18 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
             proxy_health.await;
         }
     });
-    let (ended, mut datapath) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name("datapath".into())
-        .spawn(move || drop(ended.send(turn.run(woken))))
-        .context("start the datapath thread")?;
+    let datapath = start(turn, woken)?;
     let statuses = tokio::spawn(network_status::run(api.clone(), statuses));
     let keeper =
         pools::Pools::new(api.clone(), node.clone(), source.reader(), args.ipam_dir.clone(), Arc::clone(&pools));
     let keeper = tokio::spawn(keeper.run());
     let publisher = tokio::spawn(publish::run(api, node.clone(), source.reader(), publish));
     tracing::info!(node = %node, api = %args.api, listen = %args.listen, "agent started");
-    let result = loop {
-        tokio::select! {
-            () = source.changed() => {
-                turn::heard(&shared, &source.in_sync());
-                shared.metrics.proxy.queued(SystemTime::now());
-                pools.changed.notify_one();
-                balancers.notify_one();
-                // A full pipe means that the thread has not looked yet, and will.
-                let _ = std::io::Write::write(&mut wake, &[0]);
-                // Bursts become one wake-up.
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            end = &mut datapath => break end.unwrap_or_else(|_| Err(anyhow::anyhow!("the datapath thread is gone"))),
-            () = &mut stop => {
-                tracing::info!("asked to end: forwarding stays as it is");
-                break Ok(());
-            }
-        }
-    };
+    let result = follow(source, &shared, wake, datapath, stop, || {
+        pools.changed.notify_one();
+        balancers.notify_one();
+    })
+    .await;
     http.abort();
     proxy_health.abort();
     checks_server.abort();

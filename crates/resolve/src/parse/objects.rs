@@ -89,6 +89,7 @@ pub(super) fn node(root: &At<'_>) -> Node {
         labels: metadata.get("labels").labels(),
         backend: notes.get(annotations::BACKEND).parse(),
         vxlan: data,
+        vxlan6: None,
         ready: condition(&status, "Ready"),
         unschedulable: spec.get("unschedulable").bool().unwrap_or(false),
         leaving: metadata.get("deletionTimestamp").is_set()
