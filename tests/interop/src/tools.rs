@@ -81,10 +81,13 @@ pub struct Go {
     staging: Option<&'static str>,
     /// Variables that the linker sets.
     set: &'static [&'static str],
+    /// Packages, with their paths below the module, that are built empty: they need what is not to be had, or C, and the
+    /// tests do not use them.
+    without: &'static [&'static str],
 }
 
 const NEW: &str = "Go 1.26 or newer is needed (https://go.dev/dl); Debian 12's golang-go is too old";
-const NO_GO: Go = Go { module: "", version: "", commands: &[], tags: "", staging: None, set: &[] };
+const NO_GO: Go = Go { module: "", version: "", commands: &[], tags: "", staging: None, set: &[], without: &[] };
 
 /// The reference client of the specification.
 pub const CNITOOL: Go =
@@ -126,6 +129,17 @@ pub const KUBE_PROXY: Go = Go {
     ..NO_GO
 };
 
+/// The store of Kubernetes and of flannel; its program is called `server`.
+pub const ETCD: Go = Go { module: "go.etcd.io/etcd/server/v3", version: "v3.6.16", commands: &[""], ..NO_GO };
+/// The daemon whose networks we join; its program is called `flannel`.
+pub const FLANNEL: Go = Go {
+    module: "github.com/flannel-io/flannel",
+    version: "v0.28.10",
+    commands: &[""],
+    without: &["pkg/backend/udp", "pkg/backend/tencentvpc"],
+    ..NO_GO
+};
+
 impl Go {
     /// The directory with its commands; built once, kept below the target directory.
     ///
@@ -134,7 +148,9 @@ impl Go {
     #[must_use]
     pub fn dir(&self) -> PathBuf {
         let cache = profile().parent().unwrap().join("interop");
-        let name = self.module.trim_end_matches("/v2").rsplit('/').next().unwrap();
+        let parts: Vec<&str> = self.module.split('/').collect();
+        let is_version = |p: &&&str| p.strip_prefix('v').is_some_and(|n| n.parse::<u8>().is_ok());
+        let name = parts.iter().rfind(|p| !is_version(p)).unwrap();
         let done = cache.join(format!("{name}-{}", self.version));
         if done.is_dir() {
             return done;
@@ -150,12 +166,18 @@ impl Go {
         for m in self.staging_modules() {
             text += &format!("replace {m} => {m} {}\n", self.staging.unwrap());
         }
+        if !self.without.is_empty() {
+            let tree = self.thinned(&module);
+            text += &format!("replace {} => {}\n", self.module, tree.display());
+        }
         fs::write(module.join("go.mod"), text).unwrap();
         let mut c = Command::new("go");
         c.current_dir(&module).env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false");
         let ldflags = self.set.iter().fold("-s -w".to_owned(), |all, v| format!("{all} -X {v}"));
         c.args(["build", "-mod=mod", "-trimpath", "-ldflags", &ldflags, "-tags", self.tags, "-o"]);
-        c.arg(&out).args(self.commands.iter().map(|p| format!("{}/{p}", self.module)));
+        // A directory, also for one command.
+        c.arg(format!("{}/", out.display()));
+        c.args(self.commands.iter().map(|p| format!("{}/{p}", self.module).trim_end_matches('/').to_owned()));
         let built = c.output().unwrap_or_else(|e| panic!("go: {e}: {NEW}"));
         assert!(built.status.success(), "{}: {} ({NEW})", self.module, String::from_utf8_lossy(&built.stderr));
         fs::rename(&out, &done).unwrap();
@@ -163,16 +185,38 @@ impl Go {
         done
     }
 
+    /// A copy of the module in which some packages are empty.
+    fn thinned(&self, place: &Path) -> PathBuf {
+        let said = self.downloaded();
+        let tree = place.join("tree");
+        let copied =
+            Command::new("cp").args(["-r", "--no-preserve=mode", said["Dir"].as_str().unwrap()]).arg(&tree).status();
+        assert!(copied.unwrap().success(), "cp -r {}", said["Dir"]);
+        for package in self.without {
+            let dir = tree.join(package);
+            fs::remove_dir_all(&dir).unwrap();
+            fs::create_dir(&dir).unwrap();
+            let name = package.rsplit('/').next().unwrap();
+            fs::write(dir.join("empty.go"), format!("package {name}\n")).unwrap();
+        }
+        tree
+    }
+
+    /// What `go mod download` says of the module.
+    fn downloaded(&self) -> serde_json::Value {
+        let mut c = Command::new("go");
+        c.args(["mod", "download", "-json", &format!("{}@{}", self.module, self.version)]);
+        let out = c.current_dir("/").output().unwrap_or_else(|e| panic!("go: {e}: {NEW}"));
+        assert!(out.status.success(), "{}: {} ({NEW})", self.module, String::from_utf8_lossy(&out.stdout));
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+
     /// The modules that its go.mod names at v0.0.0, since they live in its own tree and are released beside it.
     fn staging_modules(&self) -> Vec<String> {
         if self.staging.is_none() {
             return Vec::new();
         }
-        let mut c = Command::new("go");
-        c.args(["mod", "download", "-json", &format!("{}@{}", self.module, self.version)]);
-        let out = c.current_dir("/").output().unwrap_or_else(|e| panic!("go: {e}: {NEW}"));
-        assert!(out.status.success(), "{}: {} ({NEW})", self.module, String::from_utf8_lossy(&out.stdout));
-        let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let said = self.downloaded();
         let file = fs::read_to_string(said["GoMod"].as_str().unwrap()).unwrap();
         let words = file.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
         let all: BTreeSet<String> = words.filter(|w| w.get(1) == Some(&"v0.0.0")).map(|w| w[0].to_owned()).collect();
