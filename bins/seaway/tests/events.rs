@@ -42,3 +42,21 @@ fn a_refusal_is_an_event_at_its_object() {
     let text = kubectl(&lab, &["-n", "kube-system", "get", "events"]);
     assert!(text.contains("configmap/seaway") && text.contains("Warning"), "{text}");
 }
+
+#[test]
+fn a_node_says_that_it_has_a_network() {
+    let lab = Lab::up(&["--nodes", "2"]);
+    let conditions = || {
+        let nodes = lab.objects("nodes", "");
+        let of = |n: &serde_json::Value, kind: &str| {
+            n["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == kind).cloned()
+        };
+        let all: Vec<_> = nodes.iter().filter_map(|n| of(n, "NetworkUnavailable").zip(of(n, "Ready"))).collect();
+        (all.len() == 2).then_some(all)
+    };
+    for (network, ready) in eventually("both nodes have the condition", Duration::from_secs(30), conditions) {
+        assert_eq!((&network["status"], &network["reason"]), (&"False".into(), &"SeawayIsUp".into()));
+        assert!(network["lastTransitionTime"].as_str().is_some_and(|t| t.ends_with('Z')), "{network}");
+        assert_eq!(ready["status"], "True", "what others say of the node stays");
+    }
+}

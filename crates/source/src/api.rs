@@ -16,6 +16,7 @@ use crate::error::SourceError;
 
 const JSON: &str = "application/json";
 const MERGE: &str = "application/merge-patch+json";
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
 
 /// A connection to an API server; cheap to clone.
 #[derive(Clone)]
@@ -143,6 +144,20 @@ impl Api {
         patch: &Value,
     ) -> Result<Value, SourceError> {
         self.send(Method::PATCH, &format!("{}/status", object_path(resource, name)?), Some((MERGE, patch))).await
+    }
+
+    /// Strategic merge patch of the status subresource: lists that have a merge key, such as a Node's conditions, keep the
+    /// elements that the patch does not name. For built-in kinds only.
+    ///
+    /// # Errors
+    /// When the server refuses or cannot be reached.
+    pub async fn merge_conditions(
+        &self,
+        resource: &Resource,
+        name: &ObjectName,
+        patch: &Value,
+    ) -> Result<Value, SourceError> {
+        self.send(Method::PATCH, &format!("{}/status", object_path(resource, name)?), Some((STRATEGIC, patch))).await
     }
 
     /// Deletes an object; `false` when it was not there. A uid that is not empty must be the object's. `grace` is

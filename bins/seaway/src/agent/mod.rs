@@ -7,6 +7,7 @@
 mod announce;
 mod answers;
 mod cleanup;
+mod condition;
 mod conf_files;
 mod conflist;
 mod datapath;
@@ -174,6 +175,8 @@ fn turn(
         shared: Arc::clone(shared),
         reader,
         published: tokio::sync::watch::channel(None).0,
+        network: condition::Network::default(),
+        condition: tokio::sync::watch::channel(None).0,
         pools: Arc::default(),
         recorder,
         told: events::Told::default(),
@@ -249,6 +252,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let source = Source::start(&api, watched);
     let _ = shared.reader.set(source.reader());
     let (published, publish) = tokio::sync::watch::channel(None);
+    let (condition, conditions) = tokio::sync::watch::channel(None);
     let (status, statuses) = tokio::sync::watch::channel(network_status::Statuses::new());
     let pools = Arc::new(pools::Shared::default());
     let (woken, wake) = std::io::pipe().context("make a pipe")?;
@@ -264,6 +268,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let checks_server = tokio::spawn(checks_server.run(checked));
     let turn = turn::Turn {
         published,
+        condition,
         pools: Arc::clone(&pools),
         network_status: status,
         service_proxy: args.service_proxy,
@@ -290,7 +295,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let keeper =
         pools::Pools::new(api.clone(), node.clone(), source.reader(), args.ipam_dir.clone(), Arc::clone(&pools));
     let keeper = tokio::spawn(keeper.run());
-    let publisher = tokio::spawn(publish::run(api, node.clone(), source.reader(), publish));
+    let publisher = tokio::spawn(publish::run(api, node.clone(), source.reader(), publish, conditions));
     tracing::info!(node = %node, api = %args.api, listen = %args.listen, "agent started");
     let result = follow(source, &shared, wake, datapath, stop, || {
         pools.changed.notify_one();

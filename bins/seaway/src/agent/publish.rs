@@ -9,11 +9,21 @@ use source::{Api, Reader};
 use tokio::sync::watch;
 use types::{NodeName, ObjectName};
 
+use super::condition::{self, Condition};
+
 /// What should stand on the Node, `None` for what should not; absent before the first pass.
 pub type Wanted = Option<BTreeMap<&'static str, Option<String>>>;
 
-/// Writes the annotations whenever they should change or somebody else changed them, for ever.
-pub async fn run(api: Api, node: NodeName, reader: Reader, mut wanted: watch::Receiver<Wanted>) {
+/// Writes annotations and condition whenever they should change or somebody else changed them, for ever.
+pub async fn run(
+    api: Api,
+    node: NodeName,
+    reader: Reader,
+    mut wanted: watch::Receiver<Wanted>,
+    mut conditions: watch::Receiver<Option<Condition>>,
+) {
+    let mut said: Option<Condition> = None;
+    let mut complained = None;
     let mut written: Wanted = None;
     let mut pause = Duration::from_millis(50);
     let mut capacity = Capacity::default();
@@ -23,6 +33,8 @@ pub async fn run(api: Api, node: NodeName, reader: Reader, mut wanted: watch::Re
             match api.annotate_node(&node, map.iter().map(|(k, v)| (*k, v.clone()))).await {
                 Ok(()) => {
                     written = Some(map);
+                    // It was not there, or is new: so is what else we said of it.
+                    said = None;
                     pause = Duration::from_millis(50);
                 }
                 Err(e) => {
@@ -33,9 +45,23 @@ pub async fn run(api: Api, node: NodeName, reader: Reader, mut wanted: watch::Re
                 }
             }
         }
+        let now = conditions.borrow_and_update().clone();
+        if let Some(c) = now.filter(|c| said.as_ref() != Some(c)) {
+            match condition::write(&api, &node, &c, &source::now()).await {
+                Ok(()) => (said, complained) = (Some(c), None),
+                Err(e) => {
+                    let why = e.to_string();
+                    if complained.as_ref() != Some(&why) {
+                        tracing::warn!("Node/{node} status.conditions[NetworkUnavailable] could not be written: {why}");
+                    }
+                    complained = Some(why);
+                }
+            }
+        }
         capacity.update(&api, &node, &reader).await;
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
+            changed = conditions.changed() => if changed.is_err() { return },
             // Somebody may remove our annotations; the snapshot tells, and is looked at when time has passed.
             () = tokio::time::sleep(Duration::from_secs(2)) => {}
         }

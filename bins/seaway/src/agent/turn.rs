@@ -20,6 +20,7 @@ use telemetry::{Kind, NodeCounts, Outcome, Plane};
 use tokio::sync::watch;
 use types::Proto;
 
+use super::condition::{Condition, Network};
 use super::conflist;
 use super::datapath::{Datapath, Pass, Setup, refused_input};
 use super::events;
@@ -55,6 +56,10 @@ pub struct Turn {
     pub reader: Reader,
     /// What should stand on the Node.
     pub published: watch::Sender<Wanted>,
+    /// What should stand among the Node's conditions, once it is known.
+    pub condition: watch::Sender<Option<Condition>>,
+    /// What leads to it.
+    pub network: Network,
     /// Writes Events.
     pub recorder: Recorder,
     /// Which of them were written.
@@ -217,9 +222,22 @@ impl Turn {
             let written = self.conflist.update(&pass, pools);
             let told = self.flannel_subnet_file.as_deref().map(|f| flannel::update(f, &pass, pools));
             let written = written.and(told.unwrap_or(Ok(())));
-            self.shared.health(|h| h.conflist(written));
+            self.shared.health(|h| h.conflist(written.clone()));
+            self.network(written.map_err(|why| ("NoPodNetwork", why)));
+        } else {
+            self.network(fabric_failure(&pass));
         }
         pass.ok() && told.is_ok() && mended && !pass.lingers
+    }
+
+    /// Tells the Node's condition.
+    fn network(&mut self, outcome: Result<(), (&'static str, String)>) {
+        let now = self.network.follow(outcome, self.shared.start.elapsed());
+        let _ = self.condition.send_if_modified(|c| {
+            let changed = *c != now;
+            *c = now;
+            changed
+        });
     }
 
     fn report(&mut self, pass: &Pass) {
@@ -274,6 +292,13 @@ impl Turn {
                 .collect(),
         };
     }
+}
+
+/// What keeps packets from other nodes, if the fabric's pass failed. Service rules that cannot be written are told
+/// otherwise: pods are reached without them.
+fn fabric_failure(pass: &Pass) -> Result<(), (&'static str, String)> {
+    let failed = pass.planes.iter().find(|p| p.plane == Plane::Fabric).and_then(|p| p.result.as_ref().err());
+    failed.map_or(Ok(()), |e| Err(("RoutesNotProgrammed", e.to_string())))
 }
 
 /// Takes what the source says of its kinds into health and metrics.
