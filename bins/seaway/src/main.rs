@@ -10,6 +10,7 @@ mod kube_proxy;
 mod lab_cmd;
 mod logging;
 mod plan_cmd;
+mod report_cmd;
 mod services_cmd;
 #[cfg(test)]
 mod settings_table;
@@ -55,6 +56,8 @@ enum Command {
     Lab(lab_cmd::LabArgs),
     /// Print and mend this node's records of pod addresses
     Ipam(ipam_cmd::IpamArgs),
+    /// Write a support bundle of this node, without secrets
+    Report(report_cmd::ReportArgs),
     /// Run the embedded Kubernetes-compatible API server
     Apiserver(apiserver_cmd::ApiserverArgs),
     /// Put the CNI plugin where container runtimes look for it
@@ -76,6 +79,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Trace(a) => trace::run(&a),
         Command::Lab(a) => lab_cmd::run(a),
         Command::Ipam(a) => ipam_cmd::run(&a),
+        Command::Report(a) => report_cmd::run(&a),
         Command::Apiserver(a) => apiserver_cmd::run(a),
         Command::InstallCni(a) => install_cmd::run(&a),
         Command::Man(a) => docs_cmd::man(&a),

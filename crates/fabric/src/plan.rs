@@ -137,14 +137,22 @@ impl Devices {
             raised: BTreeSet::new(),
             gone: BTreeSet::new(),
         };
+        let stays =
+            |name: &OwnedName| have.vxlan.get(name).zip(want.vxlan.get(name)).is_some_and(|(h, w)| h.compatible(w));
+        let made: Vec<_> = want.vxlan.iter().filter(|(name, _)| !stays(name)).collect();
+        // What a device holds that comes: its name, or its VNI and port in the family of its underlay.
+        let held = |v: &VxlanDevice| (v.vni, v.port, v.local.map(Family::of));
+        for (name, h) in &have.vxlan {
+            let in_the_way = |(n, w): &(&OwnedName, &VxlanDevice)| *n == name || held(w) == held(h);
+            if !stays(name) && made.iter().any(in_the_way) {
+                d.make.push(RtRequest::LinkDel(name.clone()).into());
+                d.gone.insert(name.clone());
+            }
+        }
         for (name, w) in &want.vxlan {
             match have.vxlan.get(name) {
-                Some(h) if h.compatible(w) => d.adjust(name, w, h),
-                other => {
-                    if other.is_some() {
-                        d.make.push(RtRequest::LinkDel(name.clone()).into());
-                        d.gone.insert(name.clone());
-                    }
+                Some(h) if stays(name) => d.adjust(name, w, h),
+                _ => {
                     d.anew.insert(name.clone());
                     d.make.push(RtRequest::LinkAdd(new_link(name, w)).into());
                     d.raise.push(RtRequest::LinkSet(SetLink::up(name.name().clone())).into());
@@ -176,11 +184,11 @@ impl Devices {
 
     /// What of the observed image is still there once the devices are as wanted.
     fn surviving(&self, have: &Image) -> Image {
-        let anew = |l: &IfName| self.anew.iter().any(|n| n.name() == l);
+        let anew = |l: &IfName| self.anew.iter().chain(&self.gone).any(|n| n.name() == l);
         let raised = |l: &IfName| self.raised.iter().any(|n| n.name() == l);
         let mut image = have.clone();
         image.vxlan.retain(|n, _| !self.gone.contains(n));
-        image.addresses.retain(|(d, _)| !self.anew.contains(d));
+        image.addresses.retain(|(d, _)| !self.anew.contains(d) && !self.gone.contains(d));
         image.neighbours.retain(|n| !anew(&n.link) && !raised(&n.link));
         image.fdb.retain(|e| !anew(&e.link));
         image.routes.retain(|r| route_link(r).is_none_or(|l| !anew(l)));

@@ -45,6 +45,7 @@ use types::NodeName;
 pub use datapath::{Setup, local_state, refused_input};
 pub use events::{Told, tell};
 pub use facts::{IfaceChoice, observe as observe_facts, vxlan_mac};
+pub use fleet::SUBNET_FILE;
 pub use foreign::ServiceProxy;
 pub use lock::one_agent;
 pub use pools::{Pools as PoolsKeeper, Shared as PoolsShared};

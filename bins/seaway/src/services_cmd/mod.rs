@@ -3,7 +3,7 @@
 pub mod gather;
 mod leftovers;
 mod print;
-mod takeover;
+pub mod takeover;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
