@@ -34,7 +34,9 @@ fn a_bundle_of_a_node_has_what_is_needed_and_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     let [password, flag, random, token, key] = SECRETS;
     // In the API: a Secret, and an annotation of the node's.
-    let secret = format!(r#"{{"metadata": {{"name": "planted"}}, "stringData": {{"password": "{password}"}}}}"#);
+    let secret = format!(
+        r#"{{"apiVersion": "v1", "kind": "Secret", "metadata": {{"name": "planted"}}, "stringData": {{"password": "{password}"}}}}"#
+    );
     lab.api("POST", "/api/v1/namespaces/default/secrets", Some(("application/json", &secret)));
     let note = format!(r#"{{"metadata": {{"annotations": {{"example.com/note": "{random}"}}}}}}"#);
     lab.patch("/api/v1/nodes/node1", &note);

@@ -230,7 +230,7 @@ proptest! {
         converge(&Fabric, &mut k, &want, None).unwrap();
         let rt = k.kernel();
         let ours: Vec<IfName> = rt.state.links.iter().filter(|l| OwnedName::recognise(&l.name).is_ok()).map(|l| l.name.clone()).collect();
-        let vx: Vec<IfName> = ours.iter().filter(|l| l.as_str().starts_with("seaway.")).cloned().collect();
+        let vx: Vec<IfName> = ours.iter().filter(|l| ["seaway.", "seaw6."].iter().any(|p| l.as_str().starts_with(p))).cloned().collect();
         match what {
             0 => rt.state.routes.retain(|r| r.protocol != 83),
             1 => rt.state.neighbours.clear(),
@@ -280,6 +280,7 @@ proptest! {
             vni: 1, port: 8472, mac: generate::vtep_mac(0), local: node_addr(f, 0),
             addresses: i.pod_cidrs.iter().filter(|c| i.attachment_of(c.addr()).is_none()).map(Cidr::addr).collect(),
         });
+        tunnelled.vxlan6 = None;
         let (from, to) = if to_vxlan { (&i, &tunnelled) } else { (&tunnelled, &i) };
         let (from, to) = (compile(from), compile(to));
         let mut k = FabricKernel::new(machine(&[&i]), &caps());
