@@ -21,6 +21,9 @@ pub struct Held {
     pub lease: i64,
 }
 
+/// What a lease says, or why it makes no sense.
+type Said = Result<(Subnets, Attrs), Problem>;
+
 /// The events that bring a snapshot to what the store says. `leases` by the last part of their key, `own` is ours, and
 /// `me` the name that the agent works under; other nodes are named by their keys. `config` is the last that could be used and
 /// `broken` why the present one cannot. `prefix` is for messages.
@@ -35,7 +38,7 @@ pub fn snapshot(
 ) -> [Event; 2] {
     let mut nodes: BTreeMap<Key, Parsed> = BTreeMap::new();
     // Of leases of one node the newest counts: the others are left from before, and run out.
-    let mut read: Vec<(&String, &Held, Result<(Subnets, Attrs), Problem>)> =
+    let mut read: Vec<(&String, &Held, Said)> =
         leases.iter().map(|(k, h)| (k, h, parse(prefix, k, &h.value))).collect();
     read.sort_by_key(|(_, h, _)| std::cmp::Reverse(h.created));
     let ours = own.and_then(|k| leases.get(k)).and_then(|h| Attrs::parse(&h.value).ok());
@@ -70,7 +73,7 @@ fn object(prefix: &str, key: &str) -> String {
     format!("etcd {prefix}/subnets/{key}")
 }
 
-fn parse(prefix: &str, key: &str, value: &str) -> Result<(Subnets, Attrs), Problem> {
+fn parse(prefix: &str, key: &str, value: &str) -> Said {
     let subnets = Subnets::parse(key).ok_or_else(|| {
         Problem::new(
             object(prefix, key),
