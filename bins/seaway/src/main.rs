@@ -43,7 +43,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the network of one node
-    Agent(agent::AgentArgs),
+    Agent(Box<agent::AgentArgs>),
     /// Run the controllers that a cluster lacks
     Controller(controller_cmd::ControllerArgs),
     /// Print what a node would be told, from a folder of manifests
@@ -72,7 +72,7 @@ enum Command {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Agent(a) => agent::run(a),
+        Command::Agent(a) => agent::run(*a),
         Command::Controller(a) => controller_cmd::run(a),
         Command::Plan(a) => plan_cmd::run(&a),
         Command::Services(a) => services_cmd::run(&a),
