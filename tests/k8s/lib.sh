@@ -6,9 +6,9 @@ REPO=$(realpath "$HERE/../..")
 
 # What is built once lives outside the tree, what a cluster writes below STATE.
 CACHE=${SEAWAY_K8S_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/seaway/k8s}
-STATE=${SEAWAY_K8S_STATE:-/var/tmp/seaway-k8s}
-# Namespaces, cgroups and processes carry it.
-PREFIX=seaway-k8s
+# Namespaces and cgroups carry it: clusters of different names live side by side.
+PREFIX=${SEAWAY_K8S_NAME:-seaway-k8s}
+STATE=${SEAWAY_K8S_STATE:-/var/tmp/$PREFIX}
 export KUBECONFIG=$STATE/pki/admin.kubeconfig
 
 KUBERNETES=v1.36.3 STAGING=v0.36.3
@@ -33,7 +33,11 @@ settings() {
 }
 node_v4() { echo "10.88.0.$((10 + $1))"; }
 node_v6() { printf 'fd88::%x' $((16 + $1)); }
-node_ips() { case $FAMILY in ipv4) node_v4 "$1" ;; ipv6) node_v6 "$1" ;; dual) echo "$(node_v4 "$1"),$(node_v6 "$1")" ;; esac; }
+node_ips() {
+    # What a test moved a node to.
+    if [[ -s $STATE/node$1/ips ]]; then cat "$STATE/node$1/ips"; return; fi
+    case $FAMILY in ipv4) node_v4 "$1" ;; ipv6) node_v6 "$1" ;; dual) echo "$(node_v4 "$1"),$(node_v6 "$1")" ;; esac
+}
 
 die() { echo "${0##*/}: $*" >&2; exit 1; }
 say() { echo "[$(date +%T)] $*"; }
@@ -59,4 +63,21 @@ daemon() {
     local name=$1 ns=$2; shift 2
     setsid nohup nsenter --net="/run/netns/$PREFIX-$ns" "$@" >>"$STATE/log/$name.log" 2>&1 </dev/null &
     echo $! >"$STATE/$name.pid"
+}
+
+# Every network case of e2e.test by its full name, sorted.
+e2e_cases() { "$BIN/e2e.test" --list-tests 2>/dev/null | sed 's/^ *[^ ]*\.go:[0-9]*: //' | grep -F '[sig-network]' | LC_ALL=C sort -u; }
+
+# Seaway's image on a node.
+import_seaway() {
+    eventually 120 in_node "$1" "$BIN/ctr" version
+    in_node "$1" "$BIN/ctr" -n k8s.io image import "$STATE/seaway.tar" >>"$STATE/log/node$1-import.log" 2>&1
+}
+# The control plane is no node: its way to a node's pods leads over that node.
+way_to() {
+    local c via ns
+    for c in $(kubectl get node "node$1" -o jsonpath='{.spec.podCIDRs[*]}'); do
+        case $c in *:*) via=$(node_v6 "$1") ;; *) via=$(node_v4 "$1") ;; esac
+        for ns in cp sw; do ip -n "$PREFIX-$ns" route replace "$c" via "$via"; done
+    done
 }
