@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-down test vm check bench fuzz deps build cni image install uninstall root rust k8s-build k8s-chart k8s-up k8s-test k8s-down
+.PHONY: help demo demo-down test vm check bench fuzz deps build cni image install uninstall root rust k8s-build k8s-chart k8s-up k8s-test k8s-life k8s-down
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -141,6 +141,7 @@ check: rust ## formatting, lints, unit tests of the pure crates: before every co
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
 	@$(CARGO) xtask check
+	@tests/k8s/e2e-lists
 	@$(CARGO) test --locked --quiet $(PURE) --lib --bins
 
 test: root rust ## everything that proves it: lints, house checks, all tests, with real packets
@@ -176,6 +177,9 @@ k8s-up: root k8s-build image ## a Kubernetes of 3 nodes in 3 zones on this machi
 
 k8s-test: root ## upstream's own network tests in the cluster of k8s-up, in parts; PARTS=1/8 for one of them
 	@tests/k8s/test $(PARTS)
+
+k8s-life: root ## nodes, agents, API server and etcd come, go and come back, under traffic, in the cluster of k8s-up; CASES="..." for some
+	@tests/k8s/life $(CASES)
 
 k8s-down: root ## remove every trace of k8s-up but what was built
 	@tests/k8s/down

@@ -46,6 +46,7 @@ impl<K: Rtnetlink + Sysctl> FabricKernel<K> {
 
     fn sysctls(&mut self, devices: &[IfName]) -> Result<BTreeMap<String, String>, RequestError> {
         let mut paths: Vec<String> = vec![knob::FORWARD_V4.into(), knob::FORWARD_V6.into(), knob::RP_FILTER_ALL.into()];
+        paths.extend(knob::CONNECTION_TRACKING.map(String::from));
         paths.extend(self.uplinks.iter().chain(devices).map(knob::rp_filter));
         paths.extend(self.uplinks.iter().map(knob::accept_ra));
         let mut out = BTreeMap::new();

@@ -212,6 +212,10 @@ impl Compiler {
     fn sysctls(&mut self, intent: &NodeIntent) {
         let s = &mut self.image.sysctls;
         let mut put = |path: String, value: &str| s.insert(path.into(), value.into());
+        if !intent.services.is_empty() {
+            put(knob::CT_LIBERAL.into(), "1");
+            put(knob::CT_CLOSE_WAIT.into(), knob::CLOSE_WAIT_SECONDS);
+        }
         if intent.families.v4 {
             put(knob::FORWARD_V4.into(), "1");
             for link in self.links.iter().chain(self.image.vxlan.keys().map(OwnedName::name)) {

@@ -147,6 +147,21 @@ pub mod knob {
     /// would drop the default route that the uplink learned.
     pub const ACCEPT_RA_ROUTER: &str = "2";
 
+    /// A packet outside of the window that connection tracking believes in is translated like the others of its
+    /// connection. Taken for invalid it would reach a client with an endpoint's address instead of its Service's, and be
+    /// answered with a reset. No rule, so no packet pays for it.
+    pub const CT_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+    /// How long a connection that one side has closed is remembered, seconds: the other may still have much to send, and
+    /// nothing else is said meanwhile. The kernel's minute is too short for that; kube-proxy sets an hour as well.
+    pub const CT_CLOSE_WAIT: &str = "net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+    /// Its value.
+    pub const CLOSE_WAIT_SECONDS: &str = "3600";
+    /// The same as a number.
+    pub const CLOSE_WAIT: u32 = 3600;
+    /// Knobs that are there only once connection tracking is, which the first rule of the Services brings: those that
+    /// are not there yet are set in a later pass.
+    pub const CONNECTION_TRACKING: [&str; 2] = [CT_LIBERAL, CT_CLOSE_WAIT];
+
     /// The reverse path filter of a link.
     #[must_use]
     pub fn rp_filter(link: &IfName) -> String {

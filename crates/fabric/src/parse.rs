@@ -117,6 +117,8 @@ fn sysctls(raw: &BTreeMap<String, String>) -> BTreeMap<Box<str>, Box<str>> {
                     knob::ACCEPT_RA_ROUTER
                 }
             }
+            // Longer was somebody's choice.
+            knob::CT_CLOSE_WAIT if value.parse().is_ok_and(|v: u32| v >= knob::CLOSE_WAIT) => knob::CLOSE_WAIT_SECONDS,
             _ => value.as_str(),
         };
         out.insert(path.as_str().into(), value.into());

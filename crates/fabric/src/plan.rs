@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kernel_api::rt::{Address, NewLink, NewLinkKind, Route, RouteTo, RtRequest, SetLink, VxlanParams};
 use types::{Cidr, Family, IfName, OwnedName};
 
-use crate::image::{Image, VxlanDevice, route_link};
+use crate::image::{Image, VxlanDevice, knob, route_link};
 use crate::render::Op;
 
 /// Batches in the order of the inner comments: make before use, stop using before break.
@@ -98,6 +98,7 @@ fn sysctls(want: &Image, have: &Image) -> Vec<(Box<str>, Op)> {
         .sysctls
         .iter()
         .filter(|(path, value)| have.sysctls.get(*path) != Some(*value))
+        .filter(|(path, _)| have.sysctls.contains_key(*path) || !knob::CONNECTION_TRACKING.contains(&&***path))
         .map(|(path, value)| (path.clone(), Op::Sysctl { path: path.clone(), value: value.clone() }))
         .collect();
     // Links are told to go on taking router advertisements before forwarding makes the kernel forget what they said.
@@ -311,5 +312,23 @@ impl<'a> Ways<'a> {
             .filter_map(|len| self.0.get(&Cidr::new(*gateway, len)?))
             .any(|links| links.iter().flatten().any(|l| *l != link));
         misleads.then(|| Route { dst: Cidr::host(*gateway), to: RouteTo::Link(link.clone()), ..r.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_tracking_that_is_not_there_yet_waits_for_a_later_pass() {
+        let mut want = Image::default();
+        for path in knob::CONNECTION_TRACKING {
+            want.sysctls.insert(path.into(), "1".into());
+        }
+        let mut have = Image::default();
+        assert!(sysctls(&want, &have).is_empty());
+        have.sysctls.insert(knob::CT_LIBERAL.into(), "0".into());
+        let set: Vec<String> = sysctls(&want, &have).into_iter().map(|(_, op)| op.to_string()).collect();
+        assert_eq!(set, ["sysctl -w net/netfilter/nf_conntrack_tcp_be_liberal=1"]);
     }
 }

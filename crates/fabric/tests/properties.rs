@@ -82,8 +82,8 @@ fn foreign(rt: &FakeRt) -> Vec<String> {
         .filter(|r| r.protocol != 83)
         .filter(|r| !matches!(&r.route.to, RouteTo::Link(l) if !theirs(l)))
         .map(|r| format!("{r:?}"));
-    // Forwarding is what a node is for; the reverse path filter of the uplink is ours to loosen.
-    let own = ["forward", "/sea", "/eth0/"];
+    // Forwarding is what a node is for; the reverse path filter of the uplink and connection tracking are ours to loosen.
+    let own = ["forward", "/sea", "/eth0/", "/netfilter/"];
     let knobs = rt.sysctls.all().iter().filter(|(k, _)| !own.iter().any(|o| k.contains(o))).map(|k| format!("{k:?}"));
     links.chain(addresses).chain(routes).chain(knobs).collect()
 }

@@ -108,16 +108,19 @@ fn plain(intent: &NodeIntent, packet: &Packet) -> Verdict {
     Verdict::one(Leg { translated: None, choice: None, snat, path: None })
 }
 
-/// The legs of a Service port. `external` is traffic to a NodePort or an external address.
+/// The legs of a Service port. `external` is traffic to a node port or an external address.
 fn choose(intent: &NodeIntent, packet: &Packet, svc: &ServicePort, policy: TrafficPolicy, external: bool) -> Verdict {
+    let at_node = external && !svc.outside_ips().any(|a| a == packet.dst);
     let family = Family::of(packet.dst);
     let of_family = |set: &BTreeSet<Endpoint>| -> BTreeSet<Endpoint> {
         set.iter().copied().filter(|e| Family::of(e.addr) == family).collect()
     };
     let all = of_family(&svc.endpoints);
-    // Traffic of this node's pods and processes to an external address is cluster traffic: kube-proxy short-circuits
-    // it, so that a pod reaches every endpoint however far the node is from one.
-    let from_cluster = in_any(&intent.cluster_cidrs, packet.src) || packet.origin == Origin::Host;
+    // Traffic of pods and of this node's processes to an external address is cluster traffic: kube-proxy short-circuits
+    // it, so that a pod reaches every endpoint however far the node is from one. It is done on the pod's own node; who
+    // comes from another one to a node port here asks for this node, and gets what is here.
+    let from_cluster = packet.origin == Origin::Host
+        || if at_node { intent.is_own_pod(packet.src) } else { in_any(&intent.cluster_cidrs, packet.src) };
     let local = policy == TrafficPolicy::Local && !(external && from_cluster);
     let usable = if local { of_family(&svc.local_endpoints) } else { all.clone() };
     // Session affinity narrows the choice by what happened before, which is no matter of intent.
@@ -393,8 +396,11 @@ mod tests {
             // others it must be made to.
             assert_eq!(translate(&i, &packet(POD, dst, port)), both(Snat::Keep));
             assert_eq!(translate(&i, &packet(NODE, dst, port)), both(INSIDE));
-            assert_eq!(translate(&i, &packet("10.244.9.9", dst, port)), both(INSIDE));
         }
+        assert_eq!(translate(&i, &packet("10.244.9.9", LB, 80)), both(INSIDE));
+        // Another node's pod asks for this node by its port: the endpoints of this node are what it asked for.
+        let here = Leg { choice: Some(Choice::Local), ..leg(Some(OTHER), INSIDE) };
+        assert_eq!(translate(&i, &packet("10.244.9.9", NODE, 30080)), Verdict::one(here));
         svc.local_endpoints.clear();
         svc.internal_policy = TrafficPolicy::Local;
         let i = intent_with(vec![("web", svc)]);

@@ -26,6 +26,9 @@ impl Default for FakeSysctls {
     fn default() -> Self {
         let mut this = Self { values: BTreeMap::new() };
         this.values.insert("net/ipv4/ip_forward".into(), "0".into());
+        // Connection tracking is there (nf_conntrack_proto_tcp.c).
+        this.values.insert("net/netfilter/nf_conntrack_tcp_be_liberal".into(), "0".into());
+        this.values.insert("net/netfilter/nf_conntrack_tcp_timeout_close_wait".into(), "60".into());
         this.link_added("all");
         this.link_added("default");
         this

@@ -516,10 +516,7 @@ fn family_chains(f: Family) -> Vec<ChainRow> {
                 firewall(),
                 rule().saddr_in("cluster_cidrs", true).vip_vmap("local_services"),
                 rule().vip_vmap("services"),
-                rule()
-                    .saddr_in("cluster_cidrs", true)
-                    .daddr_in("node_port_addresses", false)
-                    .port_vmap("local_nodeports"),
+                rule().saddr_in("own_pods", true).daddr_in("node_port_addresses", false).port_vmap("local_nodeports"),
                 rule().then(goto(&rest)),
             ],
         ),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
+use kube::api::ListParams;
 use kube::core::DynamicResourceScope;
 use kube::runtime::watcher;
 use resolve::{Changes, ClusterSnapshot, Event, Key, Kind, apply, parse_as};
@@ -246,7 +247,8 @@ enum First {
 }
 
 /// One kind, for ever. kube's watcher lists, watches, resumes from the last resource version, and lists anew when the
-/// server no longer has it (410).
+/// server no longer has it (410). After a break it is asked first how far it is: one whose etcd was restored to an older
+/// revision would take up a watch from a version of its future, and say nothing until it gets there.
 async fn follow(
     client: kube::Client,
     kind: Kind,
@@ -278,12 +280,14 @@ async fn follow(
         };
         let mut stream = pin!(watcher(api.clone(), config));
         let mut listed: Option<BTreeSet<Key>> = None;
+        let mut newest = 0;
         while let Some(event) = stream.next().await {
             let e = match event {
                 Ok(event) => {
                     pause = BACKOFF.0;
                     let (group, _, plural, _) = kind.api();
                     ["list", "watch"].iter().for_each(|verb| denials.granted(verb, group, plural));
+                    newest = newest.max(version_of(&event));
                     shared.change(|s| take(s, kind, &mut listed, event));
                     continue;
                 }
@@ -336,8 +340,32 @@ async fn follow(
                     });
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BACKOFF.1);
+                    // Until it answers there is nothing to resume either.
+                    let one = ListParams { field_selector: fields.clone(), ..ListParams::default().limit(1) };
+                    let mut now = api.list(&one).await;
+                    while now.as_ref().is_err_and(|e| !matches!(e, kube::Error::Api(s) if s.code == 404)) {
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(BACKOFF.1);
+                        now = api.list(&one).await;
+                    }
+                    let now = now.ok().and_then(|l| l.metadata.resource_version?.parse::<u64>().ok());
+                    if now.is_some_and(|now| now < newest) {
+                        tracing::warn!(%kind, newest, ?now, "the server is behind what it said before, as after a restore of etcd: listing anew");
+                        break;
+                    }
                 }
             }
+        }
+    }
+}
+
+/// The resource version of an event's object; 0 of one without, or that is no number. They can be compared as numbers
+/// (KEP-5504); a list's objects are no newer than the list.
+fn version_of(event: &watcher::Event<Watched>) -> u64 {
+    match event {
+        watcher::Event::Init | watcher::Event::InitDone => 0,
+        watcher::Event::InitApply(o) | watcher::Event::Apply(o) | watcher::Event::Delete(o) => {
+            o.meta.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
         }
     }
 }

@@ -52,7 +52,9 @@ async fn serve(stream: UnixStream, asked: Asked) {
         } else {
             let (items, next) =
                 if path.contains("continue=") { ([namespace("b", 9)], "") } else { ([namespace("a", 8)], "more") };
-            let list = json!({"apiVersion": "v1", "kind": "NamespaceList", "metadata": {"resourceVersion": "10", "continue": next}, "items": items});
+            // How far it is, asked after the break.
+            let version = if path.contains("limit=1&") || path.ends_with("limit=1") { "12" } else { "10" };
+            let list = json!({"apiVersion": "v1", "kind": "NamespaceList", "metadata": {"resourceVersion": version, "continue": next}, "items": items});
             (200, list.to_string())
         };
         // No length: the body ends with the connection, as a watch's does.
@@ -100,5 +102,60 @@ async fn pages_expiry_and_broken_watches() {
     assert!(asked.iter().any(|p| p.contains("limit=50") && p.contains("continue=more")), "{asked:#?}");
     // What broke off is resumed from the last event that came whole.
     assert!(asked.iter().any(|p| p.contains("watch=true") && p.contains("resourceVersion=11")), "{asked:#?}");
+    server.abort();
+}
+
+/// A server whose etcd was restored: it would take up the watch and be silent.
+#[tokio::test]
+async fn a_server_that_went_back_in_time_is_listed_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restored.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = tokio::spawn(async move {
+        let mut watches = 0;
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (read, mut write) = stream.into_split();
+            let mut lines = BufReader::new(read).lines();
+            let Ok(Some(first)) = lines.next_line().await else { continue };
+            while lines.next_line().await.unwrap().is_some_and(|l| !l.is_empty()) {}
+            let restored = watches >= 1;
+            let (code, body) = if first.contains("sendInitialEvents=true") {
+                (422, status(422, "Invalid").to_string())
+            } else if first.contains("watch=true") {
+                watches += 1;
+                if watches > 2 {
+                    // Of a version to come there is nothing to say.
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_secs(60)).await;
+                        drop(write);
+                    });
+                    continue;
+                }
+                if watches == 1 {
+                    (200, json!({"type": "ADDED", "object": namespace("newer", 90)}).to_string() + "\n{\"type\":")
+                } else {
+                    (503, status(503, "ServiceUnavailable").to_string())
+                }
+            } else {
+                let (item, version) = if restored { (namespace("older", 7), "8") } else { (namespace("a", 80), "80") };
+                let meta = json!({"resourceVersion": version});
+                (
+                    200,
+                    json!({"apiVersion": "v1", "kind": "NamespaceList", "metadata": meta, "items": [item]}).to_string(),
+                )
+            };
+            let head = format!("HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n");
+            let _ = write.write_all(format!("{head}{body}").as_bytes()).await;
+        }
+    });
+    let api = connect(&Target::Unix(path)).await.unwrap();
+    let mut source = Source::start(&api, WatchConfig { kinds: [Kind::Namespace].into(), pods_of: None });
+    let end = async {
+        while source.read(|s, _| s.namespaces.keys().map(ToString::to_string).collect::<Vec<_>>()) != ["older"] {
+            source.changed().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), end).await.unwrap();
     server.abort();
 }

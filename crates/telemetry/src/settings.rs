@@ -335,6 +335,14 @@ pub const SETTINGS: &[Setting] = &[
     ),
     process(
         &["agent"],
+        "proxy-mode-listen",
+        Some("SEAWAY_PROXY_MODE_LISTEN"),
+        "address:port, or `none`",
+        "127.0.0.1:10249",
+        "Where `/proxyMode` is answered with `nftables`, as kube-proxy in that mode does.",
+    ),
+    process(
+        &["agent"],
         "resync",
         Some("SEAWAY_RESYNC"),
         "seconds from 1 to 3600",

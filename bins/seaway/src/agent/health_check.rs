@@ -76,6 +76,13 @@ fn check(intent: &NodeIntent, name: &ObjectName) -> Option<Check> {
         let all = of.flat_map(|p| &p.local_endpoints).map(|e| e.addr).filter(|a| Family::of(*a) == f);
         all.collect::<BTreeSet<_>>().len()
     });
+    // A Service of one family is told of at the node's addresses of both: it is the same Service that is asked about.
+    let has = Family::BOTH.map(|f| ports.iter().any(|p| p.families.has(f)));
+    let local = match has {
+        [true, false] => [local[0]; 2],
+        [false, true] => [local[1]; 2],
+        _ => local,
+    };
     Some(Check { port, local })
 }
 
@@ -244,6 +251,13 @@ mod tests {
         let changed = ServiceChanges::Some([(name.clone(), Vec::new())].into());
         assert!(c.update(&intent(&["10.0.0.1"], Scope::Terminating), &changed));
         assert_eq!(c.services[&name], Check { port: 32000, local: [0, 0] });
+        let mut single = intent(&["10.0.0.1", "10.0.0.2"], Scope::Ready);
+        for p in single.services.values_mut() {
+            let p = Arc::make_mut(p);
+            (p.families.v4, p.families.v6) = (true, false);
+        }
+        assert!(c.update(&single, &changed));
+        assert_eq!(c.services[&name].local, [2, 2], "at the node's addresses of either family");
         let mut none = intent(&[], Scope::Ready);
         none.services.clear();
         assert!(c.update(&none, &changed) && c.services.is_empty());

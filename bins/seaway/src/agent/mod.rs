@@ -93,6 +93,9 @@ pub struct AgentArgs {
     /// Serve /healthz and /livez as kube-proxy does here; `none` serves them nowhere
     #[arg(long, value_name = "ADDRESS:PORT|none", env = "SEAWAY_PROXY_HEALTH_LISTEN", default_value = "[::]:10256")]
     proxy_health_listen: proxy_health::Listen,
+    /// Serve /proxyMode as kube-proxy does here; `none` serves it nowhere
+    #[arg(long, value_name = "ADDRESS:PORT|none", env = "SEAWAY_PROXY_MODE_LISTEN", default_value = "127.0.0.1:10249")]
+    proxy_mode_listen: proxy_health::Listen,
     /// Compare kernel and intent at least so often, in seconds, even when nothing seems to have changed
     #[arg(long, value_name = "SECONDS", env = "SEAWAY_RESYNC", default_value = "30",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -285,10 +288,11 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         Arc::clone(&balancers),
     )?;
     let proxy_health = proxy_health::run(args.proxy_health_listen, Arc::clone(&shared), turn.recorder.clone());
-    // Where kube-proxy serves, the port is its own.
+    let proxy_mode = proxy_health::run_mode(args.proxy_mode_listen, node.clone(), turn.recorder.clone());
+    // Where kube-proxy serves, the ports are its own.
     let proxy_health = tokio::spawn(async move {
         if args.service_proxy != ServiceProxy::Off {
-            proxy_health.await;
+            tokio::join!(proxy_health, proxy_mode);
         }
     });
     let datapath = start(turn, woken)?;

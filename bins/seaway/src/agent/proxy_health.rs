@@ -1,4 +1,5 @@
-//! `/healthz` and `/livez` as kube-proxy serves them on port 10256: what load balancers in front of the nodes ask.
+//! What kube-proxy serves beside Services: `/healthz` and `/livez` on port 10256, asked by load balancers in front of the
+//! nodes, and `/proxyMode` on port 10249, asked by tools that want to know which kind of rules there are.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -12,7 +13,7 @@ use source::{Note, Recorder};
 use telemetry::{Page, Verdict};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use types::{Family, ObjectName};
+use types::{Family, NodeName, ObjectName};
 
 use super::answers::{self, Answer};
 use super::http::Shared;
@@ -34,8 +35,29 @@ impl FromStr for Listen {
     }
 }
 
-/// Serves until dropped. The port may be another's for a while, as when kube-proxy is being replaced: it is waited for.
+/// `/healthz` and `/livez`, until dropped.
 pub async fn run(listen: Listen, shared: Arc<Shared>, recorder: Recorder) {
+    let node = shared.node.clone();
+    serve(listen, "--proxy-health-listen", &node, recorder, move |path| answer(&shared, path)).await;
+}
+
+/// `/proxyMode`, until dropped: the word that kube-proxy has for the same kernel subsystem.
+pub async fn run_mode(listen: Listen, node: NodeName, recorder: Recorder) {
+    serve(listen, "--proxy-mode-listen", &node, recorder, |path| match path {
+        "/proxyMode" => Answer { status: 200, headers: String::new(), body: "nftables".into() },
+        _ => Answer { status: 404, headers: String::new(), body: "{}".into() },
+    })
+    .await;
+}
+
+/// Serves until dropped. The port may be another's for a while, as when kube-proxy is being replaced: it is waited for.
+async fn serve(
+    listen: Listen,
+    flag: &str,
+    node: &NodeName,
+    recorder: Recorder,
+    answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
+) {
     let Some(at) = listen.0 else { return };
     let mut told = false;
     let listener = loop {
@@ -43,11 +65,10 @@ pub async fn run(listen: Listen, shared: Arc<Shared>, recorder: Recorder) {
             Ok(l) => break l,
             Err(e) => {
                 if !told {
-                    tracing::warn!("--proxy-health-listen {at}: {e}: trying again");
-                    let why =
-                        format!("cannot listen at {at} (--proxy-health-listen): {e}: is kube-proxy still running?");
+                    tracing::warn!("{flag} {at}: {e}: trying again");
+                    let why = format!("cannot listen at {at} ({flag}): {e}: is kube-proxy still running?");
                     recorder.note(Note {
-                        about: Key { kind: Kind::Node, name: ObjectName::new("", shared.node.as_str()) },
+                        about: Key { kind: Kind::Node, name: ObjectName::new("", node.as_str()) },
                         warning: true,
                         reason: "FailedToStartProxierHealthcheck".into(),
                         message: why,
@@ -59,7 +80,7 @@ pub async fn run(listen: Listen, shared: Arc<Shared>, recorder: Recorder) {
         }
     };
     let permits = Arc::new(Semaphore::new(answers::CONNECTIONS));
-    answers::serve(listener, permits, Arc::new(move |path: &str| answer(&shared, path))).await;
+    answers::serve(listener, permits, Arc::new(answer)).await;
 }
 
 /// `[::]` where there is no IPv6 is `0.0.0.0`.
