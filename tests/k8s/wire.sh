@@ -8,3 +8,17 @@ plug() {
     if [[ $FAMILY != ipv6 ]]; then ip -n "$ns" addr add "$2/24" dev eth0; ip -n "$ns" route add default via 10.88.0.1; fi
     if [[ $FAMILY != ipv4 ]]; then ip -n "$ns" addr add "$3/64" dev eth0 nodad; ip -n "$ns" -6 route add default via fd88::1; fi
 }
+
+# A namespace beyond the nodes' link, behind the switch as its router: from there upstream's tests ask, which take an
+# address of the nodes' range for a node's.
+outside() {
+    local ns=$PREFIX-out
+    ip netns add "$ns"; ip -n "$ns" link set lo up
+    ip -n "$PREFIX-sw" link add out type veth peer name eth0 netns "$ns"
+    ip -n "$PREFIX-sw" link set out up; ip -n "$ns" link set eth0 up
+    ip -n "$PREFIX-sw" addr add 192.0.2.1/24 dev out; ip -n "$ns" addr add 192.0.2.2/24 dev eth0
+    ip -n "$ns" route add default via 192.0.2.1
+    ip -n "$PREFIX-sw" addr add fd89::1/64 dev out nodad; ip -n "$ns" addr add fd89::2/64 dev eth0 nodad
+    ip -n "$ns" -6 route add default via fd89::1
+    in_net sw sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding'
+}
