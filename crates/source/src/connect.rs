@@ -6,17 +6,19 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::net::UnixStream;
-use tower::{Layer, Service};
+use tower::util::option_layer;
+use tower::{BoxError, Layer, Service, ServiceExt};
 
 use crate::api::Api;
 use crate::error::{SourceError, chain};
@@ -105,17 +107,43 @@ pub async fn connect_at(target: &Target, server: &Server) -> Result<Api, SourceE
             let file = Kubeconfig::read_from(path).map_err(|e| bad(&e))?;
             let config =
                 Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| bad(&e))?;
-            Client::try_from(config).map_err(|e| SourceError::Client(chain(&e)))?
+            over_tls(&config)?
         }
         Target::InCluster => {
             let mut config = Config::incluster().map_err(|e| SourceError::InCluster(chain(&e)))?;
             if let Some(uri) = &server.0 {
                 config.cluster_url = uri.clone();
             }
-            Client::try_from(config).map_err(|e| SourceError::Client(chain(&e)))?
+            over_tls(&config)?
         }
     };
     Ok(Api::new(client))
+}
+
+/// How long the other side of a connection may be silent before it is asked whether it is there, how often it is then
+/// asked, and how long sent bytes may stay unacknowledged. A watch says nothing for minutes when nothing happens: without
+/// this an agent whose node lost the address that it connected from, or whose server lost its power, would hear of neither.
+const IDLE: Duration = Duration::from_secs(10);
+const PROBE: (Duration, u32) = (Duration::from_secs(5), 3);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(25);
+
+/// A client as `Client::try_from` makes it (without proxies), whose connections notice that the other side is gone.
+fn over_tls(config: &Config) -> Result<Client, SourceError> {
+    let bad = |e: kube::Error| SourceError::Client(chain(&e));
+    if config.proxy_url.is_some() {
+        return Client::try_from(config.clone()).map_err(bad);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(config.connect_timeout);
+    tcp.set_keepalive(Some(IDLE));
+    tcp.set_keepalive_interval(Some(PROBE.0));
+    tcp.set_keepalive_retries(Some(PROBE.1));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let tls = config.rustls_https_connector_with_connector(tcp).map_err(bad)?;
+    let http = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(tls).map_err(BoxError::from);
+    let signed = option_layer(config.auth_layer().map_err(bad)?).layer(http);
+    Ok(Client::new(config.base_uri_layer().layer(signed), config.default_namespace.clone()))
 }
 
 fn unix(path: PathBuf) -> Client {
