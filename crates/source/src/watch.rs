@@ -247,8 +247,8 @@ enum First {
 }
 
 /// One kind, for ever. kube's watcher lists, watches, resumes from the last resource version, and lists anew when the
-/// server no longer has it (410). After a break it is asked first how far it is: one whose etcd was restored to an older
-/// revision would take up a watch from a version of its future, and say nothing until it gets there.
+/// server no longer has it (410), or could not be reached: one whose etcd was restored to an older revision would take up a
+/// watch from a version of its future, and say nothing until it gets there.
 async fn follow(
     client: kube::Client,
     kind: Kind,
@@ -349,8 +349,13 @@ async fn follow(
                         now = api.list(&one).await;
                     }
                     let now = now.ok().and_then(|l| l.metadata.resource_version?.parse::<u64>().ok());
-                    if now.is_some_and(|now| now < newest) {
-                        tracing::warn!(%kind, newest, ?now, "the server is behind what it said before, as after a restore of etcd: listing anew");
+                    let behind = now.is_some_and(|now| now < newest);
+                    if behind {
+                        tracing::warn!(%kind, newest, ?now, "the server is behind what it said before, as after a restore of etcd");
+                    }
+                    // A watch is also moved on by bookmarks, which are not shown to us: who could not be reached may
+                    // be behind those as well.
+                    if behind || refused == 0 {
                         break;
                     }
                 }
