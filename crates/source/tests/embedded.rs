@@ -171,9 +171,8 @@ async fn a_restarted_server_is_found_again_and_nothing_is_lost() {
         until(&mut source, "deletion", |s| !s.namespaces.contains_key(&*name)).await;
         assert!(source.version() > version);
     }
-    // The server kept its history: every watch was resumed.
-    // Once more and not again and again: it could have been restored to an older revision meanwhile.
-    assert!(source.in_sync().lists.values().all(|n| *n <= 2), "{:?}", source.in_sync().lists);
+    // Once for each time that it could not be reached, in which it could have been restored to an older revision.
+    assert!(source.in_sync().lists.values().all(|n| *n <= 1 + 3), "{:?}", source.in_sync().lists);
     server.stop().await;
 }
 
