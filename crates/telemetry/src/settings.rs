@@ -426,6 +426,15 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "Where pods reach this API: the endpoints of Service `default/kubernetes`. Not set: it has none.",
     ),
+    process(
+        &["apiserver"],
+        "kubelet-socket",
+        None,
+        "path",
+        "",
+        "Where the nodes' kubelets serve logs, commands and ports of pods: a unix socket, with `{node}` for the node's name. \
+         Not set: there are none.",
+    ),
 ];
 
 #[cfg(test)]
