@@ -69,8 +69,7 @@ fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTree
                 terminating: pod.terminating,
                 node: pod.node.as_ref().map(|n| n.as_str().into()),
                 pod: Some((*pod_name.name).into()),
-                zone_hints: Box::default(),
-                node_hints: Box::default(),
+                hints: None,
             };
             out.entry((Family::of(*addr), ports(svc, pod))).or_default().insert(endpoint);
         }

@@ -7,7 +7,7 @@ mod effects;
 
 use std::fmt;
 
-pub use effects::Nft;
+pub use effects::{DataRef, Nft, Piece};
 
 /// A table of ours: family inet, name `seaway` or `seaway-*`. The only constructor checks the name, so no other table
 /// can be named in a request.

@@ -9,11 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use kernel_api::nft::TableName;
 use kernel_api::rt::MAIN_TABLE;
 
 use crate::netlink::{Message, Messages, Socket, ne16, ne32};
 use crate::netns::Netns;
-use crate::nft::{NETLINK_NETFILTER, NEWGEN, NFNL_SUBSYS_NFTABLES};
+use crate::nft::{NETLINK_NETFILTER, NEWGEN, NFNL_SUBSYS_NFTABLES, TABLE_NAME, decode};
 use crate::rt::encode::{
     NUD_NOARP, NUD_PERMANENT, RTA_TABLE, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWADDR,
     RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
@@ -22,6 +23,8 @@ use crate::sys;
 
 /// `NETLINK_ADD_MEMBERSHIP`
 const ADD_MEMBERSHIP: i32 = 1;
+/// `NETLINK_DROP_MEMBERSHIP`
+const DROP_MEMBERSHIP: i32 = 2;
 /// `RTNLGRP_LINK`, `_NEIGH`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`
 const RT_GROUPS: [i32; 6] = [1, 3, 5, 7, 9, 11];
 /// `NFNLGRP_NFTABLES`
@@ -37,15 +40,27 @@ const RTM_F_CLONED: u32 = 0x200;
 pub struct Changed {
     /// Links, addresses, routes of the main table, permanent neighbours or forwarding entries.
     pub rt: bool,
-    /// nf_tables, any table.
+    /// nf_tables, any table: somebody else committed.
     pub nft: bool,
+    /// nf_tables, the table that is [watched](Monitor::watch_table), or what cannot be known not to be: notifications
+    /// were lost.
+    pub table: bool,
+    /// The generation that the last of others' commits made, when it is known.
+    pub generation: Option<u32>,
 }
 
 impl Changed {
     /// Whether anything did.
     #[must_use]
     pub fn any(self) -> bool {
-        self.rt || self.nft
+        self.rt || self.nft || self.table
+    }
+
+    fn add(&mut self, more: Self) {
+        self.rt |= more.rt;
+        self.nft |= more.nft;
+        self.table |= more.table;
+        self.generation = more.generation.or(self.generation);
     }
 }
 
@@ -60,6 +75,8 @@ pub struct Monitor {
     rt: Socket,
     nft: Option<Socket>,
     ours: BTreeSet<u32>,
+    /// The table whose changes are told apart.
+    table: Option<TableName>,
     /// Seen by [`Monitor::settle`], not yet told.
     pending: Changed,
 }
@@ -70,25 +87,32 @@ impl Monitor {
     /// # Errors
     /// When the kernel refuses.
     pub fn open() -> io::Result<Self> {
+        let mut monitor = Self::open_rt()?;
+        match Socket::open(NETLINK_NETFILTER) {
+            Ok(s) => {
+                join_group(s.fd(), NFT_GROUP)?;
+                sys::epoll_add(monitor.wait.as_fd(), s.fd())?;
+                monitor.nft = Some(s);
+            }
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT)) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(monitor)
+    }
+
+    /// The same without nf_tables. Who does not need to hear of those should not: the kernel makes a page of memory of
+    /// every element of every commit in any namespace as soon as one socket of the machine listens.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open_rt() -> io::Result<Self> {
         let rt = Socket::open(libc::NETLINK_ROUTE)?;
         for g in RT_GROUPS {
             join_group(rt.fd(), g)?;
         }
-        let nft = match Socket::open(NETLINK_NETFILTER) {
-            Ok(s) => {
-                only_generations(s.fd())?;
-                join_group(s.fd(), NFT_GROUP)?;
-                Some(s)
-            }
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT)) => None,
-            Err(e) => return Err(e),
-        };
         let wait = sys::epoll()?;
         sys::epoll_add(wait.as_fd(), rt.fd())?;
-        if let Some(s) = &nft {
-            sys::epoll_add(wait.as_fd(), s.fd())?;
-        }
-        Ok(Self { wait, rt, nft, ours: BTreeSet::new(), pending: Changed::default() })
+        Ok(Self { wait, rt, nft: None, ours: BTreeSet::new(), table: None, pending: Changed::default() })
     }
 
     /// Subscribes in `netns`.
@@ -100,9 +124,40 @@ impl Monitor {
     }
 
     /// From now on leaves out what requests of the socket with this port id cause ([`crate::Rt::port`],
-    /// [`crate::Nftables::port`]).
-    pub fn ignore(&mut self, port: u32) {
+    /// [`crate::Nftables::port`]). Of nf_tables they do not even reach this process.
+    ///
+    /// # Errors
+    /// When the kernel does not take the filter.
+    pub fn ignore(&mut self, port: u32) -> io::Result<()> {
         self.ours.insert(port);
+        match &self.nft {
+            Some(s) => not_of(s.fd(), &self.ours),
+            None => Ok(()),
+        }
+    }
+
+    /// From now on tells changes of this table of family inet apart from others' ([`Changed::table`]). Without, every
+    /// commit counts.
+    pub fn watch_table(&mut self, table: TableName) {
+        self.table = Some(table);
+    }
+
+    /// Stops listening to nf_tables, for a commit of many elements: the kernel makes a message of a page for each, and
+    /// holds them all until it ends, which takes longer than the commit. Whoever does this compares generations to know
+    /// whether anybody else committed until [`Monitor::listen`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn deaf(&mut self) -> io::Result<()> {
+        self.nft.as_ref().map_or(Ok(()), |s| sys::set_option(s.fd(), libc::SOL_NETLINK, DROP_MEMBERSHIP, NFT_GROUP))
+    }
+
+    /// Listens to nf_tables again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn listen(&mut self) -> io::Result<()> {
+        self.nft.as_ref().map_or(Ok(()), |s| join_group(s.fd(), NFT_GROUP))
     }
 
     /// The descriptors to wait on.
@@ -119,12 +174,27 @@ impl Monitor {
     pub fn changed(&mut self) -> io::Result<Changed> {
         let ours = &self.ours;
         let rt = drain(&mut self.rt, true, &mut |m| !ours.contains(&m.port) && rt_counts(m))?;
-        let nft = match &mut self.nft {
-            Some(s) => drain(s, true, &mut |m| !ours.contains(&m.port))?,
-            None => false,
-        };
-        let before = std::mem::take(&mut self.pending);
-        Ok(Changed { rt: before.rt || rt, nft: before.nft || nft })
+        let mut now = std::mem::take(&mut self.pending);
+        now.add(Changed { rt, ..Changed::default() });
+        now.add(self.nft_changed(true, &|_| true)?);
+        Ok(now)
+    }
+
+    /// What others did to nf_tables and was not told yet. It is still told by [`Monitor::changed`], which is to be called
+    /// soon: this takes in all that has arrived, so that the descriptor says nothing of it.
+    ///
+    /// # Errors
+    /// As [`Monitor::changed`].
+    pub fn hear(&mut self) -> io::Result<Changed> {
+        let nft = self.nft_changed(true, &|_| true)?;
+        self.pending.add(nft);
+        Ok(Changed { rt: false, ..self.pending })
+    }
+
+    /// Whether there is something to tell that the descriptor says nothing of.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        self.pending.any()
     }
 
     /// To call right after a commit: forgets what it caused, so that it does not wake its maker. What other processes
@@ -135,12 +205,38 @@ impl Monitor {
     pub fn settle(&mut self) -> io::Result<()> {
         let ours = &self.ours;
         // Port 0: the kernel itself, as a consequence of what was asked.
-        let foreign = |m: &Message<'_>| !ours.is_empty() && m.port != 0 && !ours.contains(&m.port);
-        self.pending.rt |= drain(&mut self.rt, false, &mut |m| foreign(m) && rt_counts(m))?;
-        if let Some(s) = &mut self.nft {
-            self.pending.nft |= drain(s, false, &mut |m| foreign(m))?;
-        }
+        let foreign = |port: u32| !ours.is_empty() && port != 0 && !ours.contains(&port);
+        let rt = drain(&mut self.rt, false, &mut |m| foreign(m.port) && rt_counts(m))?;
+        let named = !self.ours.is_empty();
+        let nft = self.nft_changed(false, &|port| named && port != 0)?;
+        self.pending.add(Changed { rt, ..nft });
         Ok(())
+    }
+
+    /// What others did to nf_tables, of those whose port counts; `lost` is what lost notifications mean.
+    fn nft_changed(&mut self, lost: bool, counts: &dyn Fn(u32) -> bool) -> io::Result<Changed> {
+        let (ours, table) = (&self.ours, self.table.as_ref().map(TableName::as_str));
+        let mut found = Changed::default();
+        let Some(socket) = &mut self.nft else { return Ok(found) };
+        let unknown = drain(socket, lost, &mut |m| {
+            if ours.contains(&m.port) || !counts(m.port) {
+                return false;
+            }
+            found.nft = true;
+            if m.kind == NFNL_SUBSYS_NFTABLES << 8 | NEWGEN {
+                // Told last of all that a commit did.
+                found.generation = decode::generation(m);
+                found.table |= table.is_none();
+            } else {
+                // In every object's message the first attribute is the name of its table.
+                found.table |= table.is_none_or(|t| decode::is_of(m, TABLE_NAME, t));
+            }
+            false
+        })?;
+        if unknown {
+            found = Changed { nft: true, table: true, generation: None, rt: false };
+        }
+        Ok(found)
     }
 }
 
@@ -155,19 +251,20 @@ pub(crate) fn join_group(fd: BorrowedFd<'_>, group: i32) -> io::Result<()> {
     sys::set_option(fd, libc::SOL_NETLINK, ADD_MEMBERSHIP, group)
 }
 
-/// Keeps only the end-of-commit message of each transaction: one per commit, however many elements it held.
-fn only_generations(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // A half word is read as network order, the field is in host order.
-    let want = u16::from_be_bytes((NFNL_SUBSYS_NFTABLES << 8 | NEWGEN).to_ne_bytes());
-    sys::attach_filter(
-        fd,
-        &[
-            (0x28, 0, 0, 4),               // ldh [4]: nlmsg_type of the first message
-            (0x15, 0, 1, u32::from(want)), // jeq: else skip one
-            (0x06, 0, 0, u32::MAX),        // keep whole
-            (0x06, 0, 0, 0),               // drop
-        ],
-    )
+/// Drops what these ports caused before it takes room in the socket. All messages of a datagram are of one commit.
+fn not_of(fd: BorrowedFd<'_>, ports: &BTreeSet<u32>) -> io::Result<()> {
+    // ldw [12]: nlmsg_pid of the first message
+    let mut program = vec![(0x20, 0, 0, 12)];
+    // More than the jumps of a filter reach are told apart by us alone.
+    for (left, port) in (1..=ports.len().min(200)).rev().zip(ports) {
+        // jeq: to the last. A word is read as network order, the field is in host order.
+        program.push((0x15, left as u8, 0, u32::from_be_bytes(port.to_ne_bytes())));
+    }
+    program.extend([
+        (0x06, 0, 0, u32::MAX), // keep whole
+        (0x06, 0, 0, 0),        // drop
+    ]);
+    sys::attach_filter(fd, &program)
 }
 
 /// Reads what is there; `lost` is what lost notifications mean.

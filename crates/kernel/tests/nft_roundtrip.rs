@@ -3,12 +3,15 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::fresh;
 use kernel::{Netns, Nftables};
 use kernel_api::Nft as _;
 use kernel_api::nft::{
-    Chain, ChainKind, CmpOp, CtKey, DataType, DynsetOp, Element, ElementData, Expr, Hook, HookPoint, LookupInto,
-    MetaKey, NftRequest, PayloadBase, Reg, RejectWith, Rule, Set, SetData, Table, TableName, Verdict,
+    Chain, ChainKind, CmpOp, CtKey, DataRef, DataType, DynsetOp, Element, ElementData, Expr, Hook, HookPoint,
+    LookupInto, MetaKey, NftRequest, PayloadBase, Piece, Reg, RejectWith, Rule, Set, SetData, Table, TableName,
+    Verdict,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -351,6 +354,32 @@ fn a_committed_table_reads_back_equal() {
                     .commit(&all)
                     .map_err(|e| TestCaseError::fail(format!("{e}: {:?}", e.index.map(|i| &all[i]))))?;
                 let mut have = n.borrow_mut().table(&name).unwrap().unwrap();
+                // Told piece by piece it is the same.
+                let mut told: BTreeMap<String, Vec<Element>> = BTreeMap::new();
+                let frame = n.borrow_mut().pieces(&name, &mut |p| match p {
+                    Piece::Begin => told.clear(),
+                    Piece::Element { set, key, key_end, data } => {
+                        let data = data.map(|d| match d {
+                            DataRef::Value(v) => ElementData::Value(v.to_vec()),
+                            DataRef::Verdict(v) => ElementData::Verdict(v),
+                        });
+                        let key_end = key_end.map(<[u8]>::to_vec);
+                        told.entry(set.name.clone())
+                            .or_default()
+                            .push(Element { key_end, ..Element::new(key.to_vec(), data) });
+                    }
+                });
+                let frame = frame.unwrap().unwrap();
+                prop_assert!(frame.elements.iter().all(|(_, e)| e.is_empty()));
+                prop_assert_eq!((&frame.chains, &frame.sets, &frame.rules), (&have.chains, &have.sets, &have.rules));
+                for (set, elements) in &have.elements {
+                    let mut plain: Vec<Element> =
+                        elements.iter().map(|e| Element { comment: None, ..e.clone() }).collect();
+                    plain.sort();
+                    let mut told = told.remove(set).unwrap_or_default();
+                    told.sort();
+                    prop_assert_eq!(told, plain);
+                }
                 have.rules.iter_mut().for_each(|r| r.handle = 0);
                 for s in have.sets.iter().filter(|s| s.dynamic.is_some()) {
                     let of = have.elements.iter_mut().find(|(n, _)| *n == s.name).unwrap();

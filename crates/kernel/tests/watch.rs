@@ -116,9 +116,10 @@ fn thousands_of_flows_are_deleted_in_one_pass() {
     });
 }
 
-const NOTHING: Changed = Changed { rt: false, nft: false };
-const RT: Changed = Changed { rt: true, nft: false };
-const NFT: Changed = Changed { rt: false, nft: true };
+const NOTHING: Changed = Changed { rt: false, nft: false, table: false, generation: None };
+const RT: Changed = Changed { rt: true, ..NOTHING };
+/// Of no table in particular, where none is watched.
+const NFT: Changed = Changed { nft: true, table: true, ..NOTHING };
 
 fn is_ready(m: &Monitor, ms: u64) -> bool {
     poll(&m.fds(), Some(Duration::from_millis(ms))).unwrap()[0]
@@ -135,7 +136,8 @@ fn seen(m: &mut Monitor, f: impl FnOnce()) -> Changed {
     let ready = is_ready(m, 0);
     let c = m.changed().unwrap();
     assert!(ready || c == NOTHING, "what changed makes it ready");
-    c
+    assert!(c.generation.is_none() || c.nft);
+    Changed { generation: None, ..c }
 }
 
 fn quiet() {
@@ -191,8 +193,8 @@ fn our_own_commits_do_not_wake_us() {
         let (mut rt, mut n) = (Rt::open().unwrap(), Nftables::open().unwrap());
         veth(&mut rt, "a", "b");
         let mut m = Monitor::open().unwrap();
-        m.ignore(rt.port());
-        m.ignore(n.port());
+        m.ignore(rt.port()).unwrap();
+        m.ignore(n.port()).unwrap();
         let t = TableName::recognise("seaway").unwrap();
         let set = Set {
             name: "s".into(),
@@ -246,7 +248,91 @@ fn our_own_commits_do_not_wake_us() {
         ip("route add 10.7.0.0/16 via 10.0.0.2");
         nft("flush ruleset");
         m.settle().unwrap();
-        assert_eq!(m.changed().unwrap(), Changed { rt: true, nft: true });
+        let generation = Some(n.generation().unwrap());
+        assert_eq!(m.changed().unwrap(), Changed { rt: true, generation, ..NFT });
+    });
+}
+
+#[test]
+fn commits_to_other_tables_are_told_apart_from_those_to_ours() {
+    fresh(|| {
+        let mut n = Nftables::open().unwrap();
+        let mut m = Monitor::open().unwrap();
+        m.ignore(n.port()).unwrap();
+        let t = TableName::recognise("seaway").unwrap();
+        m.watch_table(t.clone());
+        n.commit(&[NftRequest::TableAdd(t.clone())]).unwrap();
+        let theirs = Changed { nft: true, ..NOTHING };
+        let big = (0..3000).map(|i| format!("{}.{}.0.1", i / 250, i % 250)).collect::<Vec<_>>().join(",");
+        for (command, want) in [
+            ("add table inet x", theirs),
+            ("add table ip seaway", theirs),
+            ("add chain ip seaway c { type nat hook output priority 0 ; }", theirs),
+            ("add table inet seaway-ports", theirs),
+            (&format!("add set inet x s {{ type ipv4_addr ; elements = {{ {big} }} ; }}"), theirs),
+            ("add chain inet seaway c", NFT),
+            ("add rule inet seaway c counter", NFT),
+            ("add set inet seaway s { type ipv4_addr ; }", NFT),
+            ("add element inet seaway s { 1.2.3.4 }", NFT),
+            ("add counter inet seaway k", NFT),
+            ("delete element inet seaway s { 1.2.3.4 }", NFT),
+            ("flush chain inet seaway c", NFT),
+            // One transaction, whose first messages are of others.
+            ("flush ruleset", NFT),
+            ("list ruleset", NOTHING),
+        ] {
+            assert_eq!(seen(&mut m, || drop(nft(command))), want, "nft {}", &command[..command.len().min(60)]);
+        }
+        // What is heard early is still told, and the generation is that of the last commit.
+        nft("add table inet y");
+        let generation = Some(n.generation().unwrap());
+        assert_eq!(m.hear().unwrap(), Changed { generation, ..theirs });
+        assert!(m.has_heard() && !is_ready(&m, 0));
+        assert_eq!(m.changed().unwrap(), Changed { generation, ..theirs });
+        assert!(!m.has_heard());
+        // Ours do not even reach us, however many.
+        let elements = |n: u32| (0..n).map(|i| Element::new(i.to_be_bytes().to_vec(), None)).collect::<Vec<_>>();
+        let set = |name: &str| Set {
+            name: name.into(),
+            key: vec![DataType::Ipv4Addr],
+            data: None,
+            interval: false,
+            constant: false,
+            timeout: false,
+            dynamic: None,
+        };
+        n.commit(&[
+            NftRequest::TableAdd(t.clone()),
+            NftRequest::SetAdd(t.clone(), set("big")),
+            NftRequest::ElementsAdd(t.clone(), "big".into(), elements(20_000)),
+        ])
+        .unwrap();
+        assert!(!is_ready(&m, 0));
+        assert_eq!(m.changed().unwrap(), NOTHING);
+        // Deaf for a while: nothing is told of what happens then, and all of what happens after.
+        m.deaf().unwrap();
+        nft("add table inet z");
+        assert_eq!(m.changed().unwrap(), NOTHING);
+        m.listen().unwrap();
+        assert_eq!(seen(&mut m, || drop(nft("delete table inet z"))), theirs);
+        // A commit that is more than the socket holds: what is lost may have been of ours.
+        let mut other = Nftables::open().unwrap();
+        let o = TableName::recognise("seaway-other").unwrap();
+        let flood = NftRequest::ElementsAdd(o.clone(), "big".into(), elements(200_000));
+        other.commit(&[NftRequest::TableAdd(o.clone()), NftRequest::SetAdd(o, set("big")), flood]).unwrap();
+        let c = m.changed().unwrap();
+        assert!(c.nft && c.table, "{c:?}");
+        while m.changed().unwrap().any() {}
+        assert_eq!(seen(&mut m, || drop(nft("add table inet z"))), theirs, "and it goes on working");
+    });
+}
+
+#[test]
+fn who_does_not_ask_for_nf_tables_hears_nothing_of_them() {
+    fresh(|| {
+        let mut m = Monitor::open_rt().unwrap();
+        assert_eq!(seen(&mut m, || drop(nft("add table inet x"))), NOTHING);
+        assert_eq!(seen(&mut m, || drop(ip("link set lo mtu 1400"))), RT);
     });
 }
 
@@ -257,7 +343,7 @@ fn a_flood_counts_as_a_change() {
         let mut rt = Rt::open().unwrap();
         veth(&mut rt, "a", "b");
         let mut m = Monitor::open().unwrap();
-        m.ignore(rt.port());
+        m.ignore(rt.port()).unwrap();
         let c = seen(&mut m, || {
             // More than the socket holds, of a kind that is named as ours: what is lost cannot be known.
             let all: Vec<_> = (0..40_000u32)

@@ -10,5 +10,6 @@ mod seam;
 pub use diff::{Diff, diff};
 pub use pacer::{Pacer, PacerInput, PacerState};
 pub use seam::{
-    Caps, Compiled, Converged, Dataplane, HostLink, Kernel, KernelError, Next, Plan, Refused, Uplink, converge,
+    Caps, Compiled, Converged, Dataplane, HostLink, Kernel, KernelError, Next, Plan, Refused, Uplink, commit_all,
+    converge,
 };

@@ -22,6 +22,14 @@ pub trait Dataplane {
     /// What brings `have` to `want`: each inner vector is one kernel transaction; the outer order is make before use,
     /// stop using before break.
     fn plan(&self, want: &Self::Image, have: &Self::Image) -> Vec<Vec<Self::Op>>;
+    /// [`Dataplane::plan`], each transaction made when the one before has run: so that one is held at a time, not all.
+    fn batches<'a>(
+        &'a self,
+        want: &'a Self::Image,
+        have: &'a Self::Image,
+    ) -> Box<dyn Iterator<Item = Vec<Self::Op>> + 'a> {
+        Box::new(self.plan(want, have).into_iter())
+    }
     /// What the objects of an image do to a packet.
     fn trace(&self, image: &Self::Image, packet: &Packet) -> Verdict;
 }
@@ -204,11 +212,27 @@ pub fn converge<D: Dataplane, K: Kernel<D> + ?Sized>(
             &observed
         }
     };
+    commit_all(plane, kernel, want, have, &mut |_| {})
+}
+
+/// The second half of [`converge`]: plans and commits. `before` is told the number of ops of each transaction before it
+/// runs.
+///
+/// # Errors
+/// As [`converge`].
+pub fn commit_all<D: Dataplane, K: Kernel<D> + ?Sized>(
+    plane: &D,
+    kernel: &mut K,
+    want: &D::Image,
+    have: &D::Image,
+    before: &mut dyn FnMut(usize),
+) -> Result<Converged, KernelError> {
     let mut done = Converged::default();
-    for batch in plane.plan(want, have) {
+    for batch in plane.batches(want, have) {
         if batch.is_empty() {
             continue;
         }
+        before(batch.len());
         kernel.commit(&batch)?;
         done.ops += batch.len();
         done.batches += 1;

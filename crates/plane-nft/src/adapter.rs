@@ -1,16 +1,17 @@
 //! The effects: ops to nf_tables requests and conntrack deletions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use intent::Endpoint;
 use kernel_api::conntrack::{Among, Flow};
-use kernel_api::nft::{self, Element, ElementData, NftRequest};
+use kernel_api::nft::{self, Element, ElementData, NftRequest, Piece};
 use kernel_api::{Conntrack, Nft, RequestError, errno};
 use plan::{KernelError, Next};
 use types::{Family, Proto};
 
+use crate::elements::Pending;
 use crate::image::{Data, Image, Key, Shape, table};
 use crate::op::{Forget, Op};
 use crate::{NftPlane, parse};
@@ -108,8 +109,26 @@ impl<N: Nft, C: Conntrack> NftKernel<N, C> {
 
 impl<N: Nft, C: Conntrack> plan::Kernel<NftPlane> for NftKernel<N, C> {
     fn observe(&mut self) -> Result<Image, KernelError> {
-        let dump = self.nft.table(&table()).map_err(|e| failed("list table inet seaway".into(), e))?;
-        Ok(parse(dump.as_ref()))
+        let mut found: HashMap<String, Pending> = HashMap::new();
+        let frame = self.nft.pieces(&table(), &mut |piece| match piece {
+            Piece::Begin => found.clear(),
+            Piece::Element { set, key, key_end, data } => {
+                if !found.contains_key(&set.name) {
+                    found.insert(set.name.clone(), Pending::default());
+                }
+                if let Some(into) = found.get_mut(&set.name) {
+                    parse::put(into, set, key, key_end, data);
+                }
+            }
+        });
+        let frame = frame.map_err(|e| failed("list table inet seaway".into(), e))?;
+        let mut image = parse(frame.as_ref());
+        for (name, mut elements) in found {
+            let Some(set) = image.sets.get_mut(&name) else { continue };
+            elements.sort();
+            set.elements = elements;
+        }
+        Ok(image)
     }
 
     fn commit(&mut self, batch: &[Op]) -> Result<(), KernelError> {
@@ -164,18 +183,18 @@ fn requests(batch: &[Op]) -> (Vec<NftRequest>, Vec<usize>) {
             Op::SetAdd(name, shape) => NftRequest::SetAdd(table(), set(name, shape)),
             Op::SetDel(name) => NftRequest::SetDel(table(), name.clone()),
             Op::ElementAdd(set, _, key, data) => match out.last_mut() {
-                Some(NftRequest::ElementsAdd(_, s, es)) if s == set && es.len() < ELEMENTS_PER_REQUEST => {
+                Some(NftRequest::ElementsAdd(_, s, es)) if **s == **set && es.len() < ELEMENTS_PER_REQUEST => {
                     es.push(element(key, Some(data)));
                     continue;
                 }
-                _ => NftRequest::ElementsAdd(table(), set.clone(), vec![element(key, Some(data))]),
+                _ => NftRequest::ElementsAdd(table(), (**set).into(), vec![element(key, Some(data))]),
             },
             Op::ElementDel(set, _, key) => match out.last_mut() {
-                Some(NftRequest::ElementsDel(_, s, es)) if s == set && es.len() < ELEMENTS_PER_REQUEST => {
+                Some(NftRequest::ElementsDel(_, s, es)) if **s == **set && es.len() < ELEMENTS_PER_REQUEST => {
                     es.push(element(key, None));
                     continue;
                 }
-                _ => NftRequest::ElementsDel(table(), set.clone(), vec![element(key, None)]),
+                _ => NftRequest::ElementsDel(table(), (**set).into(), vec![element(key, None)]),
             },
         };
         out.push(request);

@@ -1,5 +1,6 @@
 //! From an intent to the image that says it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,11 +10,13 @@ use kernel_api::nft::Verdict;
 use plan::{Caps, Compiled, Refused};
 use types::{Cidr, Family, Proto};
 
-use crate::image::{Chain, Data, Image, Key, Set};
-use crate::key::KeyBytes;
+use crate::elements::{Elements, Pending};
+use crate::image::{Chain, Data, Image, Set};
+use crate::key::{KeyBytes, endpoint_of};
 use crate::late;
-use crate::layout::{self, Pick, in_family};
+use crate::layout::{self, Pick, SetId, in_family};
 use crate::ranges::{merged, own_pods, ranges};
+use crate::slots::{self, Orders, Place, Slots};
 use crate::sticky::{self, ServiceId};
 use crate::tracker::Tracker;
 
@@ -51,7 +54,7 @@ pub(crate) fn base(intent: &NodeIntent, caps: &Caps) -> Image {
     }
     for f in Family::BOTH {
         for (name, shape) in layout::shapes(f) {
-            image.sets.insert(in_family(name, f), Set { shape, elements: BTreeMap::new() });
+            image.sets.insert(in_family(name, f), Set { shape, elements: Elements::default() });
         }
     }
     for v in intent.tunnels() {
@@ -62,15 +65,35 @@ pub(crate) fn base(intent: &NodeIntent, caps: &Caps) -> Image {
     let mut f = Fragment::default();
     f.cluster(intent);
     f.sources(intent, caps);
-    put(&mut image, f.elements);
+    let mut sheets = Sheets::default();
+    sheets.put(&f);
+    sheets.into_image(&mut image);
     image
 }
 
-/// Adds elements to an image that has their sets.
-pub(crate) fn put(image: &mut Image, elements: impl IntoIterator<Item = (String, Key, Data)>) {
-    for (set, key, data) in elements {
-        if let Some(s) = image.sets.get_mut(&set) {
-            s.elements.insert(key, data);
+/// Elements on their way into an image, set by set.
+#[derive(Default)]
+pub(crate) struct Sheets(BTreeMap<SetId, Pending>);
+
+impl Sheets {
+    /// Those of a fragment too.
+    pub(crate) fn put(&mut self, fragment: &Fragment) {
+        for (set, e) in fragment.sets.iter().zip(fragment.elements.iter()) {
+            self.0.entry(*set).or_default().push_element(e);
+        }
+    }
+
+    /// Into an image that has their sets.
+    pub(crate) fn into_image(self, image: &mut Image) {
+        for ((name, family), mut all) in self.0 {
+            let Some(set) = image.sets.get_mut(&in_family(name, family)) else { continue };
+            if !set.elements.is_empty() {
+                let mut both = std::mem::take(&mut set.elements);
+                all.iter().for_each(|e| both.push_element(e));
+                all = both;
+            }
+            all.sort();
+            set.elements = all;
         }
     }
 }
@@ -149,11 +172,8 @@ impl Front {
     }
 
     /// The set of the kind, by whether this is an address or a port of the node.
-    fn set(self, vip: &str, node: &str) -> String {
-        match self {
-            Self::Vip(_) => in_family(vip, self.family()),
-            Self::Node(_) => in_family(node, self.family()),
-        }
+    fn set(self, vip: &'static str, node: &'static str) -> SetId {
+        (if matches!(self, Self::Vip(_)) { vip } else { node }, self.family())
     }
 }
 
@@ -167,60 +187,131 @@ pub(crate) enum Shared {
 }
 
 impl Shared {
-    pub(crate) fn element(self) -> (String, Key, Data) {
-        match self {
-            Self::Hairpin(a) => {
-                let pair = KeyBytes::new().addr(a).addr(a).done();
-                (in_family("hairpin", Family::of(a)), Key::one(pair), Data::Member)
-            }
-            Self::Outside(a) => {
-                let key = Key::one(KeyBytes::new().addr(a).done());
-                (in_family("outside_ips", Family::of(a)), key, Data::Member)
+    /// A fragment of these elements.
+    pub(crate) fn fragment(all: impl IntoIterator<Item = Self>) -> Fragment {
+        let mut out = Fragment::default();
+        for shared in all {
+            match shared {
+                Self::Hairpin(a) => out.put_member(("hairpin", Family::of(a)), KeyBytes::new().addr(a).addr(a)),
+                Self::Outside(a) => out.put_addr("outside_ips", a),
             }
         }
+        out
     }
 }
 
 /// A part of an image: the elements of the base, or those of one Service, which depend on nothing but its ports.
 #[derive(Default)]
 pub(crate) struct Fragment {
-    /// Set, key, data; nobody else's.
-    pub elements: Vec<(String, Key, Data)>,
+    /// Nobody else's elements, in the order in which they were put, not sorted.
+    elements: Pending,
+    /// The set of each.
+    sets: Vec<SetId>,
     /// What another may have as well.
     pub shared: Vec<Shared>,
     /// The chains that its verdicts name.
     pub picks: BTreeSet<Pick>,
     /// What cannot be said.
     pub refused: Vec<Refused>,
+    /// Which endpoint has which slot.
+    pub slots: Slots,
 }
 
 impl Fragment {
     /// All the ports of one Service.
-    pub(crate) fn of<'a>(ports: impl IntoIterator<Item = (&'a ServiceKey, &'a Arc<ServicePort>)>) -> Self {
+    pub(crate) fn of<'a>(
+        ports: impl IntoIterator<Item = (&'a ServiceKey, &'a Arc<ServicePort>)>,
+        order: Order<'_>,
+    ) -> Self {
         let mut out = Self::default();
         for (key, svc) in ports {
-            out.port(Of { key, svc, id: (svc.affinity != Affinity::None).then(|| sticky::service_id(key)) });
+            let id = (svc.affinity != Affinity::None).then(|| sticky::service_id(key));
+            out.port(Of { key, svc, id, order });
         }
         out
     }
 
-    fn put(&mut self, set: String, key: Key, data: Data) {
-        self.elements.push((set, key, data));
+    /// The endpoints by slot: as at the places before, of which there may be one with the same.
+    fn slots(&mut self, of: Of<'_>, front: Front, port: u16, pick: Pick, usable: &[Endpoint]) -> Vec<Endpoint> {
+        let place = Place { key: of.key.clone(), family: pick.family, local: pick.local };
+        if let Some(found) = slots::of(&self.slots, &place) {
+            return found.to_vec();
+        }
+        let listed = |was: Option<&[Endpoint]>| match was {
+            Some(was) => slots::arrange(|n| was.get(n).copied(), usable),
+            None => usable.to_vec(),
+        };
+        let found = match of.order {
+            Order::Sorted => listed(None),
+            Order::Of(orders) => listed(orders.get(&place)),
+            Order::After(slots) => listed(slots::of(slots, &place)),
+            Order::In(image) => self.seen(image, of, front, port, pick, usable),
+        };
+        self.slots.push((place, found.clone()));
+        found
     }
 
-    fn put_addr(&mut self, set: &str, addr: IpAddr) {
-        self.put(in_family(set, Family::of(addr)), Key::one(KeyBytes::new().addr(addr).done()), Data::Member);
+    /// As an image has them.
+    fn seen(
+        &self,
+        image: &Image,
+        of: Of<'_>,
+        front: Front,
+        port: u16,
+        pick: Pick,
+        usable: &[Endpoint],
+    ) -> Vec<Endpoint> {
+        let set = |(name, family): SetId| image.sets.get(&in_family(name, family)).map(|s| &s.elements);
+        let mark = |n: usize| u32::try_from(n).ok().map(|n| pick.slot_mark(n));
+        let Some(id) = of.id else {
+            let Some(there) = set(front.set("endpoints", "node_endpoints")) else { return usable.to_vec() };
+            let at = |n: usize| {
+                let key = front.key(Some(mark(n)?), of.key.proto, port);
+                endpoint_of(there.get(&key)?.value()?, pick.family)
+            };
+            return slots::arrange(at, usable);
+        };
+        let Some(there) = set(("sticky_slots", pick.family)) else { return usable.to_vec() };
+        let everyone = everyone(of.svc, pick.family);
+        let by_id: BTreeMap<u32, Endpoint> =
+            sticky::endpoint_ids(&everyone).into_iter().map(|(e, id)| (id, *e)).collect();
+        let at = |n: usize| {
+            let key = KeyBytes::new().mark(mark(n)?).mark(id.a).mark(id.b);
+            let number = there.get(&key)?.value()?.try_into().ok()?;
+            by_id.get(&u32::from_ne_bytes(number)).copied()
+        };
+        slots::arrange(at, usable)
     }
 
-    fn put_ranges<'a>(&mut self, set: &str, cidrs: impl IntoIterator<Item = &'a Cidr>) {
+    fn put_member(&mut self, set: SetId, key: KeyBytes) {
+        self.sets.push(set);
+        self.elements.push(&key, None, &Data::Member);
+    }
+
+    fn put_value(&mut self, set: SetId, key: KeyBytes, value: &[u8]) {
+        self.sets.push(set);
+        self.elements.push_value(&key, value);
+    }
+
+    fn put_verdict(&mut self, set: SetId, key: KeyBytes, chain: Cow<'_, str>) {
+        self.sets.push(set);
+        self.elements.push(&key, None, &Data::Verdict(Verdict::Goto(chain.into_owned())));
+    }
+
+    fn put_addr(&mut self, set: &'static str, addr: IpAddr) {
+        self.put_member((set, Family::of(addr)), KeyBytes::new().addr(addr));
+    }
+
+    fn put_ranges<'a>(&mut self, set: &'static str, cidrs: impl IntoIterator<Item = &'a Cidr>) {
         for (first, last) in ranges(cidrs) {
-            self.put_range(set, first, last);
+            self.put_range(set, KeyBytes::new(), first, last);
         }
     }
 
-    fn put_range(&mut self, set: &str, first: IpAddr, last: IpAddr) {
-        let key = Key::range(KeyBytes::new().addr(first).done(), KeyBytes::new().addr(last).done());
-        self.put(in_family(set, Family::of(first)), key, Data::Member);
+    /// A range whose key begins like this.
+    fn put_range(&mut self, set: &'static str, begin: KeyBytes, first: IpAddr, last: IpAddr) {
+        self.sets.push((set, Family::of(first)));
+        self.elements.push(&begin.addr(first), Some(&begin.addr(last)), &Data::Member);
     }
 
     /// Addresses and ranges of the cluster.
@@ -229,7 +320,7 @@ impl Fragment {
         self.put_ranges("masqueraded", &intent.masqueraded);
         self.put_ranges("service_cidrs", &intent.service_cidrs);
         for (first, last) in merged(intent.balancer_ranges.iter().copied().collect()) {
-            self.put_range("balancer_ranges", first, last);
+            self.put_range("balancer_ranges", KeyBytes::new(), first, last);
         }
         for a in intent.addresses.iter().chain(intent.peers.values().flat_map(|p| &p.addresses)) {
             self.put_addr("node_addresses", *a);
@@ -241,11 +332,10 @@ impl Fragment {
             self.put_addr("node_port_addresses", *a);
         }
         for (first, last) in own_pods(intent) {
-            self.put_range("own_pods", first, last);
+            self.put_range("own_pods", KeyBytes::new(), first, last);
         }
         for v in intent.tunnels() {
-            let key = Key::one(v.port.to_be_bytes().to_vec());
-            self.put(in_family("tunnel_ports", Family::of(v.local)), key, Data::Member);
+            self.put_member(("tunnel_ports", Family::of(v.local)), KeyBytes::alone(&v.port.to_be_bytes()));
         }
     }
 
@@ -257,8 +347,7 @@ impl Fragment {
             let own = intent.addresses.iter().find(|a| Family::of(**a) == family && here.contains(*a));
             let Some(own) = own else { continue };
             for p in Proto::ALL {
-                let key = Key::one(vec![p.number()]);
-                self.put(in_family("sources", family), key, Data::Value(KeyBytes::new().addr(*own).done().into()));
+                self.put_value(("sources", family), KeyBytes::alone(&[p.number()]), &KeyBytes::new().addr(*own));
             }
         }
     }
@@ -293,30 +382,30 @@ impl Fragment {
             self.endpoints(of, front, svc.port, &all, false, false)
         };
         let services = front.set("services", "nodeports");
-        self.put(services, Key::one(front.key(None, of.key.proto, svc.port).done()), Data::Verdict(verdict));
+        self.put_verdict(services, front.key(None, of.key.proto, svc.port), verdict);
     }
 
     fn external(&mut self, of: Of<'_>, front: Front, port: u16) {
-        let at = || Key::one(front.key(None, of.key.proto, port).done());
+        let at = front.key(None, of.key.proto, port);
         let all = of_family(&of.svc.endpoints, front.family());
         let verdict = self.endpoints(of, front, port, &all, false, false);
-        self.put(front.set("services", "nodeports"), at(), Data::Verdict(verdict));
+        self.put_verdict(front.set("services", "nodeports"), at, verdict);
         let masquerade = match of.svc.external_policy {
-            TrafficPolicy::Cluster => layout::MASQUERADE_EXTERNAL.into(),
+            TrafficPolicy::Cluster => Cow::Borrowed(layout::MASQUERADE_EXTERNAL),
             TrafficPolicy::Local => {
                 // Sources inside the cluster use all endpoints; only those outside need the other entry.
                 let local = of_family(&of.svc.local_endpoints, front.family());
                 if local != all {
                     let verdict = self.endpoints(of, front, port, &local, !all.is_empty(), true);
-                    self.put(front.set("local_services", "local_nodeports"), at(), Data::Verdict(verdict));
+                    self.put_verdict(front.set("local_services", "local_nodeports"), at, verdict);
                 }
-                in_family("masquerade_local", front.family())
+                in_family("masquerade_local", front.family()).into()
             }
         };
-        self.put(front.set("externals", "external_ports"), at(), Data::Verdict(Verdict::Goto(masquerade)));
+        self.put_verdict(front.set("externals", "external_ports"), at, masquerade);
     }
 
-    /// Fills the slots of one front and gives the verdict that leads to them.
+    /// Fills the slots of one front and gives the chain that leads to them.
     fn endpoints(
         &mut self,
         of: Of<'_>,
@@ -325,7 +414,7 @@ impl Fragment {
         endpoints: &[Endpoint],
         elsewhere: bool,
         local: bool,
-    ) -> Verdict {
+    ) -> Cow<'static, str> {
         let usable = endpoints.get(..layout::MAX_ENDPOINTS).unwrap_or(endpoints);
         if usable.len() < endpoints.len() {
             self.refused.push(Refused {
@@ -340,7 +429,7 @@ impl Fragment {
         }
         let count = u32::try_from(usable.len()).unwrap_or(0);
         if count == 0 {
-            return Verdict::Goto(if elsewhere { layout::DROP_NO_LOCAL } else { layout::REJECT_NO_ENDPOINTS }.into());
+            return if elsewhere { layout::DROP_NO_LOCAL } else { layout::REJECT_NO_ENDPOINTS }.into();
         }
         let sticky = match of.svc.affinity {
             Affinity::None => None,
@@ -348,36 +437,36 @@ impl Fragment {
         };
         let pick = Pick { family: front.family(), node: matches!(front, Front::Node(_)), local, count, sticky };
         self.shared.extend(usable.iter().map(|e| Shared::Hairpin(e.addr)));
+        let usable = &self.slots(of, front, port, pick, usable);
         match of.id {
             Some(id) => self.sticky(of, id, front, port, pick, usable),
             None => {
                 let set = front.set("endpoints", "node_endpoints");
                 for (slot, e) in (0u32..).zip(usable) {
-                    let at = front.key(Some(pick.slot_mark(slot)), of.key.proto, port).done();
-                    self.put(set.clone(), Key::one(at), target(*e));
+                    let at = front.key(Some(pick.slot_mark(slot)), of.key.proto, port);
+                    self.put_value(set, at, &target(*e));
                 }
             }
         }
         self.picks.insert(pick);
-        Verdict::Goto(pick.chain())
+        pick.chain().into()
     }
 
     /// The slots and endpoints of a Service port with session affinity: the same for all its fronts, so put more than
     /// once.
     fn sticky(&mut self, of: Of<'_>, id: ServiceId, front: Front, port: u16, pick: Pick, usable: &[Endpoint]) {
-        let at = || Key::one(front.key(None, of.key.proto, port).done());
-        self.put(front.set("sticky_a", "sticky_node_a"), at(), number(id.a));
-        self.put(front.set("sticky_b", "sticky_node_b"), at(), number(id.b));
-        let everyone = of.svc.endpoints.union(&of.svc.local_endpoints).copied();
-        let everyone: BTreeSet<Endpoint> = everyone.filter(|e| Family::of(e.addr) == pick.family).collect();
+        let at = front.key(None, of.key.proto, port);
+        self.put_value(front.set("sticky_a", "sticky_node_a"), at, &number(id.a));
+        self.put_value(front.set("sticky_b", "sticky_node_b"), at, &number(id.b));
+        let everyone = everyone(of.svc, pick.family);
         let ids = sticky::endpoint_ids(&everyone);
-        let set = in_family(if pick.local { "local_sticky_endpoints" } else { "sticky_endpoints" }, pick.family);
+        let set = (if pick.local { "local_sticky_endpoints" } else { "sticky_endpoints" }, pick.family);
         for (slot, e) in (0u32..).zip(usable) {
             let Some(endpoint) = ids.get(e).copied() else { continue };
-            let slot = KeyBytes::new().mark(pick.slot_mark(slot)).mark(id.a).mark(id.b).done();
-            self.put(in_family("sticky_slots", pick.family), Key::one(slot), number(endpoint));
-            let key = KeyBytes::new().mark(endpoint).mark(id.a).mark(id.b).proto(of.key.proto).done();
-            self.put(set.clone(), Key::one(key), target(*e));
+            let slot = KeyBytes::new().mark(pick.slot_mark(slot)).mark(id.a).mark(id.b);
+            self.put_value(("sticky_slots", pick.family), slot, &number(endpoint));
+            let key = KeyBytes::new().mark(endpoint).mark(id.a).mark(id.b).proto(of.key.proto);
+            self.put_value(set, key, &target(*e));
         }
     }
 
@@ -388,11 +477,10 @@ impl Fragment {
         if allowed.is_empty() {
             return;
         }
-        let at = || Front::Vip(ip).key(None, of.key.proto, svc.port);
-        self.put(in_family("firewalled", family), Key::one(at().done()), Data::Member);
+        let at = Front::Vip(ip).key(None, of.key.proto, svc.port);
+        self.put_member(("firewalled", family), at);
         for (first, last) in ranges(&allowed) {
-            let key = Key::range(at().addr(first).done(), at().addr(last).done());
-            self.put(in_family("source_ranges", family), key, Data::Member);
+            self.put_range("source_ranges", at, first, last);
         }
     }
 }
@@ -403,14 +491,33 @@ struct Of<'a> {
     key: &'a ServiceKey,
     svc: &'a ServicePort,
     id: Option<ServiceId>,
+    order: Order<'a>,
 }
 
-fn target(e: Endpoint) -> Data {
-    Data::Value(KeyBytes::new().addr(e.addr).port(e.port).done().into())
+/// Where the order of a Service's slots comes from.
+#[derive(Clone, Copy)]
+pub(crate) enum Order<'a> {
+    /// From the endpoints themselves.
+    Sorted,
+    /// It is one of these, if it is another than that.
+    Of(&'a Orders),
+    /// Follows these.
+    After(&'a Slots),
+    /// As it is in an image.
+    In(&'a Image),
 }
 
-fn number(id: u32) -> Data {
-    Data::Value(KeyBytes::new().mark(id).done().into())
+/// Every endpoint of a family that a port may be translated to.
+fn everyone(svc: &ServicePort, family: Family) -> BTreeSet<Endpoint> {
+    svc.endpoints.union(&svc.local_endpoints).copied().filter(|e| Family::of(e.addr) == family).collect()
+}
+
+fn target(e: Endpoint) -> KeyBytes {
+    KeyBytes::new().addr(e.addr).port(e.port)
+}
+
+fn number(id: u32) -> KeyBytes {
+    KeyBytes::new().mark(id)
 }
 
 fn of_family(endpoints: &BTreeSet<Endpoint>, family: Family) -> Vec<Endpoint> {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use kernel_api::nft::{DataType, Expr, Hook, SetData, TableName, Verdict};
 
+use crate::elements::{Element, Elements};
+
 /// The table `inet seaway`, or that it is not there.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Image {
@@ -42,7 +44,7 @@ pub struct Set {
     /// What its keys and values are. Shared with the ops on its elements, which print by it.
     pub shape: Arc<Shape>,
     /// The elements.
-    pub elements: BTreeMap<Key, Data>,
+    pub elements: Elements,
 }
 
 /// The types of a set.
@@ -83,18 +85,6 @@ pub enum Data {
     Verdict(Verdict),
 }
 
-impl Key {
-    /// A key that is no range.
-    pub(crate) fn one(bytes: Vec<u8>) -> Self {
-        Self { first: bytes.into(), last: None }
-    }
-
-    /// A range, both ends inclusive.
-    pub(crate) fn range(first: Vec<u8>, last: Vec<u8>) -> Self {
-        Self { first: first.into(), last: Some(last.into()) }
-    }
-}
-
 impl Image {
     /// The number of elements of all sets.
     #[must_use]
@@ -103,13 +93,14 @@ impl Image {
     }
 
     /// The data of a key in a set that has no ranges.
-    pub(crate) fn get(&self, set: &str, key: Vec<u8>) -> Option<&Data> {
-        self.sets.get(set)?.elements.get(&Key::one(key))
+    pub(crate) fn get(&self, set: &str, key: &[u8]) -> Option<Element<'_>> {
+        self.sets.get(set)?.elements.get(key)
     }
 }
 
 /// The one table of this plane.
-pub(crate) fn table() -> TableName {
+#[must_use]
+pub fn table() -> TableName {
     // The constructor accepts exactly this name; there is no other branch to take.
     TableName::recognise("seaway").unwrap_or_else(|| unreachable!("seaway is a table of ours"))
 }

@@ -2,21 +2,43 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use intent::Endpoint;
 use kernel_api::nft::DataType;
 use types::{Family, Proto};
 
+use crate::image::Key;
+
+/// The longest key: address, protocol, port and source of an IPv6 source range.
+const LONGEST: usize = 16 + 4 + 4 + 16;
+
 /// Builds a key field by field, each padded to whole 4-byte registers.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct KeyBytes(Vec<u8>);
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyBytes {
+    bytes: [u8; LONGEST],
+    len: usize,
+}
+
+impl std::ops::Deref for KeyBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+}
 
 impl KeyBytes {
-    pub(crate) fn new() -> Self {
-        Self::default()
+    pub(crate) const fn new() -> Self {
+        Self { bytes: [0; LONGEST], len: 0 }
+    }
+
+    /// The key of a set with one field: as long as that is.
+    pub(crate) fn alone(field: &[u8]) -> Self {
+        Self { len: field.len().min(LONGEST), ..Self::new().field(field) }
     }
 
     fn field(mut self, bytes: &[u8]) -> Self {
-        self.0.extend_from_slice(bytes);
-        self.0.resize(self.0.len().div_ceil(4) * 4, 0);
+        let rest = self.bytes.get_mut(self.len..).unwrap_or(&mut []);
+        rest.iter_mut().zip(bytes).for_each(|(to, b)| *to = *b);
+        self.len = (self.len + bytes.len().div_ceil(4) * 4).min(LONGEST);
         self
     }
 
@@ -41,8 +63,9 @@ impl KeyBytes {
         self.field(&mark.to_ne_bytes())
     }
 
-    pub(crate) fn done(self) -> Vec<u8> {
-        self.0
+    /// The key as it is kept.
+    pub(crate) fn key(self) -> Key {
+        Key { first: (&*self).into(), last: None }
     }
 }
 
@@ -89,6 +112,12 @@ pub(crate) fn addr_of(bytes: &[u8]) -> Option<IpAddr> {
         return Some(Ipv4Addr::from(b).into());
     }
     <[u8; 16]>::try_from(bytes).ok().map(|b| Ipv6Addr::from(b).into())
+}
+
+/// The endpoint that an address and a port are.
+pub(crate) fn endpoint_of(bytes: &[u8], family: Family) -> Option<Endpoint> {
+    let mut r = KeyReader::new(bytes);
+    Some(Endpoint { addr: r.addr(family)?, port: r.port()? })
 }
 
 /// The data type of a family's addresses.

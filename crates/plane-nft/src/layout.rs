@@ -58,6 +58,9 @@ pub(crate) const LOCAL: &str = "_local";
 /// Where a rule that borrows the packet's mark keeps it.
 pub(crate) const OWN: Reg = Reg(15);
 
+/// A set: its name without family, and the family.
+pub(crate) type SetId = (&'static str, Family);
+
 /// A set's name in one family: `services4`.
 pub(crate) fn in_family(name: &str, family: Family) -> String {
     format!("{name}{}", digit(family))

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod compile;
+mod elements;
 pub mod foreign;
 mod image;
 mod key;
@@ -16,6 +17,8 @@ mod parse;
 mod plan;
 mod ranges;
 pub mod render;
+mod slots;
+mod stale;
 mod sticky;
 mod trace;
 mod tracker;
@@ -24,7 +27,8 @@ use ::plan::{Caps, Compiled, Dataplane};
 use intent::{NodeIntent, Packet, Verdict};
 
 pub use adapter::{NftKernel, Walk};
-pub use image::{Chain, Data, Image, Key, Rule, Set, Shape};
+pub use elements::{Element, Elements};
+pub use image::{Chain, Data, Image, Key, Rule, Set, Shape, table};
 pub use layout::MAX_ENDPOINTS;
 pub use op::{Forget, Op, RuleText};
 pub use parse::parse;
@@ -34,7 +38,7 @@ pub use tracker::{Delta, Tracker};
 /// netlink. What must change together is never split, so a transaction may be longer.
 #[must_use]
 pub fn plan_in_chunks(want: &Image, have: &Image, max: usize) -> Vec<Vec<Op>> {
-    plan::plan_chunked(want, have, max)
+    plan::batches(want, have, max).collect()
 }
 
 /// The dataplane of Services on nf_tables (`docs/design.md`; service mode `nftables`).
@@ -54,7 +58,11 @@ impl Dataplane for NftPlane {
     }
 
     fn plan(&self, want: &Image, have: &Image) -> Vec<Vec<Op>> {
-        plan::plan(want, have)
+        self.batches(want, have).collect()
+    }
+
+    fn batches<'a>(&'a self, want: &'a Image, have: &'a Image) -> Box<dyn Iterator<Item = Vec<Op>> + 'a> {
+        Box::new(plan::batches(want, have, plan::MAX_OPS))
     }
 
     fn trace(&self, image: &Image, packet: &Packet) -> Verdict {

@@ -32,9 +32,9 @@ pub enum Op {
     /// Delete a set.
     SetDel(String),
     /// Add an element to a set.
-    ElementAdd(String, Arc<Shape>, Key, Data),
+    ElementAdd(Arc<str>, Arc<Shape>, Key, Data),
     /// Delete an element of a set.
-    ElementDel(String, Arc<Shape>, Key),
+    ElementDel(Arc<str>, Arc<Shape>, Key),
     /// Delete tracked connections, after the rules no longer make such.
     Forget(Forget),
 }

@@ -1,10 +1,10 @@
 //! From a dump of the table to the image.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kernel_api::nft::{Element, ElementData, Table};
+use kernel_api::nft::{self, DataRef, Element, ElementData, Table};
 
+use crate::elements::{Elements, Pending};
 use crate::image::{Chain, Data, Image, Key, Rule, Set, Shape};
 
 /// The image of a dumped table; of none, the image of a node where this mode is off.
@@ -28,12 +28,12 @@ pub fn parse(table: Option<&Table>) -> Image {
             constant: s.constant,
             dynamic: s.dynamic,
         };
-        image.sets.insert(s.name.clone(), Set { shape: Arc::new(shape), elements: BTreeMap::new() });
+        image.sets.insert(s.name.clone(), Set { shape: Arc::new(shape), elements: Elements::default() });
     }
+    // Of a table that was read piece by piece there are none here: see `put`.
     for (name, elements) in &table.elements {
         let Some(set) = image.sets.get_mut(name) else { continue };
-        let shape = set.shape.clone();
-        set.elements.extend(self::elements(elements, &shape));
+        set.elements = self::elements(elements, &set.shape).collect();
     }
     image
 }
@@ -51,6 +51,18 @@ pub(crate) fn elements<'a>(list: &'a [Element], shape: &'a Shape) -> impl Iterat
         };
         (key, data)
     })
+}
+
+/// An element of a table that is read piece by piece.
+pub(crate) fn put(into: &mut Pending, set: &nft::Set, key: &[u8], key_end: Option<&[u8]>, data: Option<DataRef<'_>>) {
+    // A range of one address may come without its end.
+    let last = set.interval.then(|| key_end.unwrap_or(key));
+    match data {
+        None => into.push(key, last, &Data::Member),
+        Some(DataRef::Value(v)) if last.is_none() => into.push_value(key, v),
+        Some(DataRef::Value(v)) => into.push(key, last, &Data::Value(v.into())),
+        Some(DataRef::Verdict(v)) => into.push(key, last, &Data::Verdict(v)),
+    }
 }
 
 /// A set that lives and dies with a rule, named by the kernel (`__set%d`, `__map%d`). We write none; the rule that has

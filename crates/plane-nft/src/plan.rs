@@ -1,39 +1,31 @@
-//! What brings one image to another.
+//! What brings one image to another, transaction by transaction, each made when it is asked for: what is held of a plan
+//! is a few bytes an element.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use intent::Endpoint;
 use plan::diff;
-use types::{Family, Proto};
 
-use crate::image::{Chain, Data, Image, Key, Set, Shape};
-use crate::key::{KeyBytes, KeyReader};
-use crate::layout::{LOCAL_SLOT, NODE_SETS, VIP_SETS, in_family};
-use crate::op::{Forget, Op, RuleText};
+use crate::elements::{self, Differs, Elements};
+use crate::image::{Chain, Image, Set};
+use crate::layout::{NODE_SETS, VIP_SETS};
+use crate::op::{Op, RuleText};
 use crate::render;
+use crate::stale;
 
 /// The most ops of one transaction, where atomicity lets it be several. About 1 MB of netlink.
 pub(crate) const MAX_OPS: usize = 8192;
 
-/// See [`plan::Dataplane::plan`].
-pub(crate) fn plan(want: &Image, have: &Image) -> Vec<Vec<Op>> {
-    plan_chunked(want, have, MAX_OPS)
-}
+/// Sets, named without family, each of whose elements means something without any other: they may be added in several
+/// transactions.
+const EARLY: [&str; 2] = ["cluster_ips", "hairpin"];
 
-/// The elements of one Service port at one address, or at one port of the node: they change in one transaction. Address
-/// bytes are empty for a port of the node.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct FrontKey {
-    v6: bool,
-    bytes: Vec<u8>,
-}
-
+/// Deletes and adds of one transaction.
 #[derive(Default)]
-struct Changes {
-    del: Vec<Op>,
-    add: Vec<Op>,
+pub(crate) struct Changes {
+    pub(crate) del: Vec<Op>,
+    pub(crate) add: Vec<Op>,
 }
 
 impl Changes {
@@ -41,16 +33,11 @@ impl Changes {
         self.del.len() + self.add.len()
     }
 
-    fn append(&mut self, mut other: Changes) {
-        self.del.append(&mut other.del);
-        self.add.append(&mut other.add);
-    }
-
     /// Deletes first, since a changed element is a delete and an add; by set, so that requests are few and full.
     fn into_ops(mut self) -> Vec<Op> {
         let set = |op: &Op| match op {
-            Op::ElementAdd(s, ..) | Op::ElementDel(s, ..) => s.clone(),
-            _ => String::new(),
+            Op::ElementAdd(s, ..) | Op::ElementDel(s, ..) => Some(s.clone()),
+            _ => None,
         };
         self.del.sort_by_cached_key(set);
         self.add.sort_by_cached_key(set);
@@ -59,106 +46,271 @@ impl Changes {
     }
 }
 
-pub(crate) fn plan_chunked(want: &Image, have: &Image, max: usize) -> Vec<Vec<Op>> {
+/// One set in both images.
+struct Pair<'a> {
+    name: Arc<str>,
+    set: &'a Set,
+    have: &'a Elements,
+    /// Where the bytes that say which Service port an element is of begin in its key, and how many they are.
+    front: Option<(usize, usize)>,
+    v6: bool,
+}
+
+/// An element that differs.
+#[derive(Clone, Copy)]
+struct Step {
+    /// Which of the pairs.
+    set: u8,
+    how: Differs,
+}
+
+/// The transactions, in order.
+pub(crate) struct Batches<'a> {
+    pairs: Vec<Pair<'a>>,
+    max: usize,
+    /// The first transaction: new chains and sets of a table that is there.
+    chains: Vec<Op>,
+    /// Ops that begin the next transaction.
+    opening: Vec<Op>,
+    /// What is of no Service port alone and must be added before those that need it.
+    early: std::vec::IntoIter<Step>,
+    /// By Service port and address, or node port: what differs there changes in one transaction.
+    fronts: Vec<Step>,
+    /// How many of these are done.
+    at: usize,
+    /// What is of no Service port alone and is deleted after those that needed it.
+    late: std::iter::Peekable<std::vec::IntoIter<Step>>,
+    /// Of the first transaction.
+    marks: Changes,
+    /// The end of the last that changes rules.
+    closing: Vec<Op>,
+    /// After that.
+    forget: Vec<Op>,
+    done: bool,
+}
+
+/// See [`plan::Dataplane::plan`].
+pub(crate) fn batches<'a>(want: &'a Image, have: &'a Image, max: usize) -> Batches<'a> {
+    let mut out = Batches {
+        pairs: Vec::new(),
+        max,
+        chains: Vec::new(),
+        opening: Vec::new(),
+        early: Vec::new().into_iter(),
+        fronts: Vec::new(),
+        at: 0,
+        late: Vec::new().into_iter().peekable(),
+        marks: Changes::default(),
+        closing: Vec::new(),
+        forget: Vec::new(),
+        done: false,
+    };
     if !want.present {
-        return if have.present { vec![vec![Op::TableDel]] } else { Vec::new() };
+        out.opening.extend(have.present.then_some(Op::TableDel));
+        return out;
     }
-    let nothing = Image::default();
     // A set or a base chain cannot be changed in its kind, nor a table be woken: the whole table is replaced, in one
     // transaction, so that packets see the old one or the new one.
     let rebuild = have.present && !same_kinds(want, have);
-    let from = if rebuild { &nothing } else { have };
-
-    let mut first = Vec::new();
+    // As long as the plan, which is as long as what is wanted.
+    static NOTHING: Image = Image { present: false, flags: 0, chains: BTreeMap::new(), sets: BTreeMap::new() };
+    let from = if rebuild { &NOTHING } else { have };
     if rebuild {
-        first.push(Op::TableDel);
+        out.opening.push(Op::TableDel);
+        out.max = usize::MAX;
     }
-    if !from.present {
-        first.push(Op::TableAdd);
-    }
-    // Make before use: chains, then sets (whose verdicts name chains), then rules (which name both), then elements.
-    let chains = diff(&want.chains, &from.chains);
-    first.extend(chains.add.iter().map(|(name, c)| Op::ChainAdd((*name).clone(), c.hook)));
-    let mut last = Vec::new();
-    for (name, set) in &want.sets {
-        if !from.sets.contains_key(name) {
-            first.push(Op::SetAdd(name.clone(), set.shape.clone()));
-        }
-    }
-    let rules = |name: &String, chain: &Chain| -> Vec<Op> {
-        let text = |r| RuleText(render::rule(r, &|set| want.sets.get(set).map(|s| s.shape.key.clone())));
-        chain.rules.iter().map(|r| Op::RuleAdd(name.clone(), r.clone(), text(r))).collect()
-    };
-    first.extend(chains.add.iter().flat_map(|(name, c)| rules(name, c)));
-    let mut batches = Vec::new();
-    if from.present && !first.is_empty() {
-        // A packet stays with the rules of the generation in which it came to its hook, but each lookup is in the
-        // generation of its moment (`nft_do_chain`, `nft_lookup_eval`). One that meets an element of the new generation
-        // half way must find rules in the chain that it leads to, or it goes on untranslated, and so does all of its
-        // flow: so new chains have a transaction of their own, before whatever leads to them.
-        batches.push(std::mem::take(&mut first));
-    }
-    // A rule that is not ours may name what is to go, so its chain is emptied before anything is deleted.
-    first.extend(chains.change.iter().map(|(name, ..)| Op::ChainFlush((*name).clone())));
-    first.extend(chains.change.iter().flat_map(|(name, c, _)| rules(name, c)));
-    let leaving = chains.del.iter().map(|(name, _)| Op::ChainFlush((*name).clone()));
+    out.rules(want, from);
+    let (fronts, marks) = stale::marks(want, have, from);
+    out.marks = marks;
+    out.elements(want, from);
+    out.forget = stale::forget(want, fronts);
+    out
+}
 
-    let (stale, mut marks) = stale(want, have, from);
-    let mut fronts: BTreeMap<FrontKey, Changes> = BTreeMap::new();
-    let mut late = Changes::default();
-    let empty = BTreeMap::new();
-    for (name, set) in &want.sets {
-        let (base, v6) = base_name(name);
-        // What waits to be forgotten is below; what rules put in is theirs.
-        if base == "stale" || set.shape.dynamic.is_some() {
-            continue;
+impl<'a> Batches<'a> {
+    /// Everything but elements.
+    fn rules(&mut self, want: &Image, from: &Image) {
+        let first = &mut self.opening;
+        if !from.present {
+            first.push(Op::TableAdd);
         }
-        let old = from.sets.get(name).map_or(&empty, |s| &s.elements);
-        let d = diff(&set.elements, old);
-        let del = |k: &Key| Op::ElementDel(name.clone(), set.shape.clone(), k.clone());
-        let add = |k: &Key, v: &Data| Op::ElementAdd(name.clone(), set.shape.clone(), k.clone(), v.clone());
-        let front = |k: &Key| front_of(base, v6, &k.first);
-        // What is of no Service port alone is added before and deleted after those that need it; except ranges, which
-        // must not overlap meanwhile.
-        for (k, v) in d.add {
-            front(k).map_or(&mut marks, |f| fronts.entry(f).or_default()).add.push(add(k, v));
-        }
-        for (k, v, _) in d.change {
-            let to = front(k).map_or(&mut marks, |f| fronts.entry(f).or_default());
-            to.del.push(del(k));
-            to.add.push(add(k, v));
-        }
-        for (k, _) in d.del {
-            let misc = if set.shape.interval { &mut marks } else { &mut late };
-            front(k).map_or(misc, |f| fronts.entry(f).or_default()).del.push(del(k));
-        }
-    }
-    // Stop using before break: elements that name a chain go before the chain, sets after the rules that name them.
-    last.extend(late.into_ops());
-    last.extend(leaving);
-    last.extend(from.sets.keys().filter(|n| !want.sets.contains_key(*n)).map(|n| Op::SetDel(n.clone())));
-    last.extend(chains.del.iter().map(|(name, _)| Op::ChainDel((*name).clone())));
-
-    let total = first.len() + marks.len() + last.len() + fronts.values().map(Changes::len).sum::<usize>();
-    let mut batch = marks;
-    let mut opening = first;
-    if total > max && !rebuild {
-        for (_, changes) in fronts {
-            if opening.len() + batch.len() + changes.len() > max && batch.len() + opening.len() > 0 {
-                opening.extend(std::mem::take(&mut batch).into_ops());
-                batches.push(std::mem::take(&mut opening));
+        // Make before use: chains, then sets (whose verdicts name chains), then rules (which name both), then elements.
+        let chains = diff(&want.chains, &from.chains);
+        first.extend(chains.add.iter().map(|(name, c)| Op::ChainAdd((*name).clone(), c.hook)));
+        for (name, set) in &want.sets {
+            if !from.sets.contains_key(name) {
+                first.push(Op::SetAdd(name.clone(), set.shape.clone()));
             }
-            batch.append(changes);
         }
-    } else {
-        fronts.into_values().for_each(|c| batch.append(c));
+        let rules = |name: &String, chain: &Chain| -> Vec<Op> {
+            let text = |r| RuleText(render::rule(r, &|set| want.sets.get(set).map(|s| s.shape.key.clone())));
+            chain.rules.iter().map(|r| Op::RuleAdd(name.clone(), r.clone(), text(r))).collect()
+        };
+        first.extend(chains.add.iter().flat_map(|(name, c)| rules(name, c)));
+        if from.present {
+            // A packet stays with the rules of the generation in which it came to its hook, but each lookup is in the
+            // generation of its moment (`nft_do_chain`, `nft_lookup_eval`). One that meets an element of the new
+            // generation half way must find rules in the chain that it leads to, or it goes on untranslated, and so does
+            // all of its flow: so new chains have a transaction of their own, before whatever leads to them.
+            self.chains = std::mem::take(first);
+        }
+        // A rule that is not ours may name what is to go, so its chain is emptied before anything is deleted.
+        first.extend(chains.change.iter().map(|(name, ..)| Op::ChainFlush((*name).clone())));
+        first.extend(chains.change.iter().flat_map(|(name, c, _)| rules(name, c)));
+        // Stop using before break: elements that name a chain go before the chain, sets after the rules that name them.
+        let leaving = chains.del.iter().map(|(name, _)| Op::ChainFlush((*name).clone()));
+        self.closing.extend(leaving);
+        let gone = from.sets.keys().filter(|n| !want.sets.contains_key(*n));
+        self.closing.extend(gone.map(|n| Op::SetDel(n.clone())));
+        self.closing.extend(chains.del.iter().map(|(name, _)| Op::ChainDel((*name).clone())));
     }
-    opening.extend(batch.into_ops());
-    opening.extend(last);
-    batches.push(opening);
-    batches.push(forget(want, stale));
-    batches.retain(|b| !b.is_empty());
-    batches
+
+    /// The elements that differ, each where it belongs.
+    fn elements(&mut self, want: &'a Image, from: &'a Image) {
+        static NONE: Elements = Elements::new();
+        let (mut early, mut fronts, mut late) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, set) in &want.sets {
+            let (base, v6) = base_name(name);
+            // What waits to be forgotten is not planned here; what rules put in is theirs.
+            if base == "stale" || set.shape.dynamic.is_some() {
+                continue;
+            }
+            let have = from.sets.get(name).map_or(&NONE, |s| &s.elements);
+            let front = front_of(base, v6);
+            // The layout has a few dozen sets, and others' in our table are not wanted.
+            let number = u8::try_from(self.pairs.len()).unwrap_or(u8::MAX);
+            let pair = Pair { name: name.as_str().into(), set, have, front, v6 };
+            elements::diff(&set.elements, have, |how| {
+                let step = Step { set: number, how };
+                // What is of no Service port alone is added before and deleted after those that need it: all that
+                // is added or changed at once, but for what may be many and stands alone. Ranges must not overlap
+                // meanwhile.
+                match (pair.front_key(how), how) {
+                    (Some(_), _) => fronts.push(step),
+                    (None, Differs::Add(_)) if EARLY.contains(&base) => early.push(step),
+                    (None, Differs::Del(_)) if !set.shape.interval => late.push(step),
+                    _ => pair.ops(how, &mut self.marks),
+                }
+            });
+            self.pairs.push(pair);
+        }
+        let key = |s: &Step| self.pairs.get(usize::from(s.set)).and_then(|p| p.front_key(s.how));
+        fronts.sort_by(|a, b| key(a).cmp(&key(b)));
+        let all = self.opening.len() + self.marks.len() + early.len() + late.len() + self.closing.len();
+        // All in one, where that is not too long.
+        if all + fronts.len() <= self.max {
+            self.max = usize::MAX;
+        }
+        self.early = early.into_iter();
+        self.fronts = fronts;
+        self.late = late.into_iter().peekable();
+    }
+
+    fn ops(&self, step: Step, into: &mut Changes) {
+        if let Some(p) = self.pairs.get(usize::from(step.set)) {
+            p.ops(step.how, into);
+        }
+    }
+
+    fn same_front(&self, a: Step, b: Step) -> bool {
+        let key = |s: Step| self.pairs.get(usize::from(s.set)).and_then(|p| p.front_key(s.how));
+        key(a).cmp(&key(b)) == Ordering::Equal
+    }
+
+    /// The next transaction, which may be empty; whether it was the last that changes rules.
+    fn fill(&mut self) -> (Vec<Op>, bool) {
+        let mut opening = std::mem::take(&mut self.opening);
+        let mut batch = std::mem::take(&mut self.marks);
+        let full = |batch: &Changes| opening.len() + batch.len() >= self.max;
+        while !full(&batch)
+            && let Some(step) = self.early.next()
+        {
+            self.ops(step, &mut batch);
+        }
+        let begun = opening.len();
+        while self.early.len() == 0
+            && let Some(first) = self.fronts.get(self.at)
+        {
+            let rest = self.fronts.get(self.at..).unwrap_or(&[]);
+            let together = rest.iter().take_while(|s| self.same_front(*first, **s)).count();
+            let mut group = Changes::default();
+            rest.iter().take(together).for_each(|s| self.ops(*s, &mut group));
+            // What belongs together is never split, so a transaction may be longer.
+            if begun + batch.len() + group.len() > self.max && begun + batch.len() > 0 {
+                break;
+            }
+            batch.del.append(&mut group.del);
+            batch.add.append(&mut group.add);
+            self.at += together;
+        }
+        let fronts = self.fronts.len() - self.at;
+        while self.early.len() == 0
+            && fronts == 0
+            && begun + batch.len() < self.max
+            && let Some(step) = self.late.next()
+        {
+            self.ops(step, &mut batch);
+        }
+        opening.extend(batch.into_ops());
+        let last = self.early.len() == 0 && fronts == 0 && self.late.peek().is_none();
+        if last {
+            opening.append(&mut self.closing);
+        }
+        (opening, last)
+    }
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Vec<Op>;
+
+    fn next(&mut self) -> Option<Vec<Op>> {
+        if !self.chains.is_empty() {
+            return Some(std::mem::take(&mut self.chains));
+        }
+        while !self.done {
+            let (batch, last) = self.fill();
+            self.done = last;
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+        }
+        let forget = std::mem::take(&mut self.forget);
+        (!forget.is_empty()).then_some(forget)
+    }
+}
+
+impl Pair<'_> {
+    fn key(&self, how: Differs) -> &[u8] {
+        let e = match how {
+            Differs::Add(n) | Differs::Change { want: n, .. } => self.set.elements.nth(n),
+            Differs::Del(n) => self.have.nth(n),
+        };
+        e.map_or(&[], |e| e.key)
+    }
+
+    /// Which Service port's an element is: the family, and the bytes of its address, protocol and port; of a port of the
+    /// node without address.
+    fn front_key(&self, how: Differs) -> Option<(bool, &[u8])> {
+        let (skip, len) = self.front?;
+        Some((self.v6, self.key(how).get(skip..skip + len)?))
+    }
+
+    fn ops(&self, how: Differs, into: &mut Changes) {
+        let (name, shape) = (&self.name, &self.set.shape);
+        let add = |n: u32| {
+            let e = self.set.elements.nth(n)?;
+            Some(Op::ElementAdd(name.clone(), shape.clone(), e.to_key(), e.to_data()))
+        };
+        let del = |n: u32| Some(Op::ElementDel(name.clone(), shape.clone(), self.have.nth(n)?.to_key()));
+        match how {
+            Differs::Add(n) => into.add.extend(add(n)),
+            Differs::Del(n) => into.del.extend(del(n)),
+            Differs::Change { want, have } => {
+                into.del.extend(del(have));
+                into.add.extend(add(want));
+            }
+        }
+    }
 }
 
 /// Whether everything that is in both images is of the same kind, so that contents can be changed in place.
@@ -176,8 +328,8 @@ fn base_name(name: &str) -> (&str, bool) {
     }
 }
 
-/// Which Service port's an element is, by the bytes of its key.
-fn front_of(base: &str, v6: bool, key: &[u8]) -> Option<FrontKey> {
+/// Where in the key of a set's elements it says which Service port they are of.
+fn front_of(base: &str, v6: bool) -> Option<(usize, usize)> {
     let vip = VIP_SETS.contains(&base);
     if !vip && !NODE_SETS.contains(&base) {
         return None;
@@ -190,204 +342,5 @@ fn front_of(base: &str, v6: bool, key: &[u8]) -> Option<FrontKey> {
     } else {
         12
     };
-    Some(FrontKey { v6, bytes: key.get(skip..skip + len)?.to_vec() })
-}
-
-/// An address and port that clients send to.
-type To = (IpAddr, Proto, u16);
-
-/// The UDP and SCTP fronts whose connections must be looked at once the rules are in, and the marks that say so in the
-/// kernel: an element of `stale` is there from the transaction that makes connections stale until they are forgotten,
-/// so that a crash in between loses nothing.
-fn stale(want: &Image, have: &Image, from: &Image) -> (BTreeSet<To>, Changes) {
-    let mut out = BTreeSet::new();
-    let mut marks = Changes::default();
-    for family in Family::BOTH {
-        let set = |name: &str| in_family(name, family);
-        let mut touched: BTreeSet<To> = BTreeSet::new();
-        let own = addresses(want, have, family);
-        for (base, vip) in [("services", true), ("endpoints", true), ("nodeports", false), ("node_endpoints", false)] {
-            let skip = if base.ends_with("endpoints") { 4 } else { 0 };
-            changed(want, have, &set(base), |key| {
-                let Some(mut r) = key.get(skip..).map(KeyReader::new) else { return };
-                if vip {
-                    touched.extend(to(&mut r, family));
-                } else if let (Some(proto), Some(port)) = (r.proto(), r.port()) {
-                    touched.extend(own.iter().map(|a| (*a, proto, port)));
-                }
-            });
-        }
-        // After another number their keys have the first half of the Service's.
-        for base in ["sticky_slots", "sticky_endpoints", "local_sticky_endpoints"] {
-            let mut ids = BTreeSet::new();
-            changed(want, have, &set(base), |key| ids.extend(key.get(4..8).and_then(number_of)));
-            for image in [want, have] {
-                touched.extend(sticky_fronts(image, family, &own, &ids));
-            }
-        }
-        touched.retain(|t| t.1 != Proto::Tcp && goes_stale(&served(want, *t), &served(have, *t)));
-        let Some(shape) = want.sets.get(&set("stale")).map(|s| s.shape.clone()) else { continue };
-        let waiting = have.sets.get(&set("stale")).filter(|s| s.shape == shape);
-        let marked = |k: &Key, image: &Image| {
-            image.sets.get(&set("stale")).is_some_and(|s| s.shape == shape && s.elements.contains_key(k))
-        };
-        touched.extend(waiting.iter().flat_map(|s| s.elements.keys()).filter_map(|k| {
-            let mut r = KeyReader::new(&k.first);
-            to(&mut r, family)
-        }));
-        for t in touched {
-            let key = stale_key(t);
-            if !marked(&key, from) {
-                marks.add.push(Op::ElementAdd(set("stale"), shape.clone(), key, Data::Member));
-            }
-            out.insert(t);
-        }
-        // What others put there and is no front.
-        let no_front = |k: &&Key| to(&mut KeyReader::new(&k.first), family).is_none_or(|t| stale_key(t) != **k);
-        let foreign = from.sets.get(&set("stale")).into_iter().flat_map(|s| s.elements.keys()).filter(no_front);
-        marks.del.extend(foreign.map(|k| Op::ElementDel(set("stale"), shape.clone(), k.clone())));
-    }
-    (out, marks)
-}
-
-fn stale_key((addr, proto, port): To) -> Key {
-    Key::one(KeyBytes::new().addr(addr).proto(proto).port(port).done())
-}
-
-fn to(r: &mut KeyReader<'_>, family: Family) -> Option<To> {
-    Some((r.addr(family)?, r.proto()?, r.port()?))
-}
-
-/// A number as a register holds it.
-fn number_of(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-}
-
-/// A number that a map gives.
-fn number_at(image: &Image, set: &str, family: Family, key: Vec<u8>) -> Option<u32> {
-    match image.get(&in_family(set, family), key)? {
-        Data::Value(v) => number_of(v),
-        _ => None,
-    }
-}
-
-/// Where the Services of these numbers, by their first halves, are reached.
-fn sticky_fronts(image: &Image, family: Family, own: &BTreeSet<IpAddr>, ids: &BTreeSet<u32>) -> Vec<To> {
-    let mut out = Vec::new();
-    for (base, vip) in [("sticky_a", true), ("sticky_node_a", false)] {
-        let set = image.sets.get(&in_family(base, family)).filter(|_| !ids.is_empty());
-        for (key, data) in set.iter().flat_map(|s| &s.elements) {
-            if !matches!(data, Data::Value(v) if number_of(v).is_some_and(|id| ids.contains(&id))) {
-                continue;
-            }
-            let mut r = KeyReader::new(&key.first);
-            if vip {
-                out.extend(to(&mut r, family));
-            } else if let (Some(proto), Some(port)) = (r.proto(), r.port()) {
-                out.extend(own.iter().map(|a| (*a, proto, port)));
-            }
-        }
-    }
-    out
-}
-
-/// The endpoints that a Service of session affinity is translated to at one place, whichever the policy.
-fn served_sticky(image: &Image, family: Family, fronts: [&str; 2], key: &[u8], proto: Proto) -> BTreeSet<Endpoint> {
-    let [Some(a), Some(b)] = fronts.map(|set| number_at(image, set, family, key.to_vec())) else {
-        return BTreeSet::new();
-    };
-    let mut out = BTreeSet::new();
-    for local in [0, LOCAL_SLOT] {
-        let slots = (0..LOCAL_SLOT).map_while(|slot| {
-            let key = KeyBytes::new().mark(types::Mark::OURS.0 | local | slot).mark(a).mark(b).done();
-            number_at(image, "sticky_slots", family, key)
-        });
-        let set = in_family(if local == 0 { "sticky_endpoints" } else { "local_sticky_endpoints" }, family);
-        out.extend(slots.filter_map(|endpoint| {
-            match image.get(&set, KeyBytes::new().mark(endpoint).mark(a).mark(b).proto(proto).done()) {
-                Some(Data::Value(v)) => endpoint_of(v, family),
-                _ => None,
-            }
-        }));
-    }
-    out
-}
-
-fn endpoint_of(bytes: &[u8], family: Family) -> Option<Endpoint> {
-    let mut r = KeyReader::new(bytes);
-    Some(Endpoint { addr: r.addr(family)?, port: r.port()? })
-}
-
-/// The node's addresses for node ports in either image.
-fn addresses(want: &Image, have: &Image, family: Family) -> BTreeSet<IpAddr> {
-    [want, have]
-        .into_iter()
-        .filter_map(|i| i.sets.get(&in_family("node_port_addresses", family)))
-        .flat_map(|s| s.elements.keys())
-        .filter_map(|k| KeyReader::new(&k.first).addr(family))
-        .collect()
-}
-
-/// Calls `each` with the key of every element that differs.
-fn changed(want: &Image, have: &Image, set: &str, mut each: impl FnMut(&[u8])) {
-    let empty = BTreeMap::new();
-    let of = |s: Option<&Set>, shape: Option<&Arc<Shape>>| s.filter(|s| Some(&s.shape) == shape).is_some();
-    let w = want.sets.get(set);
-    let shape = w.map(|s| &s.shape);
-    let h = have.sets.get(set);
-    let have = if of(h, shape) { h.map_or(&empty, |s| &s.elements) } else { &empty };
-    let d = diff(w.map_or(&empty, |s| &s.elements), have);
-    d.add.iter().for_each(|(k, _)| each(&k.first));
-    d.change.iter().for_each(|(k, ..)| each(&k.first));
-    d.del.iter().for_each(|(k, _)| each(&k.first));
-}
-
-/// The endpoints that an image translates to at one place.
-fn served(image: &Image, (addr, proto, port): To) -> BTreeSet<Endpoint> {
-    let family = Family::of(addr);
-    let mut out = BTreeSet::new();
-    let vip = |m: u32| KeyBytes::new().mark(m).addr(addr).proto(proto).port(port).done();
-    let node = |m: u32| KeyBytes::new().mark(m).proto(proto).port(port).done();
-    let own = image.get(&in_family("node_port_addresses", family), KeyBytes::new().addr(addr).done()).is_some();
-    for local in [0, LOCAL_SLOT] {
-        for (set, key, counts) in [("endpoints", &vip as &dyn Fn(u32) -> Vec<u8>, true), ("node_endpoints", &node, own)]
-        {
-            if !counts {
-                continue;
-            }
-            let mark = types::Mark::OURS.0 | local;
-            let values = (0..LOCAL_SLOT).map_while(|slot| match image.get(&in_family(set, family), key(mark | slot)) {
-                Some(Data::Value(v)) => Some(v),
-                _ => None,
-            });
-            out.extend(values.filter_map(|v| endpoint_of(v, family)));
-        }
-    }
-    let (vip, node) = (KeyBytes::new().addr(addr).proto(proto).port(port), KeyBytes::new().proto(proto).port(port));
-    out.extend(served_sticky(image, family, ["sticky_a", "sticky_b"], &vip.done(), proto));
-    if own {
-        out.extend(served_sticky(image, family, ["sticky_node_a", "sticky_node_b"], &node.done(), proto));
-    }
-    out
-}
-
-/// Connections go stale when an endpoint goes, and when translation begins: those made before go to nobody.
-fn goes_stale(want: &BTreeSet<Endpoint>, have: &BTreeSet<Endpoint>) -> bool {
-    !have.is_subset(want) || (have.is_empty() && !want.is_empty())
-}
-
-/// After the commit: forget, then take the marks away.
-fn forget(want: &Image, stale: BTreeSet<To>) -> Vec<Op> {
-    let mut ops = Vec::new();
-    let mut unmark = Vec::new();
-    for t in stale {
-        let (addr, proto, port) = t;
-        ops.push(Op::Forget(Forget { proto, to: (addr, port), keep: served(want, t) }));
-        let set = in_family("stale", Family::of(addr));
-        if let Some(s) = want.sets.get(&set) {
-            unmark.push(Op::ElementDel(set, s.shape.clone(), stale_key(t)));
-        }
-    }
-    ops.extend(unmark);
-    ops
+    Some((skip, len))
 }

@@ -33,7 +33,8 @@ pub fn image(image: &Image) -> String {
         if !flags.is_empty() {
             let _ = writeln!(out, "\t\tflags {flags}");
         }
-        let elements: Vec<String> = set.elements.iter().map(|(k, d)| element(&set.shape, k, d)).collect();
+        let elements: Vec<String> =
+            set.elements.iter().map(|e| element(&set.shape, &e.to_key(), &e.to_data())).collect();
         if !elements.is_empty() {
             let _ = writeln!(out, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "));
         }

@@ -10,7 +10,8 @@ use kernel_api::nft::{
 };
 use types::{Family, Proto};
 
-use crate::image::{Data, Image, Key, Rule, Set};
+use crate::elements::Element;
+use crate::image::{Data, Image, Rule, Set};
 use crate::key::{KeyBytes, KeyReader, addr_of, padded_len};
 use crate::layout::{self, in_family};
 
@@ -121,8 +122,7 @@ fn run(image: &Image, packet: &Packet, choices: &mut Choices) -> Result<Leg, Ver
         why: None,
         untracked: false,
     };
-    let own =
-        |a: IpAddr| image.get(&in_family("own_addresses", Family::of(a)), KeyBytes::new().addr(a).done()).is_some();
+    let own = |a: IpAddr| image.get(&in_family("own_addresses", Family::of(a)), &KeyBytes::new().addr(a)).is_some();
     hook(image, if host { HookPoint::Output } else { HookPoint::Prerouting }, &mut flow, choices)?;
     if !host && own(flow.dst) {
         hook(image, HookPoint::Input, &mut flow, choices)?;
@@ -275,13 +275,13 @@ fn rule_verdict(image: &Image, chain: &str, rule: &Rule, flow: &mut Flow, choice
                             return Step::Next;
                         }
                     }
-                    (Some(Data::Value(v)), LookupInto::Reg(r)) => regs.set(*r, v),
-                    (Some(Data::Verdict(v)), LookupInto::Verdict) => {
-                        if *v != NftVerdict::Continue {
-                            return Step::Verdict(v.clone());
-                        }
-                    }
-                    _ => return Step::Next,
+                    (Some(e), into) => match (e.to_data(), into) {
+                        (Data::Value(v), LookupInto::Reg(r)) => regs.set(*r, &v),
+                        (Data::Verdict(NftVerdict::Continue), LookupInto::Verdict) => {}
+                        (Data::Verdict(v), LookupInto::Verdict) => return Step::Verdict(v),
+                        _ => return Step::Next,
+                    },
+                    (None, _) => return Step::Next,
                 }
             }
             Expr::Immediate { dreg, data } => regs.set(*dreg, data),
@@ -294,8 +294,8 @@ fn rule_verdict(image: &Image, chain: &str, rule: &Rule, flow: &mut Flow, choice
                 regs.set(*dreg, &n.to_ne_bytes());
             }
             Expr::FibDaddrType { dreg } => {
-                let key = KeyBytes::new().addr(flow.dst).done();
-                let local = image.get(&in_family("own_addresses", Family::of(flow.dst)), key).is_some();
+                let key = KeyBytes::new().addr(flow.dst);
+                let local = image.get(&in_family("own_addresses", Family::of(flow.dst)), &key).is_some();
                 // RTN_LOCAL, RTN_UNICAST
                 regs.set(*dreg, &(if local { 2u32 } else { 1 }).to_ne_bytes());
             }
@@ -437,17 +437,17 @@ fn transport_header(flow: &Flow) -> Vec<u8> {
 }
 
 /// The element of a key.
-fn find<'a>(set: &'a Set, key: &[u8]) -> Option<&'a Data> {
+fn find<'a>(set: &'a Set, key: &[u8]) -> Option<Element<'a>> {
     if !set.shape.interval {
-        return set.elements.get(&Key { first: key.into(), last: None });
+        return set.elements.get(key);
     }
-    set.elements.iter().find(|(range, _)| in_range(set, range, key)).map(|(_, d)| d)
+    set.elements.iter().find(|e| in_range(set, *e, key))
 }
 
 /// Field by field: a range of a concatenation is a box, not an interval of its bytes.
-fn in_range(set: &Set, range: &Key, key: &[u8]) -> bool {
-    let last = range.last.as_ref().unwrap_or(&range.first);
-    let (mut lo, mut hi, mut at) = (KeyReader::new(&range.first), KeyReader::new(last), KeyReader::new(key));
+fn in_range(set: &Set, range: Element<'_>, key: &[u8]) -> bool {
+    let last = range.last.unwrap_or(range.key);
+    let (mut lo, mut hi, mut at) = (KeyReader::new(range.key), KeyReader::new(last), KeyReader::new(key));
     set.shape.key.iter().all(|t| match (lo.field(*t), hi.field(*t), at.field(*t)) {
         (Some(l), Some(h), Some(k)) => l <= k && k <= h,
         _ => false,

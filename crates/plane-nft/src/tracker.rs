@@ -9,9 +9,11 @@ use intent::{NodeIntent, Ports, ServiceKey, ServicePort};
 use plan::{Caps, Compiled, Refused};
 use types::{ObjectName, Proto};
 
-use crate::compile::{self, Fragment, Shared};
+use crate::compile::{self, Fragment, Order, Shared, Sheets};
+use crate::elements::Elements;
 use crate::image::{Chain, Image, Set};
 use crate::layout::Pick;
+use crate::slots::Orders;
 
 /// The difference of two images as two parts of them: what is neither in `want` nor in `have` is the same in both. What
 /// [`plan::Dataplane::plan`] makes of the parts brings the whole of one image to the other.
@@ -23,8 +25,9 @@ pub struct Delta {
     pub have: Image,
 }
 
-/// Compiles intents one after the other. It holds no image: what a Service has in the table follows from its ports, so
-/// only what Services may have in common is counted. A few bytes an endpoint.
+/// Compiles intents one after the other. It holds no image: what a Service has in the table follows from its ports and
+/// the order of its slots, which is kept where it is not that of the addresses; only what Services may have in common is
+/// counted. A few bytes an endpoint.
 #[derive(Debug, Default)]
 pub struct Tracker {
     base: Image,
@@ -34,6 +37,7 @@ pub struct Tracker {
     shared: Counts<Shared>,
     refused: BTreeMap<ObjectName, Vec<Refused>>,
     node_ports: BTreeMap<(Proto, u16), ServiceKey>,
+    orders: Orders,
 }
 
 /// How often each thing is used.
@@ -65,7 +69,7 @@ fn chain(pick: Pick) -> (String, Chain) {
 /// which node ports are served.
 fn skeleton(base: &Image) -> Image {
     let set = |(name, s): (&String, &Set)| {
-        let elements = if name.starts_with("node_port_addresses") { s.elements.clone() } else { BTreeMap::new() };
+        let elements = if name.starts_with("node_port_addresses") { s.elements.clone() } else { Elements::default() };
         (name.clone(), Set { shape: s.shape.clone(), elements })
     };
     Image {
@@ -79,21 +83,33 @@ fn skeleton(base: &Image) -> Image {
 impl Tracker {
     /// The whole image of an intent, which [`Self::follow`] then goes on from.
     pub fn full(&mut self, intent: &NodeIntent, caps: &Caps) -> Compiled<Image> {
+        self.full_over(intent, caps, None)
+    }
+
+    /// The same, with endpoints in the slots that they have in what is there: else one that came or went while nobody
+    /// followed would move all others.
+    pub fn full_over(&mut self, intent: &NodeIntent, caps: &Caps, have: Option<&Image>) -> Compiled<Image> {
         *self = Self::default();
+        let order = match have {
+            Some(have) if have.elements() > 0 => Order::In(have),
+            _ => Order::Sorted,
+        };
         if let Some(refused) = compile::unable(intent, caps) {
             return Compiled { image: Image::default(), refused: vec![refused] };
         }
         self.base = compile::base(intent, caps);
         let mut image = self.base.clone();
+        let mut sheets = Sheets::default();
         let mut ports = intent.services.iter().peekable();
         while let Some((key, _)) = ports.peek() {
             let name = &key.service;
             let of: Vec<_> = std::iter::from_fn(|| ports.next_if(|(k, _)| k.service == *name)).collect();
-            let fragment = Fragment::of(of.iter().copied());
+            let fragment = Fragment::of(of.iter().copied(), order);
             self.enter(name, of, &fragment);
-            compile::put(&mut image, fragment.elements);
+            sheets.put(&fragment);
         }
-        compile::put(&mut image, self.shared.keys().map(|s| s.element()));
+        sheets.put(&Shared::fragment(self.shared.keys().copied()));
+        sheets.into_image(&mut image);
         image.chains.extend(self.picks.keys().map(|p| chain(*p)));
         Compiled { image, refused: self.refused(intent, caps) }
     }
@@ -120,8 +136,8 @@ impl Tracker {
         let mut old = Vec::new();
         let mut new = Vec::new();
         for (name, was) in changes {
-            let then = Fragment::of(was.iter().map(|(k, p)| (k, p)));
-            let now = Fragment::of(intent.ports_of(name));
+            let then = Fragment::of(was.iter().map(|(k, p)| (k, p)), Order::Of(&self.orders));
+            let now = Fragment::of(intent.ports_of(name), Order::After(&then.slots));
             for p in then.picks.iter().chain(&now.picks) {
                 picks.entry(*p).or_insert_with(|| self.picks.contains_key(p));
             }
@@ -132,22 +148,23 @@ impl Tracker {
             new.push((name, now));
         }
         // All leave before any enters: one Service may have the node port that another had.
+        let (mut now, mut then) = (Sheets::default(), Sheets::default());
         for (name, was, fragment) in old {
             self.leave(name, was, &fragment);
-            compile::put(&mut have, fragment.elements);
+            then.put(&fragment);
         }
         for (name, fragment) in new {
             self.enter(name, intent.ports_of(name), &fragment);
-            compile::put(&mut want, fragment.elements);
+            now.put(&fragment);
         }
         for (pick, was) in picks {
             have.chains.extend(was.then(|| chain(pick)));
             want.chains.extend(self.picks.contains_key(&pick).then(|| chain(pick)));
         }
-        for (s, was) in shared {
-            compile::put(&mut have, was.then(|| s.element()));
-            compile::put(&mut want, self.shared.contains_key(&s).then(|| s.element()));
-        }
+        then.put(&Shared::fragment(shared.iter().filter(|(_, was)| **was).map(|(s, _)| *s)));
+        now.put(&Shared::fragment(shared.into_keys().filter(|s| self.shared.contains_key(s))));
+        then.into_image(&mut have);
+        now.into_image(&mut want);
         Some(Compiled { image: Delta { want, have }, refused: self.refused(intent, caps) })
     }
 
@@ -159,6 +176,7 @@ impl Tracker {
     ) {
         count(&mut self.picks, fragment.picks.iter().copied());
         count(&mut self.shared, fragment.shared.iter().copied());
+        self.orders.enter(&fragment.slots);
         if !fragment.refused.is_empty() {
             self.refused.insert(name.clone(), fragment.refused.clone());
         }
@@ -170,6 +188,7 @@ impl Tracker {
     fn leave(&mut self, name: &ObjectName, ports: &Ports, fragment: &Fragment) {
         uncount(&mut self.picks, fragment.picks.iter().copied());
         uncount(&mut self.shared, fragment.shared.iter().copied());
+        self.orders.leave(&fragment.slots);
         self.refused.remove(name);
         for (key, p) in ports {
             if let Some(port) = p.node_port {

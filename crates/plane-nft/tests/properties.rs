@@ -247,14 +247,14 @@ fn no_slot_is_missing(image: &Image) -> bool {
     let services = image.sets.iter().filter(|(n, _)| n.starts_with("services"));
     let mut ok = true;
     for (_, set) in services {
-        for key in set.elements.keys() {
-            let v6 = key.first.len() == 24;
+        for key in set.elements.iter().map(|e| e.key) {
+            let v6 = key.len() == 24;
             let addr = if v6 {
-                IpAddr::from(<[u8; 16]>::try_from(&key.first[..16]).unwrap())
+                IpAddr::from(<[u8; 16]>::try_from(&key[..16]).unwrap())
             } else {
-                IpAddr::from(<[u8; 4]>::try_from(&key.first[..4]).unwrap())
+                IpAddr::from(<[u8; 4]>::try_from(&key[..4]).unwrap())
             };
-            let rest = &key.first[if v6 { 16 } else { 4 }..];
+            let rest = &key[if v6 { 16 } else { 4 }..];
             let proto = Proto::from_number(rest[0]).unwrap();
             let dst = u16::from_be_bytes([rest[4], rest[5]]);
             let src = if v6 { "fd00:10:244::9".parse().unwrap() } else { "10.244.0.9".parse().unwrap() };

@@ -96,7 +96,7 @@ pub fn apply(snapshot: &mut ClusterSnapshot, event: Event) -> Vec<Key> {
 
 /// Puts a slice in or takes it out, with its place among those of its Service. Says whether anything changed.
 fn set_slice(s: &mut ClusterSnapshot, name: &ObjectName, slice: Option<EndpointSlice>, touched: &mut Vec<Key>) -> bool {
-    let old = s.slices.get(name);
+    let old = s.slices.get(name).map(|o| &**o);
     if old == slice.as_ref() {
         return false;
     }
@@ -113,7 +113,7 @@ fn set_slice(s: &mut ClusterSnapshot, name: &ObjectName, slice: Option<EndpointS
         Some(new) => {
             s.of_service.insert(index(&new.service));
             of(&new.service);
-            s.slices.insert(name.clone(), new);
+            s.slices.insert(name.clone(), Box::new(new));
         }
         None => {
             s.slices.remove(name);
@@ -122,8 +122,41 @@ fn set_slice(s: &mut ClusterSnapshot, name: &ObjectName, slice: Option<EndpointS
     true
 }
 
+/// Makes texts of a Service or slice that the snapshot has already the same in memory.
+fn share(s: &mut ClusterSnapshot, name: &mut ObjectName, object: Option<&mut Object>) {
+    s.texts.share(&mut name.namespace);
+    match object {
+        Some(Object::Service(svc)) => {
+            svc.selector.share(&mut s.texts);
+            svc.ports.iter_mut().for_each(|p| s.texts.share(&mut p.name));
+            // Its slices may have come first.
+            let first = s.slices_of(name).next().map(|(_, slice)| (slice.service.clone(), slice.owner_uid.clone()));
+            if let Some((of, uid)) = first {
+                name.name = of;
+                if svc.uid == uid {
+                    svc.uid = uid;
+                }
+            }
+        }
+        Some(Object::EndpointSlice(slice)) => {
+            s.texts.share(&mut slice.managed_by);
+            slice.ports.iter_mut().for_each(|p| s.texts.share(&mut p.name));
+            slice.endpoints.iter_mut().filter_map(|e| e.node.as_mut()).for_each(|n| s.texts.share(n));
+            let of = ObjectName { namespace: name.namespace.clone(), name: slice.service.clone() };
+            if let Some((of, svc)) = s.services.get_key_value(&of) {
+                slice.service = of.name.clone();
+                if slice.owner_uid == svc.uid {
+                    slice.owner_uid = svc.uid.clone();
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 fn put(s: &mut ClusterSnapshot, p: Parsed, touched: &mut Vec<Key>) {
-    let Parsed { key, version: _, object, problems } = p;
+    let Parsed { mut key, version: _, mut object, problems } = p;
+    share(s, &mut key.name, object.as_mut());
     let name = key.name.clone();
     let mut changed = true;
     match object {
@@ -138,9 +171,9 @@ fn put(s: &mut ClusterSnapshot, p: Parsed, touched: &mut Vec<Key>) {
             s.pods.insert(name, o);
         }
         Some(Object::Service(o)) => {
-            changed = s.services.get(&name) != Some(&o);
+            changed = s.services.get(&name).map(|o| &**o) != Some(&o);
             if changed {
-                s.services.insert(name, o);
+                s.services.insert(name, Box::new(o));
             }
         }
         Some(Object::EndpointSlice(o)) => changed = set_slice(s, &name, Some(o), touched),

@@ -368,10 +368,10 @@ impl View<'_> {
     fn meant_for(&self, e: &SliceEndpoint) -> String {
         let list = |all: &[Box<str>]| all.iter().map(|h| &**h).collect::<Vec<_>>().join(", ");
         let here = self.zone(self.node.as_str()).unwrap_or("none");
-        if !e.node_hints.is_empty() && !e.node_hints.iter().any(|n| **n == *self.node.as_str()) {
-            format!("meant for clients on {} (hints)", list(&e.node_hints))
+        if !e.node_hints().is_empty() && !e.node_hints().iter().any(|n| **n == *self.node.as_str()) {
+            format!("meant for clients on {} (hints)", list(e.node_hints()))
         } else {
-            format!("meant for zone {} (hints); {} is in zone {here}", list(&e.zone_hints), self.node)
+            format!("meant for zone {} (hints); {} is in zone {here}", list(e.zone_hints()), self.node)
         }
     }
 }

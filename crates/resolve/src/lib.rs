@@ -9,6 +9,7 @@ mod events;
 pub mod explain;
 mod follow;
 pub mod host_ports;
+mod labels;
 pub mod load_balancer;
 pub mod networks;
 mod node;
@@ -20,6 +21,7 @@ pub mod selector;
 mod services;
 pub mod settings;
 mod snapshot;
+mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -31,13 +33,14 @@ use types::{Cidr, Mac, NodeName};
 pub use events::{Event, Object, Parsed, apply};
 pub use follow::{Changes, Followed, Resolver};
 pub use intent::{Backend, TrafficPolicy};
+pub use labels::Labels;
 pub use parse::{parse, parse_as};
 pub use pods::wiring_of;
 pub use problem::Problem;
 pub use services::unusable_endpoint;
 pub use settings::Settings;
 pub use snapshot::{
-    ClusterSnapshot, ContainerPort, EndpointSlice, Key, Kind, Labels, Namespace, Node, Owner, Phase, Pod, Service,
+    ClusterSnapshot, ContainerPort, EndpointSlice, Hints, Key, Kind, Namespace, Node, Owner, Phase, Pod, Service,
     ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
 };
 

@@ -10,11 +10,12 @@ use types::ObjectName;
 use crate::LocalState;
 use crate::annotations::{MIRROR, MODE, MODE_OPTIONS};
 use crate::host_ports;
+use crate::labels::Labels;
 use crate::networks::{self, DEFAULT, Known, OLDER, PodNetworks, pod_networks};
 use crate::pools::{Choice, Notes as Asked, OUTSIDE, choose, outside_allowed};
 use crate::problem::Problem;
 use crate::settings::Ipam;
-use crate::snapshot::{ClusterSnapshot, Key, Kind, Labels, Phase, Pod};
+use crate::snapshot::{ClusterSnapshot, Key, Kind, Phase, Pod};
 
 /// Where an annotation was read.
 pub(crate) struct Note<'a> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::Labels;
+use crate::labels::Labels;
 
 /// Which labels are meant. The default, an empty one, means all.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

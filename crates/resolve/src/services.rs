@@ -138,7 +138,7 @@ impl Book {
             }
         };
         for name in &slices {
-            self.slice(name, snapshot.slices.get(name));
+            self.slice(name, snapshot.slices.get(name).map(|s| &**s));
         }
         self.services(intent, snapshot, services)
     }

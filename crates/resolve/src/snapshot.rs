@@ -12,11 +12,13 @@ use types::{Cidr, Family, NodeName, ObjectName, PortKey, Proto};
 
 use crate::annotations::VxlanData;
 use crate::host_ports::PortRange;
+use crate::labels::Labels;
 use crate::load_balancer::{Ask, Lease, LoadBalancerPool};
 use crate::networks::{self, Definition};
 use crate::pools::{GROUP, IpBlock, IpPool, IpReservation, Notes, VERSION};
 use crate::problem::Problem;
 use crate::settings::Settings;
+use crate::texts::Texts;
 
 /// The kinds of object that a snapshot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -171,43 +173,6 @@ impl fmt::Display for Key {
     }
 }
 
-/// Labels or a selector of equalities, sorted by key, in one allocation and two for each pair.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-pub struct Labels(Box<[(Box<str>, Box<str>)]>);
-
-impl Labels {
-    /// The value of a key.
-    #[must_use]
-    pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.binary_search_by(|(k, _)| (**k).cmp(key)).ok().and_then(|i| self.0.get(i)).map(|(_, v)| &**v)
-    }
-
-    /// Whether these labels have every pair of `selector`. An empty selector selects everything: callers for whom it
-    /// selects nothing (a Service) must ask [`Labels::is_empty`] first.
-    #[must_use]
-    pub fn matches(&self, selector: &Labels) -> bool {
-        selector.0.iter().all(|(k, v)| self.get(k) == Some(v))
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The pairs, by key.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(k, v)| (&**k, &**v))
-    }
-}
-
-impl<K: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(K, V)> for Labels {
-    fn from_iter<I: IntoIterator<Item = (K, V)>>(iter: I) -> Self {
-        let map: BTreeMap<Box<str>, Box<str>> = iter.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        Self(map.into_iter().collect())
-    }
-}
-
 /// Everything Seaway knows of a cluster.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ClusterSnapshot {
@@ -217,10 +182,10 @@ pub struct ClusterSnapshot {
     pub nodes: BTreeMap<NodeName, Node>,
     /// Pods.
     pub pods: BTreeMap<ObjectName, Pod>,
-    /// Services.
-    pub services: BTreeMap<ObjectName, Service>,
+    /// Services. Boxed, as slices: a tree that grows at its end is half empty.
+    pub services: BTreeMap<ObjectName, Box<Service>>,
     /// Endpoint slices.
-    pub slices: BTreeMap<ObjectName, EndpointSlice>,
+    pub slices: BTreeMap<ObjectName, Box<EndpointSlice>>,
     /// Namespaces.
     pub namespaces: BTreeMap<Box<str>, Namespace>,
     /// Deployments and DaemonSets; empty where no controller runs.
@@ -241,6 +206,7 @@ pub struct ClusterSnapshot {
     pub leases: BTreeMap<ObjectName, Lease>,
     /// The slices of each Service: (namespace, Service, slice). [`crate::apply`] keeps it.
     pub(crate) of_service: BTreeSet<(Arc<str>, Arc<str>, Arc<str>)>,
+    pub(crate) texts: Texts,
     /// What is wrong with single objects; an object that cannot be used at all is only here.
     pub problems: BTreeMap<Key, Vec<Problem>>,
 }
@@ -383,7 +349,7 @@ pub enum ServiceType {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// `metadata.uid`.
-    pub uid: Box<str>,
+    pub uid: Arc<str>,
     /// `metadata.creationTimestamp`, see [`Node::created`].
     pub created: Box<str>,
     /// `spec.type`.
@@ -424,7 +390,7 @@ impl Default for Service {
     /// A ClusterIP Service of no ports, with the API's defaults.
     fn default() -> Self {
         Self {
-            uid: Box::default(),
+            uid: "".into(),
             created: Box::default(),
             kind: ServiceType::ClusterIP,
             headless: false,
@@ -474,13 +440,13 @@ pub struct EndpointSlice {
     /// Label `kubernetes.io/service-name`: a Service of the same namespace.
     pub service: Arc<str>,
     /// Label `endpointslice.kubernetes.io/managed-by`; empty when not set.
-    pub managed_by: Box<str>,
+    pub managed_by: Arc<str>,
     /// Label `service.kubernetes.io/headless` is set: its endpoints are for names, not for a proxy.
     pub headless: bool,
     /// `metadata.resourceVersion` as the number it is (KEP-5504): the greater was written later. 0 when it is none.
     pub revision: u64,
     /// The controlling owner reference's uid; empty when there is none.
-    pub owner_uid: Box<str>,
+    pub owner_uid: Arc<str>,
     /// `addressType`; `None` for FQDN, which no proxy serves.
     pub family: Option<Family>,
     /// `ports`; one without a number (any port) is left out, as no proxy can serve it.
@@ -496,7 +462,7 @@ pub struct EndpointSlice {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SlicePort {
     /// `name`; empty when unnamed.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// `port` and `protocol`.
     pub port: PortKey,
 }
@@ -513,13 +479,34 @@ pub struct SliceEndpoint {
     /// `conditions.terminating`.
     pub terminating: bool,
     /// `nodeName`.
-    pub node: Option<Box<str>>,
+    pub node: Option<Arc<str>>,
     /// `targetRef.name` when it is a Pod.
     pub pod: Option<Box<str>>,
+    /// `hints`, where there are any.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// For whom an endpoint is meant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Hints {
     /// `hints.forZones[].name`.
-    pub zone_hints: Box<[Box<str>]>,
+    pub zones: Box<[Box<str>]>,
     /// `hints.forNodes[].name`.
-    pub node_hints: Box<[Box<str>]>,
+    pub nodes: Box<[Box<str>]>,
+}
+
+impl SliceEndpoint {
+    /// The zones that it is meant for.
+    #[must_use]
+    pub fn zone_hints(&self) -> &[Box<str>] {
+        self.hints.as_ref().map_or(&[], |h| &h.zones)
+    }
+
+    /// The nodes that it is meant for.
+    #[must_use]
+    pub fn node_hints(&self) -> &[Box<str>] {
+        self.hints.as_ref().map_or(&[], |h| &h.nodes)
+    }
 }
 
 /// A Namespace.
@@ -584,7 +571,8 @@ impl ClusterSnapshot {
         let first = (service.namespace.clone(), service.name.clone(), Arc::from(""));
         let of = self.of_service.range(first..).take_while(|(ns, s, _)| *ns == service.namespace && *s == service.name);
         of.filter_map(|(namespace, _, name)| {
-            self.slices.get_key_value(&ObjectName { namespace: namespace.clone(), name: name.clone() })
+            let slice = self.slices.get_key_value(&ObjectName { namespace: namespace.clone(), name: name.clone() });
+            slice.map(|(n, s)| (n, &**s))
         })
     }
 }

@@ -10,8 +10,8 @@ use fabric::{Fabric, FabricKernel};
 use intent::{Attachment, AttachmentKey, NodeIntent, ServiceChanges};
 use kernel_api::rt::RouteTo;
 use kernel_api::{Nft, Rtnetlink, Sysctl};
-use plan::{Caps, Compiled, Dataplane, Kernel, KernelError, Next, Refused, converge};
-use plane_nft::{NftPlane, Tracker};
+use plan::{Dataplane, Kernel, KernelError, Refused, converge};
+use plane_nft::NftPlane;
 use resolve::{Changes, ClusterSnapshot, Followed, Kind, LocalState, Problem, Resolver};
 use source::Seen;
 use telemetry::Plane;
@@ -20,6 +20,7 @@ use types::{Cidr, Family, NodeName};
 use super::conf_files;
 use super::facts::{self, Facts, IfaceChoice};
 use super::host_ports::{self, HostPorts, Uids};
+use super::table::{Done, Ears, Table};
 
 /// Where the snapshot is looked at. The watchers wait while it is, so nothing blocks inside.
 pub trait Cluster {
@@ -55,21 +56,16 @@ pub struct Setup {
 }
 
 /// The effects of both planes.
-pub struct Datapath<K, G, N> {
+pub struct Datapath<K, G, N, M> {
     /// Fixed facts.
     pub setup: Setup,
     /// The fabric's kernel; also what the machine is looked at through.
     pub fabric: FabricKernel<K>,
-    /// For the generation id.
-    pub nft_generation: G,
-    /// The nftables plane's kernel.
-    pub nft: N,
+    /// The nftables plane's table.
+    pub table: Table<G, N, M>,
     /// What of the snapshot was looked at, and what it means.
     seen: Seen,
     resolver: Resolver,
-    /// What nftables holds, Service by Service; so while its generation is the one after our last commit.
-    tracker: Tracker,
-    nft_have: Option<u32>,
     in_use: InUse,
     /// Random host ports of pods.
     host_ports: HostPorts,
@@ -163,22 +159,17 @@ impl Pass {
     }
 }
 
-impl<K, G, N> Datapath<K, G, N>
+impl<K, G, N, M> Datapath<K, G, N, M>
 where
     K: Rtnetlink + Sysctl,
     G: Nft,
     N: Kernel<NftPlane>,
+    M: Ears,
 {
     /// A datapath that has seen nothing yet.
-    pub fn new(setup: Setup, fabric: FabricKernel<K>, nft_generation: G, nft: N, in_use: InUse) -> Self {
+    pub fn new(setup: Setup, fabric: FabricKernel<K>, table: Table<G, N, M>, in_use: InUse) -> Self {
         let host_ports = HostPorts::load(&setup.ipam_dir.join(super::conflist::PODS));
-        let (seen, resolver, tracker) = (Seen::default(), Resolver::new(), Tracker::default());
-        Self { setup, fabric, nft_generation, nft, seen, resolver, tracker, nft_have: None, in_use, host_ports }
-    }
-
-    /// Somebody else may have changed nftables.
-    pub fn forget_nft(&mut self) {
-        self.nft_have = None;
+        Self { setup, fabric, table, seen: Seen::default(), resolver: Resolver::new(), in_use, host_ports }
     }
 
     /// One pass.
@@ -208,7 +199,7 @@ where
         let mut others = None;
         if cluster.read(|s| resolve::host_ports::unsettled(s, node, &attached.all())) {
             // Before the records, as links are: a mapping whose record is not known is none of a pod's.
-            others = Some(host_ports::others(&mut self.nft_generation)?);
+            others = Some(host_ports::others(&mut self.table.generation)?);
             records = ipam::read(&self.setup.ipam_dir)?;
             attached = uids(&records);
         }
@@ -231,7 +222,7 @@ where
                 || carries(fabric_have.as_ref().ok())
                 || (self.in_use)(&first_addresses(&followed.intent)).inspect_err(|_| {
                     // What changed was seen and is not planned: the next pass compares everything.
-                    self.nft_have = None;
+                    self.table.forget();
                 })?);
         if lingers {
             let first = followed.services;
@@ -249,59 +240,13 @@ where
         refused.extend(want.refused);
 
         let began = Instant::now();
-        let (result, unsaid, full) = self.nft_pass(&intent, &facts.caps, &services);
+        let Done { result, refused: unsaid, full } = self.table.pass(&intent, &facts.caps, &services);
         let nft = PlanePass { plane: Plane::Nftables, result, took: began.elapsed(), refused: unsaid.len() };
         refused.extend(unsaid);
         let node_ranges =
             cluster.read(|s| s.nodes.get(&self.setup.node).map(|n| n.pod_cidrs.to_vec()).unwrap_or_default());
         let planes = vec![fabric, nft];
         Ok(Pass { node_ranges, lingers, intent, endpoints, facts, records, planes, services, full, heard, refused })
-    }
-
-    /// The nftables part of a pass. What we committed last is what is there as long as the generation id says that
-    /// nobody has committed since; so a change of one Service costs neither a dump nor a comparison with the kernel, and
-    /// a look at an unchanged table nothing. Says at last whether all was compared.
-    fn nft_pass(
-        &mut self,
-        intent: &NodeIntent,
-        caps: &Caps,
-        services: &ServiceChanges,
-    ) -> (Result<usize, KernelError>, Vec<Refused>, bool) {
-        let generation = |g: &mut G| {
-            g.generation().map_err(|e| KernelError {
-                op: "read the nf_tables generation".into(),
-                source: Box::new(e),
-                next: Next::RetrySoon,
-            })
-        };
-        let now = generation(&mut self.nft_generation);
-        // Whatever fails from here on, the kernel may be between two images: all is looked at next time.
-        let known = self.nft_have.take().is_some_and(|seen| now.as_ref().is_ok_and(|now| *now == seen));
-        let delta = match services {
-            ServiceChanges::Some(changes) if known => self.tracker.follow(intent, caps, changes),
-            _ => None,
-        };
-        let full = delta.is_none();
-        let (done, refused) = match delta {
-            Some(Compiled { image, refused }) => {
-                (converge(&NftPlane, &mut self.nft, &image.want, Some(&image.have)), refused)
-            }
-            None => {
-                let Compiled { image, refused } = self.tracker.full(intent, caps);
-                (converge(&NftPlane, &mut self.nft, &image, None), refused)
-            }
-        };
-        let done = done.and_then(|done| {
-            now?;
-            // Another may have committed between ours and this reading; the monitor tells, and forgets.
-            self.nft_have = Some(generation(&mut self.nft_generation)?);
-            Ok(done.ops)
-        });
-        if full {
-            // Whole images were held: a start, or a foreign commit. It would stay the agent's size for good.
-            kernel::release_memory();
-        }
-        (done, refused, full)
     }
 }
 

@@ -27,6 +27,7 @@ mod proxy_health;
 mod publish;
 mod report;
 mod status;
+mod table;
 mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -34,6 +34,7 @@ use super::pools;
 use super::publish::Wanted;
 use super::report;
 use super::status;
+use super::table::Table;
 
 /// Events that come within this time are one pass.
 const GATHER: Duration = Duration::from_millis(5);
@@ -83,18 +84,20 @@ pub struct Turn {
 /// Links, routes and sysctls of one namespace behind one value.
 type Host = Joined<Rt, Sysctls>;
 
-type Real = Datapath<Host, Nftables, NftKernel<Nftables, Ct>>;
+type Real = Datapath<Host, Nftables, NftKernel<Nftables, Ct>, Monitor>;
 
-/// The datapath of this thread's namespace, and a monitor of what others do to it.
-fn open(setup: Setup) -> anyhow::Result<(Real, Monitor)> {
+/// The datapath of this thread's namespace, with a monitor of what others do to it.
+fn open(setup: Setup) -> anyhow::Result<Real> {
     let host = Joined { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
     let nft = || Nftables::open().context("open nf_tables: the kernel needs CONFIG_NF_TABLES");
     let ct = Ct::open().context("open conntrack: the kernel needs CONFIG_NF_CT_NETLINK")?;
     let (reads, writes) = (nft()?, nft()?);
     let mut monitor = Monitor::open().context("subscribe to the kernel's changes")?;
     // What we do ourselves is no news.
-    monitor.ignore(host.rt.port());
-    monitor.ignore(writes.port());
+    for port in [host.rt.port(), writes.port()] {
+        monitor.ignore(port).context("leave our own changes out")?;
+    }
+    monitor.watch_table(plane_nft::table());
     let fabric = FabricKernel::new(host, &Caps::default());
     let mut flows = Ct::open().context("open conntrack")?;
     let in_use = Box::new(move |ours: &[IpAddr]| {
@@ -106,7 +109,8 @@ fn open(setup: Setup) -> anyhow::Result<(Real, Monitor)> {
         flows.each(None, &mut look).context("look at the node's connections")?;
         Ok(found)
     });
-    Ok((Datapath::new(setup, fabric, reads, NftKernel::new(writes, ct), in_use), monitor))
+    let table = Table::new(reads, NftKernel::new(writes, ct), monitor);
+    Ok(Datapath::new(setup, fabric, table, in_use))
 }
 
 impl Turn {
@@ -115,7 +119,7 @@ impl Turn {
     /// # Errors
     /// When a socket to the kernel cannot be opened: a right or a feature is missing, and trying again is no cure.
     pub fn run(mut self, mut woken: PipeReader) -> anyhow::Result<()> {
-        let (mut datapath, mut monitor) = open(self.setup.clone())?;
+        let mut datapath = open(self.setup.clone())?;
         std::fs::create_dir_all(&self.setup.ipam_dir)
             .with_context(|| format!("--ipam-dir {}: create it", self.setup.ipam_dir.display()))?;
         let mut records = DirWatch::open(&self.setup.ipam_dir)
@@ -131,10 +135,9 @@ impl Turn {
                 PacerState::Idle => resync,
                 PacerState::At(t) => t.saturating_sub(now),
             };
-            let mut fds = vec![woken.as_fd(), records.as_fd()];
-            fds.push(monitor.as_fd());
+            let wait = if datapath.table.ears.has_heard() { Duration::ZERO } else { wait };
+            let fds = [woken.as_fd(), records.as_fd(), datapath.table.ears.as_fd()];
             let ready = kernel::poll(&fds, Some(wait)).context("wait for changes")?;
-            drop(fds);
             let now = self.shared.start.elapsed();
             if ready.first() == Some(&true) {
                 let mut buffer = [0; 4096];
@@ -145,9 +148,11 @@ impl Turn {
                 self.pools.changed.notify_one();
                 pacer.step(PacerInput::Dirty, now);
             }
-            let changed = monitor.changed().context("read the kernel's changes")?;
-            if changed.nft {
-                datapath.forget_nft();
+            let changed = datapath.table.ears.changed().context("read the kernel's changes")?;
+            if changed.table {
+                datapath.table.forget();
+            } else if let Some(generation) = changed.generation {
+                datapath.table.others_went_to(generation);
             }
             if changed.rt || changed.nft || now >= last + self.resync {
                 if changed.nft || now >= last + self.resync {
@@ -192,7 +197,7 @@ impl Turn {
         };
         self.report(&pass);
         self.no_local.follow(&self.shared.metrics.proxy, &pass.intent, &pass.services);
-        report::proxy(&self.shared.metrics.proxy, &pass, &datapath.nft.take_walks());
+        report::proxy(&self.shared.metrics.proxy, &pass, &datapath.table.kernel.take_walks());
         // Also of a pass that failed: endpoints that are gone are gone.
         let _ = self.checks.send_if_modified(|c| c.update(&pass.intent, &pass.services));
         let now = self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s));
@@ -208,7 +213,7 @@ impl Turn {
             tracing::error!("{}: {e}", pods.display());
         }
         if pass.planes.iter().any(|p| matches!(&p.result, Err(e) if e.next() != Next::RetrySoon)) {
-            datapath.forget_nft();
+            datapath.table.forget();
         }
         let mended = mend.run(&self.setup.ipam_dir, &pass, self.shared.start.elapsed());
         if pass.ok() {
@@ -227,7 +232,7 @@ impl Turn {
         } else {
             self.network(fabric_failure(&pass));
         }
-        pass.ok() && told.is_ok() && mended && !pass.lingers
+        pass.ok() && told.is_ok() && mended && !pass.lingers && !datapath.table.is_uncertain()
     }
 
     /// Tells the Node's condition.

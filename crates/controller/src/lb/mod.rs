@@ -11,6 +11,7 @@ mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use resolve::load_balancer::Ask;
 use resolve::{ClusterSnapshot, Kind, Service, ServiceType};
@@ -24,7 +25,7 @@ pub(crate) type Given = (IpAddr, Box<str>);
 
 /// What was decided and not yet seen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Memory(BTreeMap<ObjectName, (Box<str>, Vec<Given>)>);
+pub struct Memory(BTreeMap<ObjectName, (Arc<str>, Vec<Given>)>);
 
 /// Why a Service lacks an address: the reason of its condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +75,7 @@ impl Client<'_> {
 /// is the time as the API writes it.
 pub(crate) fn reconcile(snapshot: &ClusterSnapshot, memory: &mut Memory, now: &str, out: &mut Outcome) {
     let ours = |s: &Service| s.balancer.as_ref().is_some_and(|a| !a.given_from.is_empty());
-    if snapshot.load_balancer_pools.is_empty() && memory.0.is_empty() && !snapshot.services.values().any(ours) {
+    if snapshot.load_balancer_pools.is_empty() && memory.0.is_empty() && !snapshot.services.values().any(|s| ours(s)) {
         return;
     }
     let mut clients = Vec::new();

@@ -1,7 +1,43 @@
 //! What can be asked of nf_tables.
 
-use super::{Element, NftRequest, Table, TableName};
+use super::{Element, ElementData, NftRequest, Set, Table, TableName, Verdict};
 use crate::RequestError;
+
+/// A piece of a table that is read element by element.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// All that was told is to be forgotten: the reading begins, or begins anew since it was interrupted.
+    Begin,
+    /// An element of a set, in no order.
+    Element {
+        /// Which set.
+        set: &'a Set,
+        /// As [`Element::key`].
+        key: &'a [u8],
+        /// As [`Element::key_end`].
+        key_end: Option<&'a [u8]>,
+        /// As [`Element::data`].
+        data: Option<DataRef<'a>>,
+    },
+}
+
+/// What an element maps to, where it lies.
+#[derive(Debug)]
+pub enum DataRef<'a> {
+    /// As [`ElementData::Value`].
+    Value(&'a [u8]),
+    /// As [`ElementData::Verdict`].
+    Verdict(Verdict),
+}
+
+impl<'a> From<&'a ElementData> for DataRef<'a> {
+    fn from(d: &'a ElementData) -> Self {
+        match d {
+            ElementData::Value(v) => Self::Value(v),
+            ElementData::Verdict(v) => Self::Verdict(v.clone()),
+        }
+    }
+}
 
 /// The nf_tables of one network namespace.
 pub trait Nft {
@@ -15,6 +51,22 @@ pub trait Nft {
     /// # Errors
     /// When a dump fails, after retrying those that a concurrent commit interrupted.
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError>;
+    /// The same without elements, and each element told to `each`: so that no copy of them is held that nobody needs.
+    ///
+    /// # Errors
+    /// As [`Nft::table`].
+    fn pieces(&mut self, table: &TableName, each: &mut dyn FnMut(Piece<'_>)) -> Result<Option<Table>, RequestError> {
+        let Some(mut whole) = self.table(table)? else { return Ok(None) };
+        each(Piece::Begin);
+        for (name, elements) in &mut whole.elements {
+            let Some(set) = whole.sets.iter().find(|s| s.name == *name) else { continue };
+            for e in elements.drain(..) {
+                let data = e.data.as_ref().map(DataRef::from);
+                each(Piece::Element { set, key: &e.key, key_end: e.key_end.as_deref(), data });
+            }
+        }
+        Ok(Some(whole))
+    }
     /// The same without the elements of its sets: what that costs does not grow with them.
     ///
     /// # Errors
@@ -57,6 +109,9 @@ impl<T: Nft + ?Sized> Nft for &mut T {
     }
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
         (**self).table(table)
+    }
+    fn pieces(&mut self, table: &TableName, each: &mut dyn FnMut(Piece<'_>)) -> Result<Option<Table>, RequestError> {
+        (**self).pieces(table, each)
     }
     fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError> {
         (**self).elements(table, set)

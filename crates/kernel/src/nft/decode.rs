@@ -1,6 +1,6 @@
 //! Messages to values. `None` for what is malformed; never a panic.
 
-use kernel_api::nft::{Chain, ChainKind, DataType, Element, Hook, HookPoint, Rule, Set, SetData};
+use kernel_api::nft::{Chain, ChainKind, DataRef, DataType, Element, ElementData, Hook, HookPoint, Rule, Set, SetData};
 
 use super::consts::*;
 use super::expr;
@@ -85,21 +85,58 @@ pub(crate) fn set(m: &Message<'_>) -> Option<Set> {
     })
 }
 
-/// The elements of one message: plain ones, and the keys of the ends of ranges.
-pub(crate) fn elements(m: &Message<'_>, into: &mut Vec<Element>, ends: &mut Vec<Vec<u8>>) {
+/// An element in a message: its parts where they lie.
+pub(crate) struct Part<'a> {
+    pub(crate) key: &'a [u8],
+    /// Only where it differs from the key.
+    pub(crate) key_end: Option<&'a [u8]>,
+    /// The key is that after a range's last.
+    pub(crate) is_end: bool,
+    data: Option<&'a [u8]>,
+    user: Option<&'a [u8]>,
+}
+
+impl<'a> Part<'a> {
+    pub(crate) fn data(&self) -> Option<DataRef<'a>> {
+        let data = Attrs(self.data?);
+        match data.get(DATA_VALUE) {
+            Some(v) => Some(DataRef::Value(v)),
+            None => match expr::parse_data(data)? {
+                ElementData::Verdict(v) => Some(DataRef::Verdict(v)),
+                ElementData::Value(_) => None,
+            },
+        }
+    }
+}
+
+/// The elements of one message.
+pub(crate) fn parts<'a>(m: &Message<'a>, each: &mut dyn FnMut(Part<'a>)) {
     for (_, e) in attrs(m).nested(ELEMS_ELEMENTS) {
         let e = Attrs(e);
-        let value = |k: u16| e.nested(k).get(DATA_VALUE).map(<[u8]>::to_vec);
+        let value = |k: u16| e.nested(k).get(DATA_VALUE);
         let flags = e.get(ELEM_FLAGS).and_then(be32).unwrap_or(0);
         let Some(key) = value(ELEM_KEY).filter(|_| flags & ELEM_F_CATCHALL == 0) else { continue };
-        if flags & ELEM_F_INTERVAL_END != 0 {
-            ends.push(key);
-            continue;
-        }
-        let key_end = value(ELEM_KEY_END).filter(|k| *k != key);
-        let data = e.get(ELEM_DATA).and_then(|d| expr::parse_data(Attrs(d)));
-        into.push(Element { key, key_end, data, comment: e.get(ELEM_USERDATA).and_then(comment) });
+        each(Part {
+            key,
+            key_end: value(ELEM_KEY_END).filter(|k| *k != key),
+            is_end: flags & ELEM_F_INTERVAL_END != 0,
+            data: e.get(ELEM_DATA),
+            user: e.get(ELEM_USERDATA),
+        });
     }
+}
+
+/// The elements of one message: plain ones, and the keys of the ends of ranges.
+pub(crate) fn elements(m: &Message<'_>, into: &mut Vec<Element>, ends: &mut Vec<Vec<u8>>) {
+    parts(m, &mut |p| {
+        if p.is_end {
+            ends.push(p.key.to_vec());
+            return;
+        }
+        let data = p.data.and_then(|d| expr::parse_data(Attrs(d)));
+        let key_end = p.key_end.map(<[u8]>::to_vec);
+        into.push(Element { key: p.key.to_vec(), key_end, data, comment: p.user.and_then(comment) });
+    });
 }
 
 pub(crate) fn rule(m: &Message<'_>) -> Option<Rule> {

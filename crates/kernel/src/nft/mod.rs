@@ -7,30 +7,27 @@ mod expr;
 mod foreign;
 mod interval;
 mod others;
+mod read;
 
 use std::collections::hash_map::Entry;
 use std::io;
 
-use kernel_api::nft::{Element, NftRequest, Rule, Set, Table, TableName};
+use kernel_api::nft::{Element, NftRequest, Piece, Table, TableName};
 use kernel_api::{Nft, RequestError};
 
-use crate::netlink::{
-    ACK, Builder, DUMP, Message, Messages, NLMSG_ERROR, REQUEST, Refusal, Socket, parse_error, until_whole,
-};
+use crate::netlink::{ACK, Builder, DUMP, Message, Messages, NLMSG_ERROR, REQUEST, Refusal, Socket, parse_error};
 use crate::netns::Netns;
 use consts::*;
 use encode::{Batch, Shape, Shapes};
-use others::Others;
+use read::Elements;
 
-pub(crate) use consts::{NEWGEN, NFNL_SUBSYS_NFTABLES};
+pub(crate) use consts::{NEWGEN, NFNL_SUBSYS_NFTABLES, TABLE_NAME};
 pub(crate) use interval::join;
 
 /// `NETLINK_NETFILTER`
 pub(crate) const NETLINK_NETFILTER: i32 = 12;
 /// At most so many objects asked for in one send: an answer takes some hundred bytes of receive buffer.
 const ASK_AT_ONCE: usize = 64;
-/// Readings that others' commits may overtake before we listen to what they commit.
-const UNHEARD: usize = 4;
 
 /// A netlink socket for the nf_tables of one network namespace.
 pub struct Nftables {
@@ -169,57 +166,6 @@ impl Nftables {
         self.get(GETGEN, NEWGEN, &[], &mut decode::generation)?.ok_or_else(|| Refusal::errno(libc::EOPNOTSUPP))
     }
 
-    /// The table as of one moment if nothing was committed to it meanwhile, with the elements of its sets or without.
-    /// `others`: see [`Nftables::dump`].
-    fn read(&mut self, table: &str, whole: bool, others: bool) -> Result<Option<Table>, Refusal> {
-        let names = [(TABLE_NAME, table)];
-        let Some(flags) = self.get(GETTABLE, NEWTABLE, &names, &mut |m| Some(decode::table_flags(m)))? else {
-            return Ok(None);
-        };
-        let chains = self.dump(GETCHAIN, NEWCHAIN, &names, others, &mut |m| {
-            decode::is_of(m, CHAIN_TABLE, table).then(|| decode::chain(m)).flatten()
-        })?;
-        let sets = self.dump(GETSET, NEWSET, &names, others, &mut |m| {
-            decode::is_of(m, SET_TABLE, table).then(|| decode::set(m)).flatten()
-        })?;
-        let mut elements = Vec::with_capacity(sets.len());
-        for s in &sets {
-            let of = if whole && s.dynamic.is_none() { self.read_elements(table, s, others)? } else { Vec::new() };
-            elements.push((s.name.clone(), of));
-        }
-        let rules: Vec<Rule> = self.dump(GETRULE, NEWRULE, &names, others, &mut |m| {
-            decode::is_of(m, RULE_TABLE, table).then(|| decode::rule(m)).flatten()
-        })?;
-        Ok(Some(Table { flags, chains, sets, elements, rules }))
-    }
-
-    /// The elements of a set, sorted by key.
-    fn read_elements(&mut self, table: &str, set: &Set, others: bool) -> Result<Vec<Element>, Refusal> {
-        until_whole("commits by others interrupted the dump every time", || {
-            let (mut found, mut ends) = (Vec::new(), Vec::new());
-            let whole = self.socket.dump_once(
-                &mut |b, seq| {
-                    b.begin(message_type(GETSETELEM), REQUEST | DUMP, seq);
-                    encode::nfgen(b, INET, 0);
-                    b.attr_str(ELEMS_TABLE, table);
-                    b.attr_str(ELEMS_SET, &set.name);
-                    b.end();
-                },
-                &mut |m| {
-                    if m.kind == message_type(NEWSETELEM) {
-                        decode::elements(m, &mut found, &mut ends);
-                    }
-                },
-            )?;
-            let whole = whole || others;
-            if Shape::of(set) == Shape::Pairs {
-                return Ok(whole.then(|| interval::join(found, ends)));
-            }
-            found.sort_unstable();
-            Ok(whole.then_some(found))
-        })
-    }
-
     /// How each set that gets or loses elements keeps them: from the batch itself, else from the kernel.
     fn shapes(&mut self, requests: &[NftRequest]) -> Result<Shapes, Refusal> {
         let mut shapes = Shapes::new();
@@ -302,11 +248,15 @@ impl Nft for Nftables {
     }
 
     fn table(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
-        self.read_still(table, true)
+        self.read_still(table, Elements::Listed)
     }
 
     fn frame(&mut self, table: &TableName) -> Result<Option<Table>, RequestError> {
-        self.read_still(table, false)
+        self.read_still(table, Elements::Left)
+    }
+
+    fn pieces(&mut self, table: &TableName, each: &mut dyn FnMut(Piece<'_>)) -> Result<Option<Table>, RequestError> {
+        self.read_still(table, Elements::Told(each))
     }
 
     fn elements(&mut self, table: &TableName, set: &str) -> Result<Vec<Element>, RequestError> {
@@ -349,39 +299,6 @@ impl Nft for Nftables {
 }
 
 impl Nftables {
-    fn read_still(&mut self, table: &TableName, whole: bool) -> Result<Option<Table>, RequestError> {
-        let (mut tries, mut others) = (0, None);
-        until_whole("commits by others overtook every reading", || {
-            tries += 1;
-            if tries > UNHEARD && others.is_none() {
-                // Told of is what happens in the namespace that the socket listens in.
-                others = Some(match &self.netns {
-                    Some(ns) => ns.inside(Others::open)?,
-                    None => Others::open()?,
-                });
-            }
-            if let Some(o) = &mut others {
-                o.forget()?;
-            }
-            let before = self.read_generation()?;
-            let found = match self.read(table.as_str(), whole, others.is_some()) {
-                // One answer: it was not there at that moment.
-                Ok(None) => return Ok(Some(None)),
-                // Deleted while reading.
-                Err(r) if r.errno == libc::ENOENT => return Ok(None),
-                r => r?,
-            };
-            let after = self.read_generation()?;
-            let touched = match &mut others {
-                _ if after == before => false,
-                Some(o) => o.touched(table.as_str(), after)?,
-                None => true,
-            };
-            Ok((!touched).then_some(found))
-        })
-        .map_err(|r| r.of(format!("list table inet {table}"), None))
-    }
-
     fn commit_if(&mut self, generation: Option<u32>, requests: &[NftRequest]) -> Result<(), RequestError> {
         let text = |i: usize| requests.get(i).map(ToString::to_string).unwrap_or_default();
         let whole = || format!("commit of {} nf_tables requests", requests.len());

@@ -9,8 +9,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::labels::Labels;
 use crate::selector::Selector;
-use crate::snapshot::{ClusterSnapshot, Labels};
+use crate::snapshot::ClusterSnapshot;
 
 pub use crate::pools::{GROUP, VERSION};
 pub use announce::{Announcement, EXCLUDE, announcements};

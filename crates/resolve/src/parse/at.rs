@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
+use crate::labels::Labels;
 use crate::problem::Problem;
-use crate::snapshot::Labels;
 
 static NULL: Value = Value::Null;
 

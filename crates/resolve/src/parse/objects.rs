@@ -8,10 +8,11 @@ use types::{Cidr, Family, PortKey, Proto};
 use super::at::At;
 use crate::annotations;
 use crate::host_ports;
+use crate::labels::Labels;
 use crate::networks::{self, Definition, RESOURCE};
 use crate::pools::{Notes, read_notes};
 use crate::snapshot::{
-    ContainerPort, DEFAULT_PROTO, EndpointSlice, Labels, Namespace, Node, Owner, Phase, Pod, Service, ServiceType,
+    ContainerPort, DEFAULT_PROTO, EndpointSlice, Hints, Namespace, Node, Owner, Phase, Pod, Service, ServiceType,
     SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
 };
 
@@ -254,7 +255,7 @@ pub(super) fn service(root: &At<'_>) -> Option<Service> {
     let checked = kind == ServiceType::LoadBalancer && external_policy == TrafficPolicy::Local;
     let check = spec.get("healthCheckNodePort").int(0, 65535).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
     Some(Service {
-        uid: metadata.get("uid").boxed(),
+        uid: metadata.get("uid").boxed().into(),
         created: metadata.get("creationTimestamp").boxed(),
         kind,
         headless,
@@ -321,7 +322,7 @@ pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
                 return None;
             }
             let port = PortKey { proto: proto(&p.get("protocol"))?, port: number.port()? };
-            Some(SlicePort { name: p.get("name").boxed(), port })
+            Some(SlicePort { name: p.get("name").boxed().into(), port })
         })
         .collect();
     let endpoints = if family.is_some() {
@@ -331,10 +332,10 @@ pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
     };
     Some(EndpointSlice {
         service: labels.get("kubernetes.io/service-name").boxed().into(),
-        managed_by: labels.get("endpointslice.kubernetes.io/managed-by").boxed(),
+        managed_by: labels.get("endpointslice.kubernetes.io/managed-by").boxed().into(),
         headless: labels.get("service.kubernetes.io/headless").is_set(),
         revision: metadata.get("resourceVersion").value().as_str().and_then(|v| v.parse().ok()).unwrap_or(0),
-        owner_uid: owner(&metadata).map(|o| o.uid).unwrap_or_default(),
+        owner_uid: owner(&metadata).map(|o| o.uid).unwrap_or_default().into(),
         family,
         ports,
         endpoints,
@@ -379,6 +380,7 @@ fn endpoint(e: &At<'_>) -> Option<SliceEndpoint> {
     let pod = target.get("kind").value().as_str() == Some("Pod");
     let hints = e.get("hints");
     let names = |key: &str| -> Box<[Box<str>]> { hints.get(key).items().map(|h| h.get("name").boxed()).collect() };
+    let hints = Hints { zones: names("forZones"), nodes: names("forNodes") };
     Some(SliceEndpoint {
         addr,
         ready,
@@ -386,8 +388,7 @@ fn endpoint(e: &At<'_>) -> Option<SliceEndpoint> {
         terminating: conditions.get("terminating").bool().unwrap_or(false),
         node: e.get("nodeName").str().map(Into::into),
         pod: if pod { target.get("name").str().map(Into::into) } else { None },
-        zone_hints: names("forZones"),
-        node_hints: names("forNodes"),
+        hints: (!hints.zones.is_empty() || !hints.nodes.is_empty()).then(|| Box::new(hints)),
     })
 }
 

@@ -8,7 +8,8 @@ use intent::Wiring;
 use types::{Cidr, Family, NodeName};
 
 use super::{IpPool, Notes};
-use crate::snapshot::{ClusterSnapshot, Labels};
+use crate::labels::Labels;
+use crate::snapshot::ClusterSnapshot;
 
 /// Where a pod's addresses come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default, PartialOrd, Ord)]

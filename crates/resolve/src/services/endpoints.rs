@@ -102,9 +102,9 @@ fn hinted(ready: &[&SliceEndpoint], node: &NodeName, zone: Option<&str>) -> Scop
     let counts = |scope: Scope, given: &dyn Fn(&SliceEndpoint) -> bool| {
         !ready.is_empty() && ready.iter().all(|e| given(e)) && ready.iter().any(|e| within(e, scope, node, zone))
     };
-    if counts(Scope::SameNode, &|e| !e.node_hints.is_empty()) {
+    if counts(Scope::SameNode, &|e| !e.node_hints().is_empty()) {
         Scope::SameNode
-    } else if counts(Scope::SameZone, &|e| !e.zone_hints.is_empty()) {
+    } else if counts(Scope::SameZone, &|e| !e.zone_hints().is_empty()) {
         Scope::SameZone
     } else {
         Scope::Ready
@@ -113,8 +113,8 @@ fn hinted(ready: &[&SliceEndpoint], node: &NodeName, zone: Option<&str>) -> Scop
 
 fn within(e: &SliceEndpoint, scope: Scope, node: &NodeName, zone: Option<&str>) -> bool {
     match scope {
-        Scope::SameNode => e.node_hints.iter().any(|h| **h == *node.as_str()),
-        Scope::SameZone => zone.is_some_and(|z| e.zone_hints.iter().any(|h| **h == *z)),
+        Scope::SameNode => e.node_hints().iter().any(|h| **h == *node.as_str()),
+        Scope::SameZone => zone.is_some_and(|z| e.zone_hints().iter().any(|h| **h == *z)),
         Scope::Ready | Scope::Terminating => true,
     }
 }

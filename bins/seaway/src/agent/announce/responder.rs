@@ -105,7 +105,7 @@ impl Responder {
     /// When the kernel can no longer be asked at all.
     pub fn run(self, mut woken: PipeReader) -> anyhow::Result<()> {
         let mut rt = Rt::open().context("open rtnetlink")?;
-        let mut monitor = Monitor::open().context("subscribe to the kernel's changes")?;
+        let mut monitor = Monitor::open_rt().context("subscribe to the kernel's changes")?;
         let mut sockets: BTreeMap<(Box<str>, Family), Socket> = BTreeMap::new();
         let mut look = Some(Duration::ZERO);
         loop {
