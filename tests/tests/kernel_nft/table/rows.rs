@@ -188,7 +188,8 @@ pub const CASES: &[Case] = &[
             ("p1", "lb:80", "any p0:8080 keep, far:8080 keep"),
             ("p1", "node:30080", "any p0:8080 keep, far:8080 keep"),
             ("p0", "ext:80", "any p0:8080 hairpin, far:8080 keep"),
-            ("far", "node:30080", "any p0:8080 insideToOutside, far:8080 insideToOutside"),
+            // Another node's pod that asks for this node gets what is here.
+            ("far", "node:30080", "local p0:8080 insideToOutside"),
             ("node", "lb:80", "any p0:8080 insideToOutside, far:8080 insideToOutside"),
             // The cluster address has its own policy.
             ("p1", "vip:80", "any p0:8080 keep, far:8080 keep"),
@@ -201,6 +202,7 @@ pub const CASES: &[Case] = &[
         slices: &["http=8080: far"],
         asks: &[
             ("world", "node:30080", "drop noLocalEndpoints"),
+            ("far", "node:30080", "drop noLocalEndpoints"),
             ("p1", "node:30080", "any far:8080 keep"),
             ("node", "node:30080", "any far:8080 insideToOutside"),
             ("p1", "vip:80", "any far:8080 keep"),
