@@ -38,13 +38,20 @@ pub fn run(cmd: &mut Command) -> Output {
 }
 
 /// Waits until `f` gives a value; panics with `what` after `limit`.
-pub fn eventually<T>(what: &str, limit: Duration, mut f: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, limit: Duration, f: impl FnMut() -> Option<T>) -> T {
+    eventually_or(limit, f).unwrap_or_else(|| panic!("not within {limit:?}: {what}"))
+}
+
+/// Waits until `f` gives a value; none after `limit`.
+pub fn eventually_or<T>(limit: Duration, mut f: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
         if let Some(v) = f() {
-            return v;
+            return Some(v);
         }
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        if start.elapsed() >= limit {
+            return None;
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
