@@ -318,7 +318,9 @@ fn commits_to_other_tables_are_told_apart_from_those_to_ours() {
         // A commit that is more than the socket holds: what is lost may have been of ours.
         let mut other = Nftables::open().unwrap();
         let o = TableName::recognise("seaway-other").unwrap();
-        let flood = NftRequest::ElementsAdd(o.clone(), "big".into(), elements(200_000));
+        let mut many = elements(40_000);
+        many.iter_mut().for_each(|e| e.comment = Some("more to tell of each".repeat(5)));
+        let flood = NftRequest::ElementsAdd(o.clone(), "big".into(), many);
         other.commit(&[NftRequest::TableAdd(o.clone()), NftRequest::SetAdd(o, set("big")), flood]).unwrap();
         let c = m.changed().unwrap();
         assert!(c.nft && c.table, "{c:?}");
