@@ -31,8 +31,20 @@ fn none_is_missing() {
         .filter(|n| n != "decoders") // knows no kernel
         .collect();
     there.sort();
-    let here =
-        ["exec", "links", "neighbours", "netns", "nft", "nft_roundtrip", "packets", "process", "rt", "tc", "watch"];
+    let here = [
+        "exec",
+        "links",
+        "neighbours",
+        "netns",
+        "nft",
+        "nft_roundtrip",
+        "packets",
+        "proc_sys",
+        "process",
+        "rt",
+        "tc",
+        "watch",
+    ];
     assert_eq!(there, here);
 }
 
@@ -76,6 +88,12 @@ fn kernel_nft_roundtrip() {
 fn kernel_packets() {
     in_vm!();
     suite("packets");
+}
+
+#[test]
+fn kernel_proc_sys() {
+    in_vm!();
+    suite("proc_sys");
 }
 
 #[test]
