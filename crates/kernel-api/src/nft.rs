@@ -152,6 +152,14 @@ pub struct Set {
     pub dynamic: Option<u32>,
 }
 
+impl Set {
+    /// A plain set: no map, no ranges, open to elements, none of which times out.
+    #[must_use]
+    pub fn new(name: impl Into<String>, key: Vec<DataType>) -> Self {
+        Self { name: name.into(), key, data: None, interval: false, constant: false, timeout: false, dynamic: None }
+    }
+}
+
 /// What elements of a map map to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SetData {

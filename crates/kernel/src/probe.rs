@@ -51,15 +51,7 @@ fn probe() -> BTreeSet<&'static str> {
         return missing;
     };
     let Some(table) = TableName::recognise("seaway-probe") else { return missing };
-    let set = Set {
-        name: "s".into(),
-        key: vec![DataType::Ipv4Addr],
-        data: None,
-        interval: false,
-        constant: false,
-        timeout: false,
-        dynamic: None,
-    };
+    let set = Set::new("s", vec![DataType::Ipv4Addr]);
     if !note("nf_tables", try_commit(&mut nft, vec![NftRequest::SetAdd(table.clone(), set)], &table).is_ok()) {
         return missing;
     }

@@ -413,21 +413,12 @@ fn a_table_is_read_whole_while_others_commit() {
         let table = |s: &str| TableName::recognise(s).unwrap();
         let (t, other, stop) = (table("seaway"), table("seaway-other"), AtomicBool::new(false));
         let add = |s: &str, keys: std::ops::Range<u32>| {
-            let elements =
-                keys.map(|i| Element { key: i.to_be_bytes().to_vec(), key_end: None, data: None, comment: None });
+            let elements = keys.map(|i| Element::new(i.to_be_bytes().to_vec(), None));
             NftRequest::ElementsAdd(t.clone(), s.into(), elements.collect())
         };
         let mut all = vec![NftRequest::TableAdd(t.clone())];
         for name in ["one", "two"] {
-            let set = Set {
-                name: name.into(),
-                key: vec![DataType::Ipv4Addr],
-                data: None,
-                interval: false,
-                constant: false,
-                timeout: false,
-                dynamic: None,
-            };
+            let set = Set::new(name, vec![DataType::Ipv4Addr]);
             all.extend([NftRequest::SetAdd(t.clone(), set), add(name, 0..3000)]);
         }
         // Whoever reads may be in another namespace meanwhile.

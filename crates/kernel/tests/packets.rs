@@ -37,15 +37,7 @@ fn service(t: &TableName, v6: bool, vip: IpAddr, endpoints: &[SocketAddr]) -> Ve
     let (addr, offset, len) = if v6 { (DataType::Ipv6Addr, 24, 16) } else { (DataType::Ipv4Addr, 16, 4) };
     let words = (len / 4) as u8;
     let r = Reg;
-    let set = |name: &str, key: Vec<DataType>, data| Set {
-        name: format!("{name}{tag}"),
-        key,
-        data: Some(data),
-        interval: false,
-        constant: false,
-        timeout: false,
-        dynamic: None,
-    };
+    let set = |name: &str, key: Vec<DataType>, data| Set { data: Some(data), ..Set::new(format!("{name}{tag}"), key) };
     let chain = format!("pick{tag}");
     let rule = |chain: &str, exprs| {
         NftRequest::RuleAdd(t.clone(), Rule { chain: chain.into(), handle: 0, exprs, comment: None })

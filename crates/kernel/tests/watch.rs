@@ -196,18 +196,8 @@ fn our_own_commits_do_not_wake_us() {
         m.ignore(rt.port()).unwrap();
         m.ignore(n.port()).unwrap();
         let t = TableName::recognise("seaway").unwrap();
-        let set = Set {
-            name: "s".into(),
-            key: vec![DataType::Ipv4Addr],
-            data: None,
-            interval: false,
-            constant: false,
-            timeout: false,
-            dynamic: None,
-        };
-        let elements: Vec<Element> = (0..20_000u32)
-            .map(|i| Element { key: i.to_be_bytes().to_vec(), key_end: None, data: None, comment: None })
-            .collect();
+        let set = Set::new("s", vec![DataType::Ipv4Addr]);
+        let elements: Vec<Element> = (0..20_000u32).map(|i| Element::new(i.to_be_bytes().to_vec(), None)).collect();
         let c = seen(&mut m, || {
             n.commit(&[
                 NftRequest::TableAdd(t.clone()),
@@ -292,15 +282,7 @@ fn commits_to_other_tables_are_told_apart_from_those_to_ours() {
         assert!(!m.has_heard());
         // Ours do not even reach us, however many.
         let elements = |n: u32| (0..n).map(|i| Element::new(i.to_be_bytes().to_vec(), None)).collect::<Vec<_>>();
-        let set = |name: &str| Set {
-            name: name.into(),
-            key: vec![DataType::Ipv4Addr],
-            data: None,
-            interval: false,
-            constant: false,
-            timeout: false,
-            dynamic: None,
-        };
+        let set = |name: &str| Set::new(name, vec![DataType::Ipv4Addr]);
         n.commit(&[
             NftRequest::TableAdd(t.clone()),
             NftRequest::SetAdd(t.clone(), set("big")),

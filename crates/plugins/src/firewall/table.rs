@@ -212,15 +212,7 @@ fn forward() -> Chain {
 
 fn sets() -> Vec<Set> {
     use DataType::{IfName, Ipv4Addr, Ipv6Addr, Mark};
-    let set = |name: &str, key: Vec<DataType>, data: Option<SetData>| Set {
-        name: name.into(),
-        key,
-        data,
-        interval: false,
-        constant: false,
-        timeout: false,
-        dynamic: None,
-    };
+    let set = |name: &str, key: Vec<DataType>, data: Option<SetData>| Set { data, ..Set::new(name, key) };
     let hash = || Some(SetData::Value(vec![Mark, Mark]));
     vec![
         set(&accepted(Family::V4), vec![Ipv4Addr], hash()),

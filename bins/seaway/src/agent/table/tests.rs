@@ -74,15 +74,7 @@ fn turn(t: &mut Real) {
 }
 
 fn elements(table: &TableName, n: u32) -> [NftRequest; 3] {
-    let set = Set {
-        name: "big".into(),
-        key: vec![DataType::Ipv4Addr],
-        data: None,
-        interval: false,
-        constant: false,
-        timeout: false,
-        dynamic: None,
-    };
+    let set = Set::new("big", vec![DataType::Ipv4Addr]);
     let all = (0..n).map(|i| Element::new(i.to_be_bytes().to_vec(), None)).collect();
     [
         NftRequest::TableAdd(table.clone()),
