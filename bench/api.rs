@@ -1,15 +1,25 @@
-//! A narrow client of an API server behind a unix socket (kubectl proxy), for the programs beside it.
+//! A narrow client of an API server behind a unix socket (kubectl proxy), or of etcd's JSON gateway, for the programs
+//! beside it.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
+trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
+
 /// One keep-alive connection to the API.
-pub struct Api(UnixStream);
+pub struct Api(Box<dyn Wire>);
 
 impl Api {
-    /// Connects.
-    pub fn open(path: &str) -> Self {
-        Self(UnixStream::connect(path).unwrap_or_else(|e| panic!("{path}: {e}")))
+    /// Connects: a unix socket's path, or address and port.
+    pub fn open(to: &str) -> Self {
+        let wire = if to.starts_with('/') {
+            UnixStream::connect(to).map(|s| Box::new(s) as Box<dyn Wire>)
+        } else {
+            TcpStream::connect(to).map(|s| Box::new(s) as Box<dyn Wire>)
+        };
+        Self(wire.unwrap_or_else(|e| panic!("{to}: {e}")))
     }
 
     /// Sends one request and gives status and body.

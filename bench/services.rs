@@ -7,8 +7,6 @@ mod api;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -64,29 +62,79 @@ fn make(api: &mut Api, n: u32, list: impl Iterator<Item = Ipv4Addr>) {
     }
 }
 
-/// Services `from` to `to` with four endpoints each; on the first call also those that change.
-fn load(api: &str, from: u32, to: u32) {
-    let next = Arc::new(AtomicUsize::new(from as usize));
-    let workers: Vec<_> = (0..8)
-        .map(|_| {
-            let (next, path) = (Arc::clone(&next), api.to_owned());
-            thread::spawn(move || {
-                let mut api = Api::open(&path);
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed) as u32;
-                    if n >= to {
-                        return;
-                    }
-                    make(&mut api, n, (0..4).map(|i| endpoint(4 * n + i)));
-                }
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let all = three.iter().fold(0, |all, b| all << 8 | u32::from(*b)) << (8 * (3 - three.len()));
+        for i in 0..4 {
+            let digit = char::from(DIGITS[(all >> (18 - 6 * i) & 63) as usize]);
+            text.push(if i <= three.len() { digit } else { '=' });
+        }
+    }
+    text
+}
+
+/// An object as the API server stores it: with what it fills in on the way.
+fn stored(object: &str, uid: u32) -> String {
+    let made = format!(
+        r#""metadata":{{"namespace":"default","uid":"00000000-0000-4000-8000-{uid:012x}","creationTimestamp":"2026-01-01T00:00:00Z","#
+    );
+    object.replacen(r#""metadata":{"#, &made, 1)
+}
+
+/// What is stored of Service `n`: itself, its slice and, as of Kubernetes 1.33, its address (KEP-1880).
+fn records(n: u32) -> [(String, String); 3] {
+    let service = stored(&service(n), 2 * n).replacen(
+        r#""spec":{"#,
+        &format!(
+            r#""spec":{{"type":"ClusterIP","sessionAffinity":"None","internalTrafficPolicy":"Cluster","ipFamilyPolicy":"SingleStack","ipFamilies":["IPv4"],"clusterIPs":["{}"],"#,
+            vip(n)
+        ),
+        1,
+    );
+    let slice = stored(&slice(n, 0, (0..4).map(|i| endpoint(4 * n + i))), 2 * n + 1);
+    let address = format!(
+        r#"{{"apiVersion":"networking.k8s.io/v1","kind":"IPAddress","metadata":{{"name":"{}","uid":"10000000-0000-4000-8000-{n:012x}","creationTimestamp":"2026-01-01T00:00:00Z","labels":{{"ipaddress.kubernetes.io/ip-family":"IPv4","ipaddress.kubernetes.io/managed-by":"ipallocator.k8s.io"}}}},"spec":{{"parentRef":{{"resource":"services","namespace":"default","name":"s{n}"}}}}}}"#,
+        vip(n)
+    );
+    [
+        (format!("/registry/ipaddresses/{}", vip(n)), address),
+        (format!("/registry/endpointslices/default/s{n}-0"), slice),
+        (format!("/registry/services/specs/default/s{n}"), service),
+    ]
+}
+
+/// Services `from` to `to` with four endpoints each, written to etcd as a restored backup would be: the API server lists
+/// every address it ever gave before it gives one, so 45,000 would take it a third of an hour. On the first call also
+/// those that change.
+fn load(api: &str, etcd: &str, from: u32, to: u32) {
+    let mut store = Api::open(etcd);
+    for first in (from..to).step_by(40) {
+        // At most 128 operations a transaction (etcd's --max-txn-ops).
+        let puts: Vec<String> = (first..to.min(first + 40))
+            .flat_map(records)
+            .map(|(key, value)| {
+                format!(
+                    r#"{{"requestPut":{{"key":"{}","value":"{}"}}}}"#,
+                    base64(key.as_bytes()),
+                    base64(value.as_bytes())
+                )
             })
-        })
-        .collect();
-    workers.into_iter().for_each(|w| w.join().expect("load"));
+            .collect();
+        store.must("POST", "/v3/kv/txn", JSON, &format!(r#"{{"success":[{}]}}"#, puts.join(",")));
+    }
+    let mut api = Api::open(api);
     if from == 0 {
-        let mut api = Api::open(api);
         for n in 0..100 {
             make(&mut api, SINGLE + n, [endpoint(4 * SINGLE + n)].into_iter());
+        }
+    }
+    // The API server serves the last of them.
+    if to > from {
+        for (list, name) in [(SERVICES, format!("s{}", to - 1)), (SLICES, format!("s{}-0", to - 1))] {
+            let (status, answer) = api.send("GET", &format!("{list}/{name}"), JSON, "");
+            assert!(status == 200, "{list}/{name}: {status} {answer}");
         }
     }
 }
@@ -282,7 +330,7 @@ fn main() {
     let num = |n: usize| arg(n).parse::<u32>().unwrap_or_else(|_| panic!("{:?} is no number", arg(n)));
     match arg(0) {
         "serve" => serve(),
-        "load" => load(arg(1), num(2), num(3)),
+        "load" => load(arg(1), arg(2), num(3), num(4)),
         "large" => {
             let mut api = Api::open(arg(1));
             make(&mut api, LARGE, (0..10_000).map(|n| endpoint(4 * LARGE + n)));
