@@ -82,7 +82,8 @@ Called by another plugin's name (a link to this program), it is that plugin: `se
 `seaway-cni dhcp daemon` keeps the leases of the plugin dhcp.
 
 Commands: ADD DEL CHECK GC STATUS VERSION. Fields of the configuration: ranges (at most one per family), mtu (bytes),
-dataDir (the journal's directory, {}), mode (\"routed\"), dns; runtimeConfig.ips asks for fixed addresses.
+dataDir (the journal's directory, {}), mode (\"routed\"), routes, dns; runtimeConfig: aliases, bandwidth, dns,
+ipRanges, ips, mac, portMappings.
 ",
         env!("CARGO_PKG_VERSION"),
         Version::ALL.map(Version::as_str).join(", "),

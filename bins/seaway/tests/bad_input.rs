@@ -106,6 +106,7 @@ fn a_damaged_journal_is_told_and_mended() {
             let request = ipam::Request {
                 key: &key(c),
                 ranges: &[range],
+                within: &[],
                 pools: None,
                 outside: false,
                 requested: &[],

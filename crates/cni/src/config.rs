@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use intent::Wiring;
 use ipam::{Key, Limits, PortMapping};
 use serde_json::{Map, Value};
-use types::{Cidr, Family};
+use types::{Cidr, Family, Mac};
 
-use crate::args::{address, is_identifier};
+use crate::args::is_identifier;
 use crate::fields::{Fields, bad, shown};
 use crate::result::{CniResult, Dns};
 use crate::{Code, Error, TYPE, Version};
@@ -26,8 +26,14 @@ pub struct NetConf {
     pub name: Box<str>,
     /// `ranges`: this node's, at most one per family.
     pub ranges: Vec<Cidr>,
+    /// Of `ranges` only these, each from its first to its last address (`runtimeConfig.ipRanges`).
+    pub within: Vec<(IpAddr, IpAddr)>,
     /// `ipam.pools`, instead of `ranges`: the agent's list of what may be given out of address pools.
     pub pools: Option<PathBuf>,
+    /// `ipam.family`: the only one of whose pools an address is given.
+    pub family: Option<Family>,
+    /// `routes`: where a pod's routes lead; everywhere when empty.
+    pub routes: Vec<Cidr>,
     /// `mtu` in bytes.
     pub mtu: Option<u32>,
     /// `dataDir`.
@@ -40,6 +46,10 @@ pub struct NetConf {
     pub ports: Vec<PortMapping>,
     /// `runtimeConfig.bandwidth`: limits, where the agent says none.
     pub limits: Limits,
+    /// `runtimeConfig.mac`: the pod's hardware address.
+    pub mac: Option<Mac>,
+    /// `runtimeConfig.aliases`: names that stand for the pod's addresses.
+    pub names: Vec<Box<str>>,
     /// `prevResult`: the answer of the plugin before us.
     pub prev_result: Option<CniResult>,
     /// `mode` and `modeOptions`: how pods are wired whose own specs do not say.
@@ -50,7 +60,7 @@ pub struct NetConf {
     pub valid: Option<Vec<Key>>,
 }
 
-fn wrong(field: &str, v: &Value, want: &str) -> Error {
+pub(crate) fn wrong(field: &str, v: &Value, want: &str) -> Error {
     bad(format!("{field} is {}: {want}", shown(v)))
 }
 
@@ -122,23 +132,36 @@ impl NetConf {
             version,
             name: "".into(),
             ranges: Vec::new(),
+            within: Vec::new(),
             pools: None,
+            family: None,
+            routes: Vec::new(),
             mtu: None,
             data_dir: ipam::DEFAULT_DIR.into(),
             dns: None,
             ips: Vec::new(),
             ports: Vec::new(),
             limits: Limits::default(),
+            mac: None,
+            names: Vec::new(),
             prev_result: None,
             wiring: Wiring::default(),
             pods: None,
             valid: None,
         };
+        let mut runtime = None;
         for (field, v) in m {
-            out.field(&field, v)?;
+            match (&*field, v) {
+                // Last: it comes before what the configuration says.
+                ("runtimeConfig", Value::Object(rc)) => runtime = Some(rc),
+                (_, v) => out.field(&field, v)?,
+            }
         }
         if out.name.is_empty() {
             return Err(bad("name is missing"));
+        }
+        if let Some(rc) = runtime {
+            crate::runtime::read(&mut out, &rc)?;
         }
         Ok(out)
     }
@@ -167,11 +190,21 @@ impl NetConf {
             ("dataDir", v) => return Err(wrong(field, &v, "an absolute path is needed")),
             ("ranges", Value::Array(list)) => self.ranges = ranges(&list)?,
             ("ranges", v) => return Err(wrong(field, &v, "a list of ranges is needed, e.g. [\"10.244.1.0/24\"]")),
-            ("ipam", Value::Object(m)) => self.pools = Some(pools(&Fields::new(&m, "ipam"))?),
+            ("ipam", Value::Object(m)) => {
+                let f = Fields::new(&m, "ipam");
+                self.pools = Some(pools(&f)?);
+                self.family = match f.text("family")? {
+                    None => None,
+                    Some("IPv4") => Some(Family::V4),
+                    Some("IPv6") => Some(Family::V6),
+                    Some(o) => return Err(bad(format!("ipam.family is {o:?}: IPv4 or IPv6 is needed, or nothing"))),
+                };
+            }
             ("ipam", v) => return Err(wrong(field, &v, "an object is needed")),
+            ("routes", Value::Array(list)) => self.routes = routes(&list)?,
+            ("routes", v) => return Err(wrong(field, &v, "a list is needed, e.g. [{\"dst\": \"10.0.0.0/8\"}]")),
             ("dns", Value::Object(m)) => self.dns = Some(Dns::read(&Fields::new(&m, "dns"))?),
             ("dns", v) => return Err(wrong(field, &v, "an object is needed")),
-            ("runtimeConfig", Value::Object(rc)) => self.runtime_config(&rc)?,
             ("runtimeConfig", v) => return Err(wrong(field, &v, "an object is needed")),
             ("prevResult", Value::Object(p)) => self.prev_result = Some(CniResult::read(&p, "prevResult")?),
             ("prevResult", Value::Null) => {}
@@ -188,41 +221,9 @@ impl NetConf {
             (f, _) if f.starts_with("cni.dev/") => {}
             (_, v) => {
                 let msg = format!("unsupported field in the network configuration: {field} = {}", shown(&v));
-                let known = "known are cniVersion, name, type, ranges, ipam, mtu, dataDir, mode, modeOptions, pods, dns, \
+                let known = "known are cniVersion, name, type, ranges, ipam, routes, mtu, dataDir, mode, modeOptions, pods, dns, \
                              capabilities, runtimeConfig, args, prevResult";
                 return Err(Error::new(Code::UnsupportedField, msg).with(known));
-            }
-        }
-        Ok(())
-    }
-
-    fn runtime_config(&mut self, rc: &Map<String, Value>) -> Result<(), Error> {
-        for (k, v) in rc {
-            match (k.as_str(), v) {
-                ("ips", Value::Array(list)) if list.len() <= 2 => {
-                    for v in list {
-                        let ip = v.as_str().and_then(address);
-                        let ip = ip.ok_or_else(|| wrong("runtimeConfig.ips", v, "an address is needed"))?;
-                        self.ips.push(ip);
-                    }
-                }
-                ("ips", v) => {
-                    return Err(wrong("runtimeConfig.ips", v, "a list of at most one address per family is needed"));
-                }
-                ("portMappings", _) => self.ports = crate::ports::mappings(&Fields::new(rc, "runtimeConfig"))?,
-                ("bandwidth", Value::Object(b)) => {
-                    let said = crate::shape::read(&Fields::new(b, "runtimeConfig.bandwidth"))?;
-                    self.limits = said.unwrap_or_default();
-                }
-                ("bandwidth", Value::Null) => {}
-                ("bandwidth", v) => return Err(wrong("runtimeConfig.bandwidth", v, "an object is needed")),
-                // A runtime hands a capability only to a plugin that declares it.
-                _ => {
-                    let msg =
-                        format!("unsupported field in the network configuration: runtimeConfig.{k} = {}", shown(v));
-                    return Err(Error::new(Code::UnsupportedField, msg)
-                        .with("the capabilities are ips, portMappings and bandwidth"));
-                }
             }
         }
         Ok(())
@@ -267,23 +268,55 @@ fn ranges(list: &[Value]) -> Result<Vec<Cidr>, Error> {
     for (i, v) in list.iter().enumerate() {
         let field = format!("ranges[{i}]");
         let Value::String(s) = v else { return Err(wrong(&field, v, "a range is needed, e.g. \"10.244.1.0/24\"")) };
-        let range: Cidr = s.parse().map_err(|e| bad(format!("{field}: {e}")))?;
-        if let Some(other) = out.iter().find(|r| r.family() == range.family()) {
-            return Err(bad(format!(
-                "{field} is {range}, and {other} is of the same family: give at most one range per family"
-            )));
-        }
-        let (unusable, max) = match range.family() {
-            Family::V4 => (range.addr().is_multicast() || range.addr().is_loopback(), 30),
-            Family::V6 => (range.addr().is_multicast() || range.addr().is_loopback(), 126),
-        };
-        if unusable || range.len() == 0 {
-            return Err(bad(format!("{field} is {range}: pods cannot have such addresses")));
-        }
-        if ipam::usable(&range).is_none() {
-            return Err(bad(format!("{field} is {range}: it holds no address for pods; use /{max} or larger")));
-        }
+        let range = range_of_pods(&field, s, &out)?;
         out.push(range);
+    }
+    Ok(out)
+}
+
+/// A range that pods may have addresses of, beside those `before` it.
+pub(crate) fn range_of_pods(field: &str, text: &str, before: &[Cidr]) -> Result<Cidr, Error> {
+    let range: Cidr = text.parse().map_err(|e| bad(format!("{field}: {e}")))?;
+    if let Some(other) = before.iter().find(|r| r.family() == range.family()) {
+        return Err(bad(format!(
+            "{field} is {range}, and {other} is of the same family: give at most one range per family"
+        )));
+    }
+    let (unusable, max) = match range.family() {
+        Family::V4 => (range.addr().is_multicast() || range.addr().is_loopback(), 30),
+        Family::V6 => (range.addr().is_multicast() || range.addr().is_loopback(), 126),
+    };
+    if unusable || range.len() == 0 {
+        return Err(bad(format!("{field} is {range}: pods cannot have such addresses")));
+    }
+    if ipam::usable(&range).is_none() {
+        return Err(bad(format!("{field} is {range}: it holds no address for pods; use /{max} or larger")));
+    }
+    Ok(range)
+}
+
+/// Routes of a pod: more than a person writes would fill its table.
+const MOST_ROUTES: usize = 64;
+
+fn routes(list: &[Value]) -> Result<Vec<Cidr>, Error> {
+    if list.len() > MOST_ROUTES {
+        return Err(bad(format!("routes has {} entries, at most {MOST_ROUTES} are taken", list.len())));
+    }
+    let mut out: Vec<Cidr> = Vec::new();
+    for (i, v) in list.iter().enumerate() {
+        let at = format!("routes[{i}]");
+        let Value::Object(m) = v else {
+            return Err(wrong(&at, v, "an object is needed, e.g. {\"dst\": \"10.0.0.0/8\"}"));
+        };
+        if let Some(k) = m.keys().find(|k| *k != "dst") {
+            let says = "a pod's next hop is its node; only dst is taken";
+            return Err(bad(format!("{at}.{k} is set: {says}")));
+        }
+        let dst = Fields::new(m, &*at).parsed("dst")?;
+        let dst = dst.ok_or_else(|| bad(format!("{at}.dst is missing: a range, e.g. 10.0.0.0/8")))?;
+        if !out.contains(&dst) {
+            out.push(dst);
+        }
     }
     Ok(out)
 }

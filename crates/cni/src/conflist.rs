@@ -6,10 +6,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use intent::Wiring;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use types::Cidr;
 
-use crate::{TYPE, Version};
+use crate::{CAPABILITIES, TYPE, Version};
 
 /// What a runtime that does not read `cniVersions` is to speak: libcni before 1.2 (containerd 1.x, podman 4) takes
 /// `cniVersion` as it is and fails on an answer in a version that it does not know. Those from 1.2 on choose the newest
@@ -46,7 +46,7 @@ pub fn conflist(spec: &ConflistSpec) -> String {
         "mtu": spec.mtu,
         "dataDir": spec.data_dir,
         "mode": spec.wiring.mode,
-        "capabilities": {"ips": true, "portMappings": true, "bandwidth": true},
+        "capabilities": CAPABILITIES.iter().map(|c| ((*c).to_owned(), true.into())).collect::<Map<_, Value>>(),
     });
     if !spec.wiring.options.is_empty() {
         ours["modeOptions"] = json!(spec.wiring.options);

@@ -38,6 +38,7 @@ pub(crate) fn run<M: Machine>(machine: &mut M, registry: Registry<M>, conf: &Net
         failed.extend(remove_orphan(machine, dir, link).err());
     }
     failed.extend(crate::extras::sweep(machine, dir, &conf.name).err());
+    failed.extend(crate::names::sweep(dir).err());
     if dir.exists() {
         match Journal::open_existing(dir) {
             Ok(Some(mut j)) => j.remove_strays(),

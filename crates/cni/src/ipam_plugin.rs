@@ -4,11 +4,13 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use intent::PodSpec;
 use ipam::{Journal, Record, Request};
 use kernel_api::machine::{Machine, Netns};
 use types::{Cidr, Family};
 
 use crate::args::parse_args;
+use crate::config::NetConf;
 use crate::fields::{Fields, bad};
 use crate::result::{CniResult, Ip, IpNet, RouteConf};
 use crate::skel::{Context, Plugin};
@@ -132,6 +134,7 @@ fn allocate<M: Machine>(cx: &mut Context<'_, M>, conf: &Conf) -> Result<Record, 
         inode: netns.inode(),
         pod: pod.as_ref(),
         ranges: &conf.ranges,
+        within: &[],
         pools: None,
         outside: false,
         requested: &ips,
@@ -139,6 +142,23 @@ fn allocate<M: Machine>(cx: &mut Context<'_, M>, conf: &Conf) -> Result<Record, 
         now: cx.now,
     };
     Ok(Journal::open(&conf.data_dir)?.allocate(&request)?.0)
+}
+
+/// The pools that a pod may have addresses of, by name; empty: the default ones. Where the configuration wants one family
+/// alone, its pools among them.
+pub(crate) fn pools_of(conf: &NetConf, spec: &PodSpec) -> Result<Vec<Box<str>>, Error> {
+    let (Some(file), Some(family)) = (&conf.pools, conf.family) else { return Ok(spec.pools.clone()) };
+    let pools = ipam::Pools::read(file)?.unwrap_or_default();
+    let asked = if spec.pools.is_empty() { &pools.default } else { &spec.pools };
+    let of_family = |n: &str| pools.pools.get(n).is_some_and(|p| p.cidr.family() == family);
+    let names: Vec<Box<str>> = asked.iter().filter(|n| of_family(n)).cloned().collect();
+    if names.is_empty() {
+        let says = format!(
+            "no IPPool of {family} has given this node addresses that the pod may have: see `seaway ipam pools`"
+        );
+        return Err(Error::new(Code::TryAgainLater, says));
+    }
+    Ok(names)
 }
 
 /// The record's addresses as other plugins want them: with their range's length, its first address as gateway, and a
@@ -150,7 +170,7 @@ fn result(record: &Record, ranges: &[Cidr]) -> CniResult {
         let len = range.map_or(Family::of(addr).bits(), Cidr::len);
         let gateway: Option<IpAddr> = range.and_then(|r| r.nth(1)).filter(|g| *g != addr);
         out.ips.push(Ip { interface: None, address: IpNet { addr, len }, gateway });
-        out.routes.push(RouteConf::new(Cidr::any(Family::of(addr)), None));
+        out.routes.extend(plan::destinations(record, Family::of(addr)).into_iter().map(|d| RouteConf::new(d, None)));
     }
     out
 }
@@ -160,7 +180,7 @@ fn of_pools(record: &Record, pools: &ipam::Pools, gateway: Gateway) -> Result<Cn
     let mut out = CniResult::default();
     for &addr in &record.addresses {
         let family = Family::of(addr);
-        let (underlay, everywhere) = (pools.underlay(addr), Cidr::any(family));
+        let (underlay, destinations) = (pools.underlay(addr), plan::destinations(record, family));
         let (len, gw) = match (gateway, underlay) {
             (Gateway::Wire, Some(u)) => (u.subnet.len(), u.gateway),
             (Gateway::Wire, None) => {
@@ -184,10 +204,10 @@ fn of_pools(record: &Record, pools: &ipam::Pools, gateway: Gateway) -> Result<Cn
                 if addr.is_ipv4() {
                     out.routes.push(on_link(Cidr::host(gw)));
                 }
-                out.routes.push(RouteConf::new(everywhere, Some(gw)));
+                out.routes.extend(destinations.into_iter().map(|d| RouteConf::new(d, Some(gw))));
             }
-            (Gateway::None, _) => out.routes.push(on_link(everywhere)),
-            (_, Some(gw)) => out.routes.push(RouteConf::new(everywhere, Some(gw))),
+            (Gateway::None, _) => out.routes.extend(destinations.into_iter().map(on_link)),
+            (_, Some(gw)) => out.routes.extend(destinations.into_iter().map(|d| RouteConf::new(d, Some(gw)))),
             (_, None) => {}
         }
     }

@@ -36,7 +36,7 @@ pub(crate) fn delegates(
             network: conf.name.clone(),
             kind: wiring.mode.as_str().into(),
             ifname: ifname.clone(),
-            conf: wired(conf, wiring, spec.mac),
+            conf: wired(conf, wiring, spec.mac.or(conf.mac)),
             last: true,
             result: None,
         });
@@ -67,7 +67,11 @@ fn listed(n: &Network, ifname: &IfName, out: &mut Vec<Delegate>) {
 /// The configuration of the plugin that wires the first interface: our defaults, then the options, then what must be.
 fn wired(conf: &NetConf, wiring: &Wiring, mac: Option<Mac>) -> Map<String, Value> {
     let defaults = match wiring.mode {
-        Mode::Bridge => json!({"bridge": led::BRIDGE, "isDefaultGateway": true, "hairpinMode": true, "mtu": conf.mtu}),
+        Mode::Bridge => {
+            // Its default routes would be beside those that are given.
+            let gateway = if conf.routes.is_empty() { "isDefaultGateway" } else { "isGateway" };
+            json!({"bridge": led::BRIDGE, gateway: true, "hairpinMode": true, "mtu": conf.mtu})
+        }
         Mode::Ptp => json!({"mtu": conf.mtu}),
         // On the underlay: its MTU is the right one.
         Mode::Macvlan => json!({"mode": "bridge"}),

@@ -9,7 +9,7 @@ use kernel_api::tc::{Filter, Hook};
 use kernel_api::{RequestError, Rtnetlink};
 use types::{Family, IfName, Mac};
 
-use crate::plan::{HOST_MAC, gateway, guard, host_neighbour, host_route, pod_mac, pod_routes};
+use crate::plan::{HOST_MAC, gateway, guard, host_neighbour, host_route, mac as mac_of, pod_routes};
 
 /// What one namespace holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub fn differences(r: &Record, host: &View, pod: &View) -> Vec<String> {
 pub(crate) fn differences_after(r: &Record, host: &View, pod: &View, mtu: &RangeInclusive<u32>) -> Vec<String> {
     let mut out = Vec::new();
     end(&mut out, "host", host, r.link.name(), &(r.mtu..=r.mtu), HOST_MAC);
-    end(&mut out, "pod", pod, &r.key.ifname, mtu, pod_mac(&r.link));
+    end(&mut out, "pod", pod, &r.key.ifname, mtu, mac_of(r));
     if out.is_empty() && !paired(r, host, pod) {
         out.push(format!("pod: {} is not the other end of {}", r.key.ifname, r.link));
     }

@@ -18,7 +18,9 @@ use crate::plan::{self, AddPlan};
 use crate::result::CniResult;
 use crate::settle::settle;
 use crate::skel::{Context, Plugin};
-use crate::{Code, Error, Machine, Netns, Registry, extras, gc, led, networks, podspec, reply};
+use crate::{
+    Code, Error, Machine, Netns, Registry, extras, gc, ipam_plugin, led, names, networks, podspec, reply, runtime,
+};
 
 /// Seaway's own plugin: wiring mode `routed`, addresses from the journal.
 pub struct Seaway;
@@ -128,6 +130,8 @@ fn add<M: Machine>(
     let own = !other && !wiring.options.contains_key("ipam");
     let ranges = if own { &conf.ranges[..] } else { &[][..] };
     let requested = if other { &[][..] } else { requested };
+    let wanted = ipam_plugin::pools_of(conf, spec)?;
+    let mac = spec.mac.or(conf.mac).map(|m| runtime::station("the pod's hardware address", m)).transpose()?;
     let request = Request {
         key,
         network: &conf.name,
@@ -135,7 +139,8 @@ fn add<M: Machine>(
         inode: netns.inode(),
         pod,
         ranges,
-        pools: conf.pools.as_deref().filter(|_| own).map(|file| Ask { file, names: &spec.pools }),
+        within: &conf.within,
+        pools: conf.pools.as_deref().filter(|_| own).map(|file| Ask { file, names: &wanted }),
         outside: spec.outside_ipam && !other,
         requested,
         mtu,
@@ -155,6 +160,9 @@ fn add<M: Machine>(
         }
         if !known {
             record.limits = limits.clone();
+            record.mac = mac.filter(|_| record.is_routed());
+            record.routes.clone_from(&conf.routes);
+            record.names.clone_from(&conf.names);
         }
         if record != before
             && let Err(e) = journal.amend(&record)
@@ -164,7 +172,8 @@ fn add<M: Machine>(
         }
         (known, record)
     };
-    let done = connect(cx, conf, spec, &mut record, known, &netns)
+    let done = names::write(&conf.data_dir, &record)
+        .and_then(|()| connect(cx, conf, spec, &mut record, known, &netns))
         .and_then(|()| extras::make(cx.machine, &record, &netns, !known))
         .and_then(|()| extras::change(cx.machine, &conf.data_dir, &mut record, &netns, &limits).map(drop));
     match done {
@@ -322,7 +331,7 @@ fn heal<M: Machine>(machine: &mut M, dir: &Path, r: &Record, netns: &M::Netns) -
     let up = |name: &types::IfName, mac| {
         RtRequest::LinkSet(SetLink { mtu: Some(r.mtu), mac: Some(mac), ..SetLink::up(name.clone()) })
     };
-    plan.pod.insert(0, up(&r.key.ifname, plan::pod_mac(&r.link)));
+    plan.pod.insert(0, up(&r.key.ifname, plan::mac(r)));
     // First, as in an ADD: see `finish`.
     rt.run(&[up(r.link.name(), plan::HOST_MAC)])?;
     rt.run(&plan::guard_requests(r))?;
@@ -468,6 +477,7 @@ fn unmake<M: Machine>(
 ) -> Result<(), Error> {
     // Who comes by a port of the node no longer comes before the interface goes.
     extras::unmake(machine, record)?;
+    names::remove(dir, record)?;
     networks::undo(machine, registry, record)?;
     unlink(machine, &record.link, extras::links(record), wait, |_| {
         if let Some(mut j) = Journal::open_existing(dir)? {

@@ -26,6 +26,21 @@ pub fn pod_mac(link: &OwnedName) -> Mac {
     if mac == HOST_MAC { Mac([0xee, 0xee, 0xee, 0xee, 0xee, 0xef]) } else { mac }
 }
 
+/// The hardware address of a record's pod end: the one that was asked for, or that of its link.
+#[must_use]
+pub fn mac(r: &Record) -> Mac {
+    r.mac.unwrap_or_else(|| pod_mac(&r.link))
+}
+
+/// Where the pod's routes of a family lead: everywhere, unless the record says otherwise.
+#[must_use]
+pub fn destinations(r: &Record, family: Family) -> Vec<Cidr> {
+    if r.routes.is_empty() {
+        return vec![Cidr::any(family)];
+    }
+    r.routes.iter().copied().filter(|d| d.family() == family).collect()
+}
+
 /// The requests of an ADD, in the order in which they run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddPlan {
@@ -47,7 +62,7 @@ pub fn add(r: &Record, netns: NetnsFd) -> AddPlan {
         mac: Some(HOST_MAC),
         ..NewLink::new(
             r.link.name().clone(),
-            NewLinkKind::Veth { peer: r.key.ifname.clone(), peer_netns: Some(netns), peer_mac: Some(pod_mac(&r.link)) },
+            NewLinkKind::Veth { peer: r.key.ifname.clone(), peer_netns: Some(netns), peer_mac: Some(mac(r)) },
         )
     })];
     // While the link is down: nothing that the pod sends goes by the guard, and a queueing discipline on a link that is
@@ -67,7 +82,7 @@ const GUARD_PRIORITY: u16 = 1;
 pub fn guard(r: &Record) -> Option<Filter> {
     let own = r.addresses.iter().map(|a| Cidr::host(*a));
     // Always a guard: the address is ours and a pod has one of each family.
-    let guard = Guard::new(pod_mac(&r.link), own, false).ok()?;
+    let guard = Guard::new(mac(r), own, false).ok()?;
     let (link, hook) = (r.link.name().clone(), Hook::Ingress);
     Some(Filter { link, hook, priority: GUARD_PRIORITY, kind: FilterKind::Guard(guard) })
 }
@@ -102,16 +117,14 @@ pub fn pod_routes(r: &Record, addr: IpAddr) -> Vec<Route> {
     let family = Family::of(addr);
     let (gateway, metric) = (gateway(addr), metric(addr));
     let via = RouteTo::Via { gateway, link: r.key.ifname.clone(), onlink: false };
-    let default = Route { metric, ..Route::new(Cidr::any(family), via) };
-    match family {
-        // The gateway lies in no prefix of the pod's: a route of its own makes it reachable.
-        Family::V4 => {
-            let to = RouteTo::Link(r.key.ifname.clone());
-            vec![Route { metric, ..Route::new(Cidr::host(gateway), to) }, default]
-        }
-        // fe80::/64 is on every link.
-        Family::V6 => vec![default],
+    let mut out = Vec::with_capacity(2);
+    // The gateway lies in no prefix of the pod's: a route of its own makes it reachable. fe80::/64 is on every link.
+    if family == Family::V4 {
+        let to = RouteTo::Link(r.key.ifname.clone());
+        out.push(Route { metric, ..Route::new(Cidr::host(gateway), to) });
     }
+    out.extend(destinations(r, family).into_iter().map(|dst| Route { metric, ..Route::new(dst, via.clone()) }));
+    out
 }
 
 fn host(r: &Record) -> Vec<RtRequest> {
@@ -127,7 +140,7 @@ fn host(r: &Record) -> Vec<RtRequest> {
 /// The host's neighbour entry for one of the pod's addresses.
 #[must_use]
 pub fn host_neighbour(r: &Record, addr: IpAddr) -> Neighbour {
-    Neighbour { link: r.link.name().clone(), addr, mac: pod_mac(&r.link) }
+    Neighbour { link: r.link.name().clone(), addr, mac: mac(r) }
 }
 
 /// The host's route to one of the pod's addresses.

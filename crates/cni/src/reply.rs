@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use ipam::Record;
-use types::{Cidr, Family};
+use types::Family;
 
 use crate::NetConf;
-use crate::plan::{HOST_MAC, gateway, pod_mac};
+use crate::plan::{HOST_MAC, destinations, gateway, mac};
 use crate::result::{CniResult, Dns, Interface, Ip, IpNet, RouteConf};
 
 /// The result for an attachment alone.
@@ -62,7 +62,7 @@ fn append(out: &mut CniResult, r: &Record) {
         Interface { name: r.link.as_str().into(), mac: HOST_MAC.to_string(), mtu: r.mtu, ..Interface::default() };
     let pod = Interface {
         name: r.key.ifname.as_str().into(),
-        mac: pod_mac(&r.link).to_string(),
+        mac: mac(r).to_string(),
         mtu: r.mtu,
         sandbox: r.netns.to_string(),
         ..Interface::default()
@@ -73,6 +73,6 @@ fn append(out: &mut CniResult, r: &Record) {
         let gw: IpAddr = gateway(addr);
         let address = IpNet { addr, len: Family::of(addr).bits() };
         out.ips.push(Ip { interface: Some(index), address, gateway: Some(gw) });
-        out.routes.push(RouteConf::new(Cidr::any(Family::of(addr)), Some(gw)));
+        out.routes.extend(destinations(r, Family::of(addr)).into_iter().map(|dst| RouteConf::new(dst, Some(gw))));
     }
 }

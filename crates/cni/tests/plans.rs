@@ -146,6 +146,21 @@ fn a_del_leaves_no_directory_behind() {
     assert!(!missing.exists());
 }
 
+/// Code 50: an ADD could not be served. Code 51: and what is there can no longer be seen to.
+#[test]
+fn status_tells_whether_living_pods_are_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let status = |m: &mut Mock, conf: &str| {
+        let r = execute(m, &env("STATUS", "", "", ""), &mut conf.as_bytes(), 1);
+        (r.exit, serde_json::from_str::<serde_json::Value>(&r.stdout).unwrap_or_default()["code"].clone())
+    };
+    let mut m = Mock::default();
+    assert_eq!(status(&mut m, &conf(dir.path())), (0, serde_json::Value::Null));
+    assert_eq!(status(&mut m, &conf(Path::new("/proc/nowhere"))), (1, 50.into()));
+    m.0.borrow_mut().deaf = true;
+    assert_eq!(status(&mut m, &conf(dir.path())), (1, 51.into()));
+}
+
 /// The two namespaces as ADD leaves them.
 fn views(r: &Record) -> (View, View) {
     let link = |index, peer, name: &types::IfName, mac| Link {

@@ -118,7 +118,40 @@ fn every_error_names_object_field_and_fix() {
         ("relative dataDir", add(), conf(&json!({"dataDir": "ipam"}))),
         ("dns is a list", add(), conf(&json!({"dns": []}))),
         ("bad requested address", add(), conf(&json!({"runtimeConfig": {"ips": ["ten"]}}))),
-        ("a capability we lack", add(), conf(&json!({"runtimeConfig": {"aliases": []}}))),
+        ("a capability we lack", add(), conf(&json!({"runtimeConfig": {"cgroupPath": "/x"}}))),
+        ("a group's hardware address", add(), conf(&json!({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}))),
+        ("the hardware address of host ends", add(), conf(&json!({"runtimeConfig": {"mac": "ee:ee:ee:ee:ee:ee"}}))),
+        ("dns of the runtime is a list", add(), conf(&json!({"runtimeConfig": {"dns": ["192.0.2.1"]}}))),
+        ("ipRanges without lists", add(), conf(&json!({"runtimeConfig": {"ipRanges": [{"subnet": "10.7.0.0/24"}]}}))),
+        (
+            "ipRanges of one family",
+            add(),
+            conf(&json!({"runtimeConfig": {"ipRanges": [[{"subnet": "10.7.0.0/24"}], [{"subnet": "10.8.0.0/24"}]]}})),
+        ),
+        (
+            "ipRanges that end before they begin",
+            add(),
+            conf(&json!({"runtimeConfig": {"ipRanges": [[{"subnet": "10.7.0.0/24", "rangeEnd": "10.6.0.1"}]]}})),
+        ),
+        (
+            "ipRanges with a gateway",
+            add(),
+            conf(&json!({"runtimeConfig": {"ipRanges": [[{"subnet": "10.7.0.0/24", "gateway": "10.7.0.1"}]]}})),
+        ),
+        ("an alias that is no name", add(), conf(&json!({"runtimeConfig": {"aliases": ["a b"]}}))),
+        (
+            "an alias of this network that is no name",
+            add(),
+            conf(&json!({"runtimeConfig": {"aliases": {"seaway": ["-"]}}})),
+        ),
+        ("routes is a text", add(), conf(&json!({"routes": "10.0.0.0/8"}))),
+        ("a route with a gateway", add(), conf(&json!({"routes": [{"dst": "10.0.0.0/8", "gw": "10.1.1.1"}]}))),
+        ("a route to nowhere", add(), conf(&json!({"routes": [{}]}))),
+        (
+            "a family there is not",
+            add(),
+            conf(&json!({"ranges": null, "ipam": {"type": "seaway", "pools": "/x/pools.json", "family": "4"}})),
+        ),
         ("prevResult is a text", add(), conf(&json!({"prevResult": "x"}))),
         ("CHECK without prevResult", env("CHECK", "c1", "/run/netns/x", "eth0"), conf(&json!({}))),
         ("GC with no list", env("GC", "", "", ""), conf(&json!({"cni.dev/valid-attachments": "all"}))),
@@ -247,7 +280,7 @@ fn json_value() -> impl Strategy<Value = Value> {
     })
 }
 
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "cniVersion",
     "name",
     "type",
@@ -258,6 +291,7 @@ const FIELDS: [&str; 14] = [
     "dns",
     "capabilities",
     "runtimeConfig",
+    "routes",
     "args",
     "prevResult",
     "cni.dev/valid-attachments",

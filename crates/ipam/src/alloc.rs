@@ -239,6 +239,19 @@ impl Space {
         }
         Ok(Self { sets, except: Vec::new() })
     }
+
+    /// Leaves of the ranges that hold such a pair the addresses from its first to its last.
+    pub(crate) fn narrow(&mut self, within: &[(IpAddr, IpAddr)]) {
+        for s in self.sets.iter_mut().flat_map(|s| &mut s.spans) {
+            for (from, to) in within {
+                if let (Some(from), Some(to)) = (s.range.index_of(*from), s.range.index_of(*to)) {
+                    (s.first, s.last) = (s.first.max(from), s.last.min(to));
+                }
+            }
+        }
+        // What has nothing left gives nothing.
+        self.sets.iter_mut().for_each(|s| s.spans.retain(|s| s.first <= s.last));
+    }
 }
 
 #[cfg(test)]

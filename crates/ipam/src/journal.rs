@@ -40,6 +40,8 @@ pub struct Request<'a> {
     pub pod: Option<&'a PodRef>,
     /// This node's ranges, at most one per family; one address of each is given.
     pub ranges: &'a [Cidr],
+    /// Of `ranges` only these, each from its first to its last address.
+    pub within: &'a [(IpAddr, IpAddr)],
     /// Instead of `ranges`: pools.
     pub pools: Option<Ask<'a>>,
     /// `requested` are out of no range or pool: nobody gives them out, they only must be nobody's.
@@ -342,6 +344,9 @@ impl Journal {
             delegates: have.as_ref().map_or_else(Vec::new, |r| r.delegates.clone()),
             ports: have.as_ref().map_or_else(Vec::new, |r| r.ports.clone()),
             limits: have.as_ref().map_or_else(Default::default, |r| r.limits.clone()),
+            mac: have.as_ref().and_then(|r| r.mac),
+            routes: have.as_ref().map_or_else(Vec::new, |r| r.routes.clone()),
+            names: have.as_ref().map_or_else(Vec::new, |r| r.names.clone()),
             path: have.as_ref().map_or_else(Box::default, |r| r.path.clone()),
         };
         let known = have.is_some();
@@ -501,7 +506,9 @@ fn space(request: &Request<'_>) -> Result<Space, IpamError> {
         let exact = |a: &IpAddr| Set::whole("no pool".into(), types::Family::of(*a), &[Cidr::host(*a)], "");
         return Ok(Space { sets: request.requested.iter().map(exact).collect(), except: Vec::new() });
     }
-    room(request.ranges, request.pools)
+    let mut space = room(request.ranges, request.pools)?;
+    space.narrow(request.within);
+    Ok(space)
 }
 
 fn room(ranges: &[Cidr], pools: Option<Ask<'_>>) -> Result<Space, IpamError> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use types::{IfName, OwnedName};
+use types::{Cidr, IfName, Mac, OwnedName};
 
 use crate::extras::{Limits, PortMapping};
 
@@ -79,6 +79,15 @@ pub struct Record {
     /// What it may send and receive.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// Hardware address of an interface of our own making, when one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    /// Where the pod's routes lead, when that is not everywhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Cidr>,
+    /// Names that stand for its addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<Box<str>>,
     /// `CNI_PATH` of the call, for when the delegates are undone without a runtime; empty without delegates.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub path: Box<str>,

@@ -26,6 +26,7 @@ fn add(j: &mut Journal, n: usize, ranges: &[Cidr]) -> Result<Record, IpamError> 
         inode: 4_026_531_840,
         pod: None,
         ranges,
+        within: &[],
         pools: None,
         outside: false,
         requested: &[],

@@ -32,33 +32,57 @@ pub struct Env {
     pub masquerades: bool,
 }
 
-impl Env {
-    /// Reads the file's `text`, one `NAME=VALUE` a line; other names are left alone.
+/// What lines of the subnet file say, be it all or not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lines {
+    /// The cluster's networks, of IPv4 and of IPv6.
+    pub networks: [Vec<Cidr>; 2],
+    /// The node's subnet, of IPv4 and of IPv6.
+    pub subnets: [Option<Cidr>; 2],
+    mtu: Option<u32>,
+    masquerades: Option<bool>,
+}
+
+impl Lines {
+    /// Reads `text`, one `NAME=VALUE` a line; other names are left alone.
     ///
     /// # Errors
-    /// Which line is wrong, or which names are missing.
+    /// Which line is wrong.
     pub fn read(text: &str) -> Result<Self, String> {
         let nets = |v: &str| -> Result<Vec<Cidr>, String> {
             // An address within the subnet stands for it: flannel writes the node's own.
             v.split(',').map(|n| n.trim().parse::<IpNet>().map(IpNet::network)).collect()
         };
-        let (mut networks, mut subnets) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-        let (mut mtu, mut masquerades) = (None, None);
+        let mut out = Self::default();
         for line in text.lines() {
             let Some((name, value)) = line.trim().split_once('=') else { continue };
             let says = |e: String| format!("{name}={value}: {e}");
-            let one = |v: Vec<Cidr>| if v.len() == 1 { Ok(v) } else { Err("one subnet is needed".to_owned()) };
+            let one = |v: Vec<Cidr>| match v[..] {
+                [one] => Ok(Some(one)),
+                _ => Err("one subnet is needed".to_owned()),
+            };
             match name {
-                "FLANNEL_NETWORK" => networks[0] = nets(value).map_err(says)?,
-                "FLANNEL_IPV6_NETWORK" => networks[1] = nets(value).map_err(says)?,
-                "FLANNEL_SUBNET" => subnets[0] = nets(value).and_then(one).map_err(says)?,
-                "FLANNEL_IPV6_SUBNET" => subnets[1] = nets(value).and_then(one).map_err(says)?,
-                "FLANNEL_MTU" => mtu = Some(value.parse::<u32>().map_err(|e| says(e.to_string()))?),
-                "FLANNEL_IPMASQ" => masquerades = Some(value == "true"),
+                "FLANNEL_NETWORK" => out.networks[0] = nets(value).map_err(says)?,
+                "FLANNEL_IPV6_NETWORK" => out.networks[1] = nets(value).map_err(says)?,
+                "FLANNEL_SUBNET" => out.subnets[0] = nets(value).and_then(one).map_err(says)?,
+                "FLANNEL_IPV6_SUBNET" => out.subnets[1] = nets(value).and_then(one).map_err(says)?,
+                "FLANNEL_MTU" => out.mtu = Some(value.parse::<u32>().map_err(|e| says(e.to_string()))?),
+                "FLANNEL_IPMASQ" => out.masquerades = Some(value == "true"),
                 _ => {}
             }
         }
-        let (networks, subnets) = (networks.concat(), subnets.concat());
+        Ok(out)
+    }
+}
+
+impl Env {
+    /// Reads the file's `text`, which must say everything.
+    ///
+    /// # Errors
+    /// Which line is wrong, or which names are missing.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let Lines { networks, subnets, mtu, masquerades } = Lines::read(text)?;
+        let (networks, subnets) = (networks.concat(), subnets.into_iter().flatten().collect::<Vec<_>>());
         let lacks = [
             (networks.is_empty(), "FLANNEL_NETWORK or FLANNEL_IPV6_NETWORK"),
             (subnets.is_empty(), "FLANNEL_SUBNET or FLANNEL_IPV6_SUBNET"),

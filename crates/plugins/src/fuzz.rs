@@ -11,7 +11,9 @@ use crate::dhcp::client::{Client, Output, Params};
 use crate::dhcp::kept::Kept;
 use crate::dhcp::packet::{self, Message};
 use crate::dhcp::rpc::Peer;
-use crate::{bridge, device, dhcp, firewall, flannel, host_device, host_local, portmap, ptp, static_ips, tuning, vrf};
+use crate::{
+    bridge, calico, device, dhcp, firewall, flannel, host_device, host_local, portmap, ptp, static_ips, tuning, vrf,
+};
 
 /// `CNI_ARGS` in the first line, a configuration in the rest, for every plugin with a decoder of its own.
 pub fn config(data: &[u8]) {
@@ -39,6 +41,10 @@ pub fn config(data: &[u8]) {
         && let Ok(d) = flannel::delegate(&f, "net", "1.0.0", &env)
     {
         assert!(d.get("ipam").is_some_and(|i| i["ranges"].as_array().is_some_and(|r| r.len() == env.subnets.len())));
+    }
+    let node = cni::node::Node::parse(args.as_bytes()).ok();
+    if let Ok(own) = calico::translated(&f, node.as_ref(), &ipam::Pools::default(), "/d") {
+        let _ = cni::NetConf::parse(Value::Object(own).to_string().as_bytes());
     }
     let _ = static_ips::Conf::read(&f, &call);
     if let Ok(c) = dhcp::conf::Conf::read(&f, args) {

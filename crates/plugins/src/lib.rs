@@ -7,11 +7,12 @@
 mod attach;
 mod bandwidth;
 mod bridge;
+mod calico;
 mod device;
 pub mod dhcp;
 mod envargs;
 mod firewall;
-mod flannel;
+pub mod flannel;
 pub mod fuzz;
 mod host_device;
 mod host_local;
@@ -31,6 +32,7 @@ use kernel_api::machine::{Machine, Netns};
 pub const NAMES: &[&str] = &[
     "bandwidth",
     "bridge",
+    "calico",
     "dhcp",
     "dummy",
     "firewall",
@@ -57,6 +59,7 @@ pub fn by_name<M: Machine>(name: &str) -> Option<Box<dyn Plugin<M>>> {
     Some(match name {
         "bandwidth" => Box::new(bandwidth::Bandwidth),
         "bridge" => Box::new(bridge::Bridge),
+        "calico" => Box::new(calico::Calico),
         "dhcp" => Box::new(dhcp::Dhcp),
         "dummy" => Box::new(device::Plug(device::Kind::Dummy)),
         "firewall" => Box::new(firewall::Firewall),

@@ -24,6 +24,9 @@ pub const MODE: &str = "seaway.io/mode";
 /// A JSON object with fields for that mode's plugin, e.g. `{"master": "eth1"}`; beside [`MODE`].
 pub const MODE_OPTIONS: &str = "seaway.io/mode-options";
 
+/// Hardware address of a pod's first interface, in our name and in Calico's.
+pub const MAC: [&str; 2] = ["seaway.io/mac", "cni.projectcalico.org/hwAddr"];
+
 /// On a mirror Pod, by the kubelet: the UID that the runtime knows the static pod by (`ConfigMirrorAnnotationKey`,
 /// pkg/kubelet/types). The mirror's own is another.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -40,6 +43,8 @@ pub const READ: &[&str] = &[
     EGRESS_BANDWIDTH,
     MODE,
     MODE_OPTIONS,
+    MAC[0],
+    MAC[1],
     MIRROR,
     networks::NETWORKS,
     networks::DEFAULT,

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use intent::{NodeIntent, PodSpec, Wiring};
+use intent::{Mode, NodeIntent, PodSpec, Wiring};
 use serde_json::Value;
-use types::ObjectName;
+use types::{Mac, ObjectName};
 
 use crate::LocalState;
-use crate::annotations::{MIRROR, MODE, MODE_OPTIONS};
+use crate::annotations::{MAC, MIRROR, MODE, MODE_OPTIONS};
 use crate::host_ports;
 use crate::labels::Labels;
 use crate::networks::{self, DEFAULT, Known, OLDER, PodNetworks, pod_networks};
@@ -109,7 +109,30 @@ fn spec(notes: &Notes<'_>, pod: &Pod, known: &Known<'_>) -> Result<PodSpec, Prob
         return Err(annotation(&format!("Pod/{}", notes.name), MODE, why));
     }
     let bandwidth = crate::bandwidth::of(notes)?;
-    Ok(PodSpec { uid: uid(pod), wiring, bandwidth, default_network: first, networks: further, ..PodSpec::default() })
+    let mac = mac(notes)?;
+    if let (Some((key, _)), Some(_)) = (mac, &first) {
+        let why = format!("is of the cluster's network, which {DEFAULT} or {OLDER} replaces: remove one of them");
+        return Err(annotation(&format!("Pod/{}", notes.name), key, why));
+    }
+    let mac = mac.map(|(_, m)| m);
+    Ok(PodSpec {
+        uid: uid(pod),
+        wiring,
+        mac,
+        bandwidth,
+        default_network: first,
+        networks: further,
+        ..PodSpec::default()
+    })
+}
+
+/// The hardware address that a pod asks for, and by which annotation. A namespace has none for all of its pods.
+fn mac(notes: &Notes<'_>) -> Result<Option<(&'static str, Mac)>, Problem> {
+    let Some((key, text)) = MAC.into_iter().find_map(|k| Some((k, notes.own.get(k)?))) else { return Ok(None) };
+    let parsed: Option<Mac> = text.trim().parse().ok().filter(|m: &Mac| m.is_station());
+    let why = || format!("is {text:.80?}: a hardware address of one station is needed, e.g. 02:00:00:00:00:17");
+    let mac = parsed.ok_or_else(|| annotation(&format!("Pod/{}", notes.name), key, why()))?;
+    Ok(Some((key, mac)))
 }
 
 /// Where the pod's addresses come from, and which they must be.
@@ -137,6 +160,13 @@ fn addresses(
     }
     let usual = &snapshot.settings.wiring;
     let wiring = spec.wiring.as_ref().unwrap_or(usual);
+    if spec.mac.is_some() && wiring.mode == Mode::Ipvlan {
+        let key = MAC.into_iter().find(|k| pod.asks.get(k).is_some()).unwrap_or(MAC[0]);
+        return Err(wrong(
+            key,
+            "an ipvlan has the hardware address of its parent: remove it, or choose another mode".into(),
+        ));
+    }
     let choice = match snapshot.settings.ipam {
         Ipam::Pools => choose(snapshot, &intent.node, &name.namespace, asked, wiring),
         Ipam::NodeCidr => of_node_ranges(snapshot, intent, asked),

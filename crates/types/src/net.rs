@@ -179,6 +179,12 @@ impl Mac {
         b[0] = (b[0] & 0xfc) | 0x02;
         Self(b)
     }
+
+    /// Whether it is an address that one station may have: neither a group's (IEEE 802: bit 0 of the first octet) nor zero.
+    #[must_use]
+    pub fn is_station(self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
 }
 
 impl fmt::Display for Mac {

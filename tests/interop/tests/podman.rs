@@ -80,8 +80,13 @@ fn published_ports_by_the_reference_plugin() {
 
 fn published(ours: bool) {
     let p = Podman::new(ours);
-    let a = p.web("a", &["-p", "8080:80", "--ip", "10.244.1.77"]);
+    // With other plugins ours is not asked for a hardware address.
+    let mac = if ours { &["--mac-address", "02:00:00:00:00:77"][..] } else { &[] };
+    let a = p.web("a", &[&["-p", "8080:80", "--ip", "10.244.1.77"], mac].concat());
     assert_eq!(a[0], "10.244.1.77");
+    if ours {
+        assert_eq!(p.podman(&["exec", "a", "cat", "/sys/class/net/eth0/address"]).trim(), "02:00:00:00:00:77");
+    }
     for node in ADDRESSES {
         let (at, body) = (url(node).trim_end_matches('/').to_owned() + ":8080/", HELLO);
         assert_eq!(p.node.outside(&["curl", "-sS", "--max-time", "5", &at]), body);

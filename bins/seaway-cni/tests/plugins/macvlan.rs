@@ -82,6 +82,9 @@ fn packets_go_between_containers_and_to_the_wire() {
     let queue = &t.json_pod("c1", "ip -j -d link show eth0")[0]["linkinfo"]["info_data"]["bcqueuelen"];
     assert!(queue.is_null() || *queue == 2000, "{queue}");
     t.node.sh_pod("c1", "ping -c1 -W2 10.1.2.3; ping -c1 -W2 10.1.2.1; ping -c1 -W2 fd00:1::3; ping -c1 -W2 fd00:1::1");
+    // Parent and child do not see each other, whichever way.
+    t.node.sh("ip address add 10.1.2.200/24 dev up0; ! ping -c1 -W1 10.1.2.2 > /dev/null");
+    t.node.sh_pod("c1", "! ping -c1 -W1 10.1.2.200 > /dev/null");
     // An address that another on the wire has: nothing is left of the ADD.
     t.node.sh_pod("out", "ip address add fd00:1::4/64 dev up1 nodad");
     t.node.pod("c3");
@@ -91,6 +94,41 @@ fn packets_go_between_containers_and_to_the_wire() {
     let e = t.call("ADD", "c3", &c).unwrap_err();
     assert_eq!(e["code"], 11, "{e}");
     assert_eq!((t.inside("c3"), leases()), (before, held), "something is left");
+}
+
+/// Mode `source`, which the reference lacks: who is not listed is not heard.
+#[test]
+fn mode_source_hears_who_is_listed() {
+    let t = Twin::new(Whose::Ours);
+    for id in ["c1", "out"] {
+        t.node.pod(id);
+    }
+    t.node.sh(&format!("ip link set up1 netns {}", t.node.dir.path().join("netns/out").display()));
+    t.node.sh_pod(
+        "out",
+        "ip link set up1 address 02:00:00:00:00:99; ip link set up1 up; ip address add 10.1.2.1/24 dev up1",
+    );
+    for (sources, heard) in [("02:00:00:00:00:98", false), ("02:00:00:00:00:99", true)] {
+        let c = conf(&t, &json!({"mode": "source", "sourceMACs": ["02:00:00:00:00:01", sources]}));
+        let said = t.add("c1", &c);
+        let shown = t.node.sh_pod("c1", "ip -d link show eth0");
+        assert!(shown.contains("macvlan mode source") && shown.contains(sources), "{shown}");
+        t.node.sh_pod("c1", &format!("{} ping -c1 -W1 10.1.2.1 > /dev/null", if heard { "" } else { "!" }));
+        let checked = with(&c, "prevResult", said);
+        t.call("CHECK", "c1", &checked).unwrap();
+        t.node.sh_pod("c1", &format!("ip link set eth0 type macvlan macaddr del {sources}"));
+        let e = t.call("CHECK", "c1", &checked).unwrap_err();
+        assert!(e["details"].as_str().unwrap().contains("sourceMACs"), "{e}");
+        t.del("c1", &c);
+    }
+    for (more, why) in [
+        (json!({"mode": "source"}), "sourceMACs is missing"),
+        (json!({"sourceMACs": ["02:00:00:00:00:01"]}), "sourceMACs is for mode source"),
+        (json!({"mode": "source", "sourceMACs": ["01:00:5e:00:00:01"]}), "no station's"),
+    ] {
+        let e = t.call("ADD", "c1", &conf(&t, &more)).unwrap_err();
+        assert!(e["msg"].as_str().unwrap().contains(why), "{e}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod twin;
 
 mod bandwidth;
 mod bridge;
+mod calico;
 mod dhcp;
 mod firewall;
 mod flannel;

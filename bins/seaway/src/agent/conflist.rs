@@ -54,6 +54,10 @@ impl Writer {
                 "no interface leads to other nodes: give Node/{node} an InternalIP of this machine, or use --iface"
             ));
         };
+        // For configurations that are somebody else's: they name the node's range without knowing it.
+        let says = cni::node::Node::new(ranges.clone(), pools, mtu).text();
+        let path = self.ipam_dir.join(cni::node::FILE);
+        says.and_then(|t| cni::write_atomically(&path, &t)).map_err(|e| format!("{}: {e}", path.display()))?;
         let text = cni::conflist(&cni::ConflistSpec {
             name: NETWORK.to_owned(),
             ranges,

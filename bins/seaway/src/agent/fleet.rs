@@ -1,7 +1,7 @@
 //! `seaway agent --source etcd`: a node of a flannel network, without Kubernetes. The leases in etcd are the Nodes, and
 //! the datapath is the same; Services, policies and address pools are Kubernetes', so there are none.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use kernel_api::Rtnetlink;
 use source::etcd::{Etcd, EtcdConfig};
 use source::flannel::{self, Own, Store, Subnets};
 use telemetry::Kind;
-use types::{Cidr, Family, NodeName};
+use types::{Family, NodeName};
 
 use super::{AgentArgs, IfaceChoice, ServiceProxy, facts, http, turn};
 
@@ -154,12 +154,8 @@ fn own(iface: Option<&IfaceChoice>, previous: Option<Subnets>) -> anyhow::Result
 /// The ranges that a subnet file speaks of.
 fn previous(file: &Path) -> Option<Subnets> {
     let text = std::fs::read_to_string(file).ok()?;
-    let fields: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.trim().split_once('=')).collect();
-    let range = |name: &str| {
-        let (addr, len) = fields.get(name)?.split_once('/')?;
-        Cidr::new(addr.parse().ok()?, len.parse().ok()?)
-    };
-    let s = Subnets { v4: range("FLANNEL_SUBNET"), v6: range("FLANNEL_IPV6_SUBNET") };
+    let [v4, v6] = plugins::flannel::Lines::read(&text).ok()?.subnets;
+    let s = Subnets { v4, v6 };
     s.each().next().map(|_| s)
 }
 

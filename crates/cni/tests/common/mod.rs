@@ -29,6 +29,8 @@ pub struct Log {
     /// So many looks until IPv6 addresses are delivered.
     pub late: usize,
     pub looked: usize,
+    /// Rtnetlink of the node cannot be opened.
+    pub deaf: bool,
     asked: usize,
 }
 
@@ -62,6 +64,9 @@ impl Machine for Mock {
         panic!("an attachment starts {}", program.program.display())
     }
     fn host(&mut self) -> io::Result<MockRt> {
+        if self.0.borrow().deaf {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         Ok(MockRt(Rc::clone(&self.0), "host"))
     }
     fn open(&mut self, path: &str) -> io::Result<MockNetns> {
@@ -205,6 +210,9 @@ pub fn record(container: &str, addresses: &[&str]) -> Record {
         delegates: Vec::new(),
         ports: Vec::new(),
         limits: ipam::Limits::default(),
+        mac: None,
+        routes: Vec::new(),
+        names: Vec::new(),
         path: "".into(),
     }
 }

@@ -21,11 +21,14 @@ fn ifb(network: &str, container: &str) -> OwnedName {
     OwnedName::shaper(sha512::sha512_64(&format!("{network}{container}")) >> 16)
 }
 
-/// Where the limits of the call's container are; `link` is the host end.
-fn place<M: Machine>(cx: &Context<'_, M>, link: IfName) -> Result<Place, Error> {
+/// Where the limits of the call's container are; `link` is the host end. A pod of Seaway's own that the agent limits has
+/// its `ifb` already: the runtime says the same limits again, and a second `ifb` would take the packets from the first.
+fn place<M: Machine>(cx: &mut Context<'_, M>, link: IfName) -> Result<Place, Error> {
     let key = cx.key()?;
     let alias = Owner::new(cx.network(), key).as_str().to_owned();
-    Ok(Place { link, ifb: ifb(cx.network(), &key.container), alias })
+    let own = OwnedName::recognise(&link).ok().filter(OwnedName::is_pod_link).map(|l| l.shaper_of());
+    let there = own.map(|o| Ok::<_, Error>(cx.host()?.link(o.name())?.map(|_| o))).transpose()?.flatten();
+    Ok(Place { link, ifb: there.unwrap_or_else(|| ifb(cx.network(), &key.container)), alias })
 }
 
 /// The host end of the container's veth.

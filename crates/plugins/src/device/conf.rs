@@ -7,6 +7,9 @@ use types::{IfName, Mac};
 use super::Kind;
 use crate::envargs;
 
+/// What the kernel's table of a macvlan is made for (`MACVLAN_HASH_SIZE`, drivers/net/macvlan.c).
+const MOST_SOURCES: usize = 256;
+
 /// A configuration, checked; `ipam` and `dns` are read where they are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conf {
@@ -29,6 +32,8 @@ pub enum Device {
     Macvlan {
         /// `mode`.
         mode: MacvlanMode,
+        /// `sourceMACs`: whom mode `source` listens to.
+        sources: Vec<Mac>,
         /// `bcqueuelen`.
         bc_queue_len: Option<u32>,
     },
@@ -61,6 +66,7 @@ impl Conf {
         let device = match kind {
             Kind::Macvlan => Device::Macvlan {
                 mode: macvlan(f)?,
+                sources: sources(f)?,
                 bc_queue_len: f.number("bcqueuelen", 0..=u32::MAX)?.filter(|n| *n > 0),
             },
             Kind::Ipvlan => Device::Ipvlan(ipvlan(f)?),
@@ -99,7 +105,29 @@ fn macvlan(f: &Fields<'_>) -> Result<MacvlanMode, Error> {
         Some("private") => Ok(MacvlanMode::Private),
         Some("vepa") => Ok(MacvlanMode::Vepa),
         Some("passthru") => Ok(MacvlanMode::Passthru),
-        Some(m) => Err(bad(format!("mode is {m:?}: bridge, private, vepa or passthru is needed"))),
+        Some("source") => Ok(MacvlanMode::Source),
+        Some(m) => Err(bad(format!("mode is {m:?}: bridge, private, vepa, passthru or source is needed"))),
+    }
+}
+
+/// Mode `source` hears nobody but those that are listed, so a list is needed; the other modes hear everybody.
+fn sources(f: &Fields<'_>) -> Result<Vec<Mac>, Error> {
+    let mut list: Vec<Mac> = f.parsed_list("sourceMACs")?;
+    list.sort_unstable();
+    list.dedup();
+    match (macvlan(f)? == MacvlanMode::Source, list.len()) {
+        (true, 0) => {
+            Err(bad("sourceMACs is missing: mode source hears only the hardware addresses that are listed there"))
+        }
+        (true, n) if n > MOST_SOURCES => {
+            Err(bad(format!("sourceMACs has {n} entries, at most {MOST_SOURCES} are taken")))
+        }
+        (true, _) => match list.iter().find(|m| !m.is_station()) {
+            Some(m) => Err(bad(format!("sourceMACs has {m}, which is no station's hardware address"))),
+            None => Ok(list),
+        },
+        (false, 0) => Ok(list),
+        (false, _) => Err(bad("sourceMACs is for mode source: leave it out, or set the mode")),
     }
 }
 

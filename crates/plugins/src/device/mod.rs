@@ -222,8 +222,8 @@ fn make<M: Machine>(
     let lower = lower.map(|l| l.index).unwrap_or_default();
     let mut up = SetLink::up(ifname.clone());
     let kind = match &conf.device {
-        Device::Macvlan { mode, bc_queue_len } => {
-            let params = MacvlanParams { mode: *mode, bc_queue_len: *bc_queue_len, ..MacvlanParams::default() };
+        Device::Macvlan { mode, sources, bc_queue_len } => {
+            let params = MacvlanParams { mode: *mode, sources: sources.clone(), bc_queue_len: *bc_queue_len };
             NewLinkKind::Macvlan { lower, params }
         }
         Device::Ipvlan(mode) => {
@@ -264,8 +264,11 @@ fn unlike(kind: Kind, conf: &Conf, link: &Link) -> Vec<String> {
         (have != want).then(|| format!("the mode of {name} in the container is {have} instead of {want}"))
     };
     match (&conf.device, &link.kind) {
-        (Device::Macvlan { mode: want, .. }, LinkKind::Macvlan(p)) => {
+        (Device::Macvlan { mode: want, sources, .. }, LinkKind::Macvlan(p)) => {
             out.extend(mode(p.mode.to_string(), want.to_string()));
+            if p.sources != *sources {
+                out.push(format!("{name} in the container hears others than sourceMACs lists"));
+            }
         }
         (Device::Ipvlan(want), LinkKind::Ipvlan(p)) => {
             out.extend(mode(format!("{:?}", p.mode).to_lowercase(), format!("{want:?}").to_lowercase()));

@@ -69,6 +69,7 @@ impl Node {
             inode: 1,
             pod: Some(&of),
             ranges: &[],
+            within: &[],
             pools: Some(Ask { file: &file, names: &[] }),
             outside: false,
             requested: &[],
