@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use types::{Cidr, Family, FamilySet, Mac, NodeName, ObjectName, OwnedName, Proto};
+use types::{Cidr, Family, FamilySet, FlatSet, Mac, NodeName, ObjectName, OwnedName, Proto};
 
 use crate::{
     Affinity, Attachment, AttachmentKey, Backend, Endpoint, L4, NodeIntent, Origin, Packet, Peer, PeerRoute, Reach,
@@ -316,8 +316,8 @@ fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<Serv
             let node_port = (p.node_port)
                 .then(|| 30000 + u16::from(n) * 10 + u16::try_from(seen.len()).unwrap_or(0))
                 .filter(|np| node_ports.insert(*np));
-            let mut endpoints = BTreeSet::new();
-            let mut local_endpoints = BTreeSet::new();
+            let mut endpoints = FlatSet::new();
+            let mut local_endpoints = FlatSet::new();
             for (where_, slot, port) in &p.endpoints {
                 for f in fams.iter() {
                     let addr = endpoint_addr(intent, f, *where_, *slot);
@@ -330,7 +330,7 @@ fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<Serv
                     }
                 }
             }
-            let external = |of: std::ops::Range<u8>| -> BTreeSet<IpAddr> {
+            let external = |of: std::ops::Range<u8>| -> FlatSet<IpAddr> {
                 of.flat_map(|e| fams.iter().map(move |f| external_ip(f, n * 4 + e))).collect()
             };
             let policy = |local| if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
@@ -360,8 +360,8 @@ fn build_services(intent: &NodeIntent, services: &[RawService]) -> BTreeMap<Serv
     out
 }
 
-fn source_ranges(fams: FamilySet, kind: u8) -> BTreeSet<Cidr> {
-    let of = |addr: fn(Family, u8) -> IpAddr, host: u8| -> BTreeSet<Cidr> {
+fn source_ranges(fams: FamilySet, kind: u8) -> FlatSet<Cidr> {
+    let of = |addr: fn(Family, u8) -> IpAddr, host: u8| -> FlatSet<Cidr> {
         fams.iter().map(|f| at(addr(f, 0), f.bits() - host)).collect()
     };
     match kind {
@@ -370,7 +370,7 @@ fn source_ranges(fams: FamilySet, kind: u8) -> BTreeSet<Cidr> {
         2 => of(world, 8).into_iter().chain(of(node_addr, 8)).collect(),
         // Of one family, which says nothing of the other.
         3 => of(world, 2).into_iter().take(1).collect(),
-        _ => BTreeSet::new(),
+        _ => FlatSet::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{PodSpec, Wiring};
 use serde::{Deserialize, Serialize};
-use types::{Cidr, Family, FamilySet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
+use types::{Cidr, Family, FamilySet, FlatSet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
 
 /// Everything one node must do. The order of no collection here carries meaning; all are sorted, so equal intents
 /// print equal.
@@ -285,12 +285,12 @@ impl fmt::Display for ServiceKey {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Virtual addresses inside the cluster (`spec.clusterIPs`), at most one per family.
-    pub cluster_ips: BTreeSet<IpAddr>,
+    pub cluster_ips: FlatSet<IpAddr>,
     /// Virtual addresses for traffic from outside that somebody else brings here (`spec.externalIPs`).
-    pub external_ips: BTreeSet<IpAddr>,
+    pub external_ips: FlatSet<IpAddr>,
     /// Virtual addresses of load balancers (`status.loadBalancer.ingress[].ip`, unless `ipMode` is Proxy). One that is in
     /// `external_ips` too is a load balancer's.
-    pub balancer_ips: BTreeSet<IpAddr>,
+    pub balancer_ips: FlatSet<IpAddr>,
     /// The port on those addresses.
     pub port: u16,
     /// The port on [`NodeIntent::node_port_addresses`] of every node.
@@ -298,9 +298,9 @@ pub struct ServicePort {
     /// The families NodePort and endpoints are served in (`spec.ipFamilies`).
     pub families: FamilySet,
     /// Endpoints that may be chosen when the policy is Cluster.
-    pub endpoints: BTreeSet<Endpoint>,
+    pub endpoints: FlatSet<Endpoint>,
     /// Endpoints that may be chosen when the policy is Local: those of this node.
-    pub local_endpoints: BTreeSet<Endpoint>,
+    pub local_endpoints: FlatSet<Endpoint>,
     /// Policy for traffic to `cluster_ips`.
     pub internal_policy: TrafficPolicy,
     /// Policy for traffic to `external_ips`, `balancer_ips` and `node_port`.
@@ -309,7 +309,7 @@ pub struct ServicePort {
     pub affinity: Affinity,
     /// The only sources that may use `balancer_ips` of a range's family; every source where there is no range of that
     /// family. With those addresses themselves, if a range holds this node: a node may have them and speak from them.
-    pub source_ranges: BTreeSet<Cidr>,
+    pub source_ranges: FlatSet<Cidr>,
     /// Why `endpoints` are those.
     pub scope: ByFamily<Scope>,
     /// Why `local_endpoints` are those: [`Scope::Ready`] or [`Scope::Terminating`].

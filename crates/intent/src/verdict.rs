@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use types::{Cidr, Family, PortKey};
+use types::{Cidr, Family, FlatSet, PortKey};
 
 use crate::model::{AttachmentKey, Endpoint, NodeIntent, PolicyPeer, PolicyRule, Reach, ServicePort, TrafficPolicy};
 use crate::packet::{Choice, Drop, Leg, Masquerade, Origin, Packet, Path, Reject, Snat, Verdict};
@@ -112,7 +112,7 @@ fn plain(intent: &NodeIntent, packet: &Packet) -> Verdict {
 fn choose(intent: &NodeIntent, packet: &Packet, svc: &ServicePort, policy: TrafficPolicy, external: bool) -> Verdict {
     let at_node = external && !svc.outside_ips().any(|a| a == packet.dst);
     let family = Family::of(packet.dst);
-    let of_family = |set: &BTreeSet<Endpoint>| -> BTreeSet<Endpoint> {
+    let of_family = |set: &FlatSet<Endpoint>| -> BTreeSet<Endpoint> {
         set.iter().copied().filter(|e| Family::of(e.addr) == family).collect()
     };
     let all = of_family(&svc.endpoints);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use intent::{Affinity, Endpoint, NodeIntent, ServiceKey, ServicePort, TrafficPolicy};
 use kernel_api::nft::Verdict;
 use plan::{Caps, Compiled, Refused};
-use types::{Cidr, Family, Proto};
+use types::{Cidr, Family, FlatSet, Proto};
 
 use crate::elements::{Elements, Pending};
 use crate::image::{Chain, Data, Image, Set};
@@ -520,6 +520,6 @@ fn number(id: u32) -> KeyBytes {
     KeyBytes::new().mark(id)
 }
 
-fn of_family(endpoints: &BTreeSet<Endpoint>, family: Family) -> Vec<Endpoint> {
+fn of_family(endpoints: &FlatSet<Endpoint>, family: Family) -> Vec<Endpoint> {
     endpoints.iter().copied().filter(|e| Family::of(e.addr) == family).collect()
 }

@@ -1,7 +1,7 @@
 //! Followed change by change, the table is what a look at everything makes of it, by the same plan.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests, helpers included
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use intent::generate::node_intent;
 use intent::{Affinity, Endpoint, NodeIntent, Ports, ServiceKey, ServicePort};
@@ -10,7 +10,7 @@ use kernel_fake::nft::FakeNft;
 use plan::{Caps, Dataplane, HostLink, Kernel};
 use plane_nft::{Data, Image, Key, NftKernel, NftPlane, Tracker};
 use proptest::prelude::*;
-use types::ObjectName;
+use types::{FlatSet, ObjectName};
 
 fn caps(i: &NodeIntent) -> Caps {
     let addresses = i.addresses.iter().map(|a| (*a, 24)).collect();
@@ -144,7 +144,7 @@ fn one_of_two_thousand_endpoints_is_a_few_elements() {
         let endpoint = |n: u32| Endpoint { addr: std::net::Ipv4Addr::from(0x0a80_0000 + n).into(), port: 80 };
         let service = types::ObjectName::new("default", "large");
         let key = ServiceKey { service: service.clone(), port: "".into(), proto: types::Proto::Tcp };
-        let intent = |endpoints: BTreeSet<Endpoint>| {
+        let intent = |endpoints: FlatSet<Endpoint>| {
             let mut i = NodeIntent::empty("node0".parse().unwrap());
             let port = ServicePort {
                 cluster_ips: [[10, 96, 0, 1].into()].into(),
@@ -158,7 +158,7 @@ fn one_of_two_thousand_endpoints_is_a_few_elements() {
             i.services.insert(key.clone(), port.into());
             i
         };
-        let mut now: BTreeSet<Endpoint> = (0..2000).map(endpoint).collect();
+        let mut now: FlatSet<Endpoint> = (0..2000).map(endpoint).collect();
         let mut last = intent(now.clone());
         let mut tracker = Tracker::default();
         let mut k = NftKernel::new(FakeNft::new(), FakeConntrack::new());

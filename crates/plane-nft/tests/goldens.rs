@@ -9,7 +9,7 @@ use std::path::Path;
 use intent::{Affinity, Endpoint, NodeIntent, Peer, ServiceKey, ServicePort, TrafficPolicy, Vxlan};
 use plan::{Caps, Dataplane, Plan};
 use plane_nft::{Image, NftPlane, render};
-use types::{Family, FamilySet, NodeName, ObjectName, Proto};
+use types::{Family, FamilySet, FlatSet, NodeName, ObjectName, Proto};
 
 fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -46,15 +46,15 @@ fn cluster(families: FamilySet) -> NodeIntent {
 }
 
 fn service(ips: &[&str], port: u16, endpoints: &[(&str, u16)]) -> ServicePort {
-    let cluster_ips: BTreeSet<IpAddr> = ips.iter().map(|a| addr(a)).collect();
+    let cluster_ips: FlatSet<IpAddr> = ips.iter().map(|a| addr(a)).collect();
     ServicePort {
         families: cluster_ips.iter().map(|a| Family::of(*a)).collect(),
         cluster_ips,
-        external_ips: BTreeSet::new(),
+        external_ips: FlatSet::new(),
         port,
         node_port: None,
         endpoints: endpoints.iter().map(|(a, p)| Endpoint { addr: addr(a), port: *p }).collect(),
-        local_endpoints: BTreeSet::new(),
+        local_endpoints: FlatSet::new(),
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         ..ServicePort::default()

@@ -17,7 +17,7 @@ use plan::{Caps, Dataplane, Kernel, Plan, converge};
 use plane_nft::{Data, Image, NftKernel, NftPlane, Op};
 use proptest::prelude::*;
 use proptest::sample::Index;
-use types::{Family, Proto};
+use types::{Family, FlatSet, Proto};
 
 type Fake = NftKernel<FakeNft, FakeConntrack>;
 
@@ -428,13 +428,13 @@ fn stranger(f: Family) -> (NodeIntent, Vec<Packet>) {
     i.addresses.insert(intent::generate::node_addr(f, 0));
     let own = Endpoint { addr: intent::generate::world(f, 9), port: 8080 };
     let svc = intent::ServicePort {
-        cluster_ips: BTreeSet::new(),
-        external_ips: BTreeSet::from([intent::generate::external_ip(f, 1)]),
+        cluster_ips: FlatSet::new(),
+        external_ips: FlatSet::from([intent::generate::external_ip(f, 1)]),
         port: 80,
         node_port: None,
         families: i.families,
-        endpoints: BTreeSet::from([own]),
-        local_endpoints: BTreeSet::from([own]),
+        endpoints: FlatSet::from([own]),
+        local_endpoints: FlatSet::from([own]),
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Local,
         affinity: intent::Affinity::None,
@@ -455,13 +455,13 @@ fn refusals_name_object_field_and_way_out() {
     let tree = proptest::strategy::Strategy::new_tree(&node_intent(), &mut runner).unwrap();
     let mut i = proptest::strategy::ValueTree::current(&tree);
     let svc = intent::ServicePort {
-        cluster_ips: BTreeSet::from([[10, 96, 0, 1].into()]),
-        external_ips: BTreeSet::new(),
+        cluster_ips: FlatSet::from([[10, 96, 0, 1].into()]),
+        external_ips: FlatSet::new(),
         port: 80,
         node_port: None,
         families: [Family::V4].into_iter().collect(),
-        endpoints: BTreeSet::new(),
-        local_endpoints: BTreeSet::new(),
+        endpoints: FlatSet::new(),
+        local_endpoints: FlatSet::new(),
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: intent::Affinity::ClientIp { timeout: 1 },

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use intent::{NodeIntent, Ports, ServiceKey, ServicePort};
-use types::{Cidr, Family, FamilySet, NodeName, ObjectName};
+use types::{Cidr, Family, FamilySet, FlatSet, NodeName, ObjectName};
 
 use crate::follow::Changes;
 use crate::problem::Problem;
@@ -204,7 +204,7 @@ impl Book {
     fn ports(&self, name: &ObjectName, snapshot: &ClusterSnapshot, problems: &mut Vec<Problem>) -> Ports {
         let Some(svc) = snapshot.services.get(name).filter(|s| served(s)) else { return Ports::new() };
         let has = |wanted: &Wanted, problems: &mut Vec<Problem>| self.claims.has(name, wanted, snapshot, problems);
-        let mut vips = BTreeSet::new();
+        let mut vips = FlatSet::new();
         for w in claims::cluster_ips(svc, &self.env) {
             if has(&w, problems)
                 && let Claim::Cluster(ip) = w.claim
@@ -222,7 +222,7 @@ impl Book {
         let mut out = Ports::new();
         for (i, port) in ports(svc) {
             let key = ServiceKey { service: name.clone(), port: port.name.clone(), proto: port.port.proto };
-            let (mut external_ips, mut balancer_ips) = (BTreeSet::new(), BTreeSet::new());
+            let (mut external_ips, mut balancer_ips) = (FlatSet::new(), FlatSet::new());
             for w in claims::external_ips(svc, port.port) {
                 if has(&w, problems)
                     && let Claim::External(ip, _) = w.claim
@@ -268,11 +268,11 @@ impl Book {
 
 /// The sources that a Service's load balancers admit. A node of such a range may have a balancer's address itself and
 /// speak from it, so that is admitted as well, as kube-proxy does.
-fn source_ranges(svc: &Service, env: &Env) -> BTreeSet<Cidr> {
+fn source_ranges(svc: &Service, env: &Env) -> FlatSet<Cidr> {
     if svc.kind != ServiceType::LoadBalancer {
-        return BTreeSet::new();
+        return FlatSet::new();
     }
-    let mut out: BTreeSet<Cidr> = svc.source_ranges.iter().copied().collect();
+    let mut out: FlatSet<Cidr> = svc.source_ranges.iter().copied().collect();
     for ip in &svc.ingress_ips {
         let of_family = |c: &Cidr| c.family() == Family::of(*ip);
         if svc.source_ranges.iter().filter(|c| of_family(c)).any(|c| env.own.iter().any(|n| c.contains(*n))) {

@@ -19,7 +19,7 @@ fn http(objects: &[Value]) -> ServicePort {
     (*r.intent.services.into_values().next().unwrap()).clone()
 }
 
-fn texts(set: &std::collections::BTreeSet<intent::Endpoint>) -> Vec<String> {
+fn texts(set: &types::FlatSet<intent::Endpoint>) -> Vec<String> {
     set.iter().map(ToString::to_string).collect()
 }
 

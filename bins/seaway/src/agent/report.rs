@@ -51,7 +51,7 @@ impl NoLocal {
                 (LocalPolicy::External, p.external_policy == TrafficPolicy::Local && outside),
             ];
             for f in p.families.iter() {
-                let has = |set: &BTreeSet<Endpoint>| set.iter().any(|e| Family::of(e.addr) == f);
+                let has = |set: &types::FlatSet<Endpoint>| set.iter().any(|e| Family::of(e.addr) == f);
                 if has(&p.endpoints) && !has(&p.local_endpoints) {
                     found.extend(asked.iter().filter(|a| a.1).map(|a| (a.0, of(f))));
                 }

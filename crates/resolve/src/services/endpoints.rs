@@ -1,9 +1,9 @@
 //! Which endpoints of a Service port may be chosen on one node, as kube-proxy's `CategorizeEndpoints` has it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use intent::{ByFamily, Endpoint, Scope, TrafficPolicy};
-use types::{Family, FamilySet, NodeName};
+use types::{Family, FamilySet, FlatSet, NodeName};
 
 use super::{Env, unusable_endpoint};
 use crate::snapshot::{EndpointSlice, Service, SliceEndpoint, SvcPort};
@@ -12,9 +12,9 @@ use crate::snapshot::{EndpointSlice, Service, SliceEndpoint, SvcPort};
 #[derive(Default)]
 pub(super) struct Usable {
     /// For policy Cluster.
-    pub cluster: BTreeSet<Endpoint>,
+    pub cluster: FlatSet<Endpoint>,
     /// For policy Local; empty when no policy is.
-    pub local: BTreeSet<Endpoint>,
+    pub local: FlatSet<Endpoint>,
     /// Why those.
     pub scope: ByFamily<Scope>,
     /// Why those of this node.
@@ -37,7 +37,7 @@ pub(super) fn endpoints(
     let wants_local = svc.internal_policy == TrafficPolicy::Local || svc.external_policy == TrafficPolicy::Local;
     for family in families.iter() {
         let all = of_port(slices, port, family);
-        let of = |keep: &dyn Fn(&SliceEndpoint) -> bool| -> BTreeSet<Endpoint> {
+        let of = |keep: &dyn Fn(&SliceEndpoint) -> bool| -> FlatSet<Endpoint> {
             all.iter().filter(|(_, e)| keep(e)).map(|(at, _)| *at).collect()
         };
         let fallback = |e: &SliceEndpoint| e.serving && e.terminating;
