@@ -148,6 +148,7 @@ fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
         vxlan_mac: "02:00:00:00:00:01".parse().ok()?,
         vxlan_supported: true,
         vxlan_in_use: false,
+        services_elsewhere: false,
         networks: Default::default(),
         ports: Default::default(),
     };

@@ -61,6 +61,7 @@ fn main() {
         vxlan_mac: "02:00:00:00:00:01".parse().unwrap(),
         vxlan_supported: true,
         vxlan_in_use: false,
+        services_elsewhere: false,
         networks: Default::default(),
         addresses: Default::default(),
         ports: Default::default(),

@@ -142,6 +142,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         vxlan_mac: crate::agent::vxlan_mac(&args.node, snapshot.settings.vni),
         vxlan_supported: true,
         vxlan_in_use: false,
+        services_elsewhere: false,
         networks: Default::default(),
         ports: Default::default(),
     };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use types::{Cidr, Family, FamilySet, FlatSet, Mac, NodeName, ObjectName, OwnedName, Proto};
+use types::{AddressRange, Cidr, Family, FamilySet, FlatSet, Mac, NodeName, ObjectName, OwnedName, Proto};
 
 use crate::{
     Affinity, Attachment, AttachmentKey, Backend, Endpoint, L4, NodeIntent, Origin, Packet, Peer, PeerRoute, Reach,
@@ -218,7 +218,8 @@ fn build(
     if unserved {
         // Ranges that hold the addresses of Services and more; load balancers' but for some of the first Service.
         intent.service_cidrs = families.iter().filter_map(|f| Cidr::new(cluster_ip(f, 0), f.bits() - 8)).collect();
-        intent.balancer_ranges = families.iter().map(|f| (external_ip(f, 6), external_ip(f, 255))).collect();
+        intent.balancer_ranges =
+            families.iter().filter_map(|f| AddressRange::new(external_ip(f, 6), external_ip(f, 255))).collect();
     }
     for (i, raw) in (1u8..).zip(peers) {
         let mut routes = Vec::new();

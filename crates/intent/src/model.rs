@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{PodSpec, Wiring};
 use serde::{Deserialize, Serialize};
-use types::{Cidr, Family, FamilySet, FlatSet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
+use types::{AddressRange, Cidr, Family, FamilySet, FlatSet, Mac, NodeName, ObjectName, OwnedName, PortKey, Proto};
 
 /// Everything one node must do. The order of no collection here carries meaning; all are sorted, so equal intents
 /// print equal.
@@ -29,10 +29,14 @@ pub struct NodeIntent {
     /// Ranges of cluster addresses: one that no Service has is nobody's.
     #[serde(default)]
     pub service_cidrs: BTreeSet<Cidr>,
-    /// Ranges, first and last address, that load balancers' addresses come from: these are the cluster's own, and what
+    /// Ranges that load balancers' addresses come from: these are the cluster's own, and what
     /// the cluster does not serve there nobody does. Of another balancer's address only this cluster's ports are known.
     #[serde(default)]
-    pub balancer_ranges: BTreeSet<(IpAddr, IpAddr)>,
+    pub balancer_ranges: BTreeSet<AddressRange>,
+    /// Another proxy serves the cluster's Services on this node. None is in `services`, and what is between that proxy and
+    /// its clients is left alone: connections too.
+    #[serde(default)]
+    pub services_elsewhere: bool,
     /// Those of `pod_cidrs` whose pods' traffic to outside the cluster takes the node's address (spec: fully random
     /// source ports).
     pub masqueraded: BTreeSet<Cidr>,
@@ -71,6 +75,7 @@ impl NodeIntent {
             cluster_cidrs: BTreeSet::new(),
             service_cidrs: BTreeSet::new(),
             balancer_ranges: BTreeSet::new(),
+            services_elsewhere: false,
             masqueraded: BTreeSet::new(),
             backend: Backend::HostGw,
             vxlan: None,

@@ -80,7 +80,7 @@ fn untranslated(intent: &NodeIntent, packet: &Packet) -> Verdict {
     // What comes from outside was led here: nobody else serves that address. From inside it may be on its way to
     // another who does, at a balancer that this cluster shares with others.
     let led_here = packet.origin != Origin::Host && !in_any(&intent.cluster_cidrs, packet.src);
-    let own = intent.balancer_ranges.iter().any(|(first, last)| (*first..=*last).contains(&dst));
+    let own = intent.balancer_ranges.iter().any(|r| r.contains(dst));
     if (led_here || own) && outside_ip() {
         return Verdict::Reject(Reject::UnusedPort);
     }

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use intent::{Affinity, Endpoint, NodeIntent, ServiceKey, ServicePort, TrafficPolicy};
 use kernel_api::nft::Verdict;
 use plan::{Caps, Compiled, Refused};
-use types::{Cidr, Family, FlatSet, Proto};
+use types::{AddressRange, Cidr, Family, FlatSet, Proto};
 
 use crate::elements::{Elements, Pending};
 use crate::image::{Chain, Data, Image, Set};
 use crate::key::{KeyBytes, endpoint_of};
 use crate::late;
 use crate::layout::{self, Pick, SetId, in_family};
-use crate::ranges::{merged, own_pods, ranges};
+use crate::ranges::{own_pods, ranges};
 use crate::slots::{self, Orders, Place, Slots};
 use crate::sticky::{self, ServiceId};
 use crate::tracker::Tracker;
@@ -54,6 +54,10 @@ pub(crate) fn base(intent: &NodeIntent, caps: &Caps) -> Image {
     }
     for f in Family::BOTH {
         for (name, shape) in layout::shapes(f) {
+            // Nothing is ever stale of Services that another serves: without the set no plan forgets anything.
+            if name == "stale" && intent.services_elsewhere {
+                continue;
+            }
             image.sets.insert(in_family(name, f), Set { shape, elements: Elements::default() });
         }
     }
@@ -303,15 +307,15 @@ impl Fragment {
     }
 
     fn put_ranges<'a>(&mut self, set: &'static str, cidrs: impl IntoIterator<Item = &'a Cidr>) {
-        for (first, last) in ranges(cidrs) {
-            self.put_range(set, KeyBytes::new(), first, last);
+        for r in ranges(cidrs) {
+            self.put_range(set, KeyBytes::new(), r);
         }
     }
 
     /// A range whose key begins like this.
-    fn put_range(&mut self, set: &'static str, begin: KeyBytes, first: IpAddr, last: IpAddr) {
-        self.sets.push((set, Family::of(first)));
-        self.elements.push(&begin.addr(first), Some(&begin.addr(last)), &Data::Member);
+    fn put_range(&mut self, set: &'static str, begin: KeyBytes, range: AddressRange) {
+        self.sets.push((set, range.family()));
+        self.elements.push(&begin.addr(range.first()), Some(&begin.addr(range.last())), &Data::Member);
     }
 
     /// Addresses and ranges of the cluster.
@@ -319,8 +323,8 @@ impl Fragment {
         self.put_ranges("cluster_cidrs", &intent.cluster_cidrs);
         self.put_ranges("masqueraded", &intent.masqueraded);
         self.put_ranges("service_cidrs", &intent.service_cidrs);
-        for (first, last) in merged(intent.balancer_ranges.iter().copied().collect()) {
-            self.put_range("balancer_ranges", KeyBytes::new(), first, last);
+        for r in AddressRange::merged(intent.balancer_ranges.iter().copied().collect()) {
+            self.put_range("balancer_ranges", KeyBytes::new(), r);
         }
         for a in intent.addresses.iter().chain(intent.peers.values().flat_map(|p| &p.addresses)) {
             self.put_addr("node_addresses", *a);
@@ -331,8 +335,8 @@ impl Fragment {
         for a in &intent.node_port_addresses {
             self.put_addr("node_port_addresses", *a);
         }
-        for (first, last) in own_pods(intent) {
-            self.put_range("own_pods", KeyBytes::new(), first, last);
+        for r in own_pods(intent) {
+            self.put_range("own_pods", KeyBytes::new(), r);
         }
         for v in intent.tunnels() {
             self.put_member(("tunnel_ports", Family::of(v.local)), KeyBytes::alone(&v.port.to_be_bytes()));
@@ -479,8 +483,8 @@ impl Fragment {
         }
         let at = Front::Vip(ip).key(None, of.key.proto, svc.port);
         self.put_member(("firewalled", family), at);
-        for (first, last) in ranges(&allowed) {
-            self.put_range("source_ranges", at, first, last);
+        for r in ranges(&allowed) {
+            self.put_range("source_ranges", at, r);
         }
     }
 }

@@ -135,6 +135,22 @@ proptest! {
         check_flows(&a, &b, &k.conntrack().flows)?;
     }
 
+    /// Given to another proxy, Services leave without their connections: these are the other's by then. Taken back, those
+    /// to endpoints that live go on.
+    #[test]
+    fn services_that_another_serves_keep_their_connections(i in node_intent()) {
+        let elsewhere = NodeIntent { services: [].into(), services_elsewhere: true, ..i.clone() };
+        let mut k = fake();
+        pass(&mut k, &compile(&i));
+        let flows = flows_of(&i);
+        k.conntrack().flows = flows.clone();
+        pass(&mut k, &compile(&elsewhere));
+        prop_assert_eq!(remaining(&mut k, &compile(&elsewhere)), "");
+        prop_assert_eq!(&k.conntrack().flows, &flows);
+        pass(&mut k, &compile(&i));
+        check_flows(&i, &i, &k.conntrack().flows)?;
+    }
+
     /// A small transaction limit changes nothing but the number of transactions.
     #[test]
     fn chunks_end_in_the_same_image(a in node_intent(), b in node_intent(), max in 1usize..40) {

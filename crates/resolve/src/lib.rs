@@ -65,6 +65,8 @@ pub struct LocalState {
     pub vxlan_in_use: bool,
     /// The node's CNI configuration files by the name they give their network, or why one cannot be used.
     pub networks: BTreeMap<Box<str>, Result<networks::Config, String>>,
+    /// Another proxy serves Services here.
+    pub services_elsewhere: bool,
     /// Ports of the node that are in use or chosen.
     pub ports: host_ports::PortsHere,
 }

@@ -48,10 +48,14 @@ pub(crate) fn fill(
             intent.cluster_cidrs.insert(*c);
         }
     }
-    let listed: BTreeSet<Cidr> = snapshot.service_cidrs.values().flatten().copied().collect();
-    intent.service_cidrs = if listed.is_empty() { settings.service_cidrs.iter().copied().collect() } else { listed };
-    let pools = snapshot.load_balancer_pools.values().flat_map(|p| &p.ranges);
-    intent.balancer_ranges = pools.map(|r| (r.first(), r.last())).collect();
+    intent.services_elsewhere = local.services_elsewhere;
+    // Whoever serves them knows which addresses nobody has.
+    if !local.services_elsewhere {
+        let listed: BTreeSet<Cidr> = snapshot.service_cidrs.values().flatten().copied().collect();
+        intent.service_cidrs =
+            if listed.is_empty() { settings.service_cidrs.iter().copied().collect() } else { listed };
+    }
+    intent.balancer_ranges = snapshot.load_balancer_pools.values().flat_map(|p| &p.ranges).copied().collect();
     intent.families = intent.cluster_cidrs.iter().map(Cidr::family).collect();
     let of_blocks = |name: &NodeName| pooled.of.get(name).map(Vec::as_slice).unwrap_or_default();
     let own = sound.get(&local.node);

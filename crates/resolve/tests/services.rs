@@ -298,3 +298,19 @@ fn deletes_and_replaced_lists() {
     apply(&mut s, Event::Replace(resolve::Kind::ConfigMap, vec![]));
     assert_eq!((s.settings.vni, s.problems.len()), (1, 0), "the defaults again");
 }
+
+/// Which cluster addresses nobody has is known to the proxy that serves Services.
+#[test]
+fn ranges_of_cluster_addresses_are_left_to_another_proxy() {
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16"]}});
+    for object in [range, common::settings(json!({"serviceCIDR": "10.96.0.0/16"}))] {
+        let snapshot = cluster(&[object]);
+        let of = |services_elsewhere| {
+            let local = resolve::LocalState { services_elsewhere, ..local() };
+            resolve(&snapshot, &local).intent
+        };
+        assert_eq!(of(false).service_cidrs, ["10.96.0.0/16".parse().unwrap()].into());
+        assert!(of(true).service_cidrs.is_empty() && of(true).services_elsewhere);
+    }
+}

@@ -45,7 +45,8 @@ pub enum CidrError {
     },
 }
 
-fn bits(addr: IpAddr) -> u128 {
+/// An address as a number.
+pub(crate) fn bits(addr: IpAddr) -> u128 {
     match addr {
         IpAddr::V4(a) => u128::from(u32::from(a)),
         IpAddr::V6(a) => u128::from(a),

@@ -53,6 +53,8 @@ pub struct Setup {
     pub iface: Option<IfaceChoice>,
     /// Kernel features that are missing.
     pub missing: BTreeSet<String>,
+    /// Another proxy serves Services here.
+    pub services_elsewhere: bool,
 }
 
 /// The effects of both planes.
@@ -278,6 +280,7 @@ pub fn local_state(setup: &Setup, facts: &Facts, records: &[ipam::Record], snaps
         vxlan_mac: facts::vxlan_mac(&setup.node, snapshot.settings.vni),
         vxlan_supported: !setup.missing.contains("vxlan"),
         vxlan_in_use: false,
+        services_elsewhere: setup.services_elsewhere,
         networks: facts.networks.clone(),
         ports: resolve::host_ports::PortsHere::default(),
     }

@@ -174,7 +174,14 @@ fn turn(
     let (ipam_dir, cni_conf_dir) = (args.ipam_dir.clone(), args.cni_conf_dir.clone());
     turn::Turn {
         conflist: conflist::Writer::new(cni_conf_dir.clone(), ipam_dir.clone()),
-        setup: Setup { node: node.clone(), cni_conf_dir, ipam_dir, iface: args.iface.clone(), missing },
+        setup: Setup {
+            node: node.clone(),
+            cni_conf_dir,
+            ipam_dir,
+            iface: args.iface.clone(),
+            missing,
+            services_elsewhere: args.service_proxy == ServiceProxy::Off,
+        },
         flannel_subnet_file: args.flannel_subnet_file.clone(),
         resync: Duration::from_secs(args.resync),
         shared: Arc::clone(shared),
@@ -191,6 +198,7 @@ fn turn(
         foreign: None,
         checks: tokio::sync::watch::channel(health_check::Checks::default()).0,
         no_local: report::NoLocal::default(),
+        unprogrammed: report::Unprogrammed::default(),
     }
 }
 

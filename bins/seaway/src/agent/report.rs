@@ -65,8 +65,22 @@ impl NoLocal {
     }
 }
 
+/// When what no pass has programmed yet happened, in milliseconds since 1970: a pass that fails leaves it to the next.
+#[derive(Debug, Default)]
+pub struct Unprogrammed(Vec<(Family, u64)>);
+
+impl Unprogrammed {
+    /// The oldest are those that tell of trouble; beyond so many, later ones are not kept.
+    const MOST: usize = 65_536;
+
+    fn add(&mut self, more: &[(Family, u64)]) {
+        let room = Self::MOST.saturating_sub(self.0.len());
+        self.0.extend(more.iter().take(room));
+    }
+}
+
 /// Tells how the Service rules fared.
-pub fn proxy(m: &Proxy, pass: &Pass, walks: &[Walk]) {
+pub fn proxy(m: &Proxy, pass: &Pass, walks: &[Walk], unprogrammed: &mut Unprogrammed) {
     let Some(nft) = pass.planes.iter().find(|p| p.plane == Plane::Nftables) else { return };
     let families: Vec<IpFamily> = pass.intent.families.iter().map(of).collect();
     let (now, ok) = (SystemTime::now(), nft.result.is_ok());
@@ -75,11 +89,12 @@ pub fn proxy(m: &Proxy, pass: &Pass, walks: &[Walk]) {
     for w in walks {
         m.forgot(of(w.family), w.deleted, w.took);
     }
+    unprogrammed.add(&pass.heard.triggered);
     if ok {
         let millis = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        for (family, at) in &pass.heard.triggered {
-            let ago = u64::try_from(millis).unwrap_or(u64::MAX).saturating_sub(*at);
-            m.programmed(of(*family), Duration::from_millis(ago));
+        for (family, at) in unprogrammed.0.drain(..) {
+            let ago = u64::try_from(millis).unwrap_or(u64::MAX).saturating_sub(at);
+            m.programmed(of(family), Duration::from_millis(ago));
         }
     }
 }

@@ -79,6 +79,8 @@ pub struct Turn {
     pub checks: watch::Sender<health_check::Checks>,
     /// Services that are dropped here.
     pub no_local: report::NoLocal,
+    /// What was heard of and not yet programmed.
+    pub unprogrammed: report::Unprogrammed,
 }
 
 /// Links, routes and sysctls of one namespace behind one value.
@@ -197,7 +199,8 @@ impl Turn {
         };
         self.report(&pass);
         self.no_local.follow(&self.shared.metrics.proxy, &pass.intent, &pass.services);
-        report::proxy(&self.shared.metrics.proxy, &pass, &datapath.table.kernel.take_walks());
+        let walks = datapath.table.kernel.take_walks();
+        report::proxy(&self.shared.metrics.proxy, &pass, &walks, &mut self.unprogrammed);
         // Also of a pass that failed: endpoints that are gone are gone.
         let _ = self.checks.send_if_modified(|c| c.update(&pass.intent, &pass.services));
         let now = self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s));

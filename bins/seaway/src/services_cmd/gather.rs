@@ -75,6 +75,7 @@ pub fn report(snapshot: &ClusterSnapshot, node: &NodeName, which: &Which) -> Rep
         vxlan_mac: crate::agent::vxlan_mac(node, snapshot.settings.vni),
         vxlan_supported: true,
         vxlan_in_use: false,
+        services_elsewhere: false,
         networks: Default::default(),
         ports: Default::default(),
     };

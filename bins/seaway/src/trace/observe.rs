@@ -84,6 +84,7 @@ fn node(
         ipam_dir: Default::default(),
         iface: None,
         missing: Default::default(),
+        services_elsewhere: false,
     };
     let intent = resolve::resolve(snapshot, &local_state(&setup, &facts, records, snapshot)).intent;
     let compiled = Fabric.compile(&intent, &facts.caps).image;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use resolve::load_balancer::{AddressRange, LoadBalancerPool};
+use resolve::load_balancer::LoadBalancerPool;
 use resolve::{ClusterSnapshot, Kind};
-use types::{Cidr, Family, ObjectName};
+use types::{AddressRange, Cidr, Family, ObjectName};
 
 use crate::Outcome;
 use crate::pools::problem_of;
@@ -97,8 +97,7 @@ pub(crate) fn spaces<'a>(snapshot: &'a ClusterSnapshot, out: &mut Outcome) -> Ve
             });
         }
         for c in &pod_ranges {
-            let range: Vec<AddressRange> = AddressRange::new(c.addr(), c.last()).into_iter().collect();
-            take(&range, &|_| format!("addresses of the pod range {c} are not given: remove them here"));
+            take(&[(*c).into()], &|_| format!("addresses of the pod range {c} are not given: remove them here"));
         }
         messages.dedup();
         let message = messages.join("; ");

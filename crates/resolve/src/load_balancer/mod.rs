@@ -2,12 +2,12 @@
 //! which nodes may announce its addresses to the network outside.
 
 mod announce;
-mod range;
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use types::AddressRange;
 
 use crate::labels::Labels;
 use crate::selector::Selector;
@@ -15,7 +15,6 @@ use crate::snapshot::ClusterSnapshot;
 
 pub use crate::pools::{GROUP, VERSION};
 pub use announce::{Announcement, EXCLUDE, announcements};
-pub use range::AddressRange;
 
 /// `spec.loadBalancerClass` that is ours when no other is set.
 pub const CLASS: &str = "seaway.io/load-balancer";

@@ -2,13 +2,11 @@
 
 use std::net::IpAddr;
 
-use types::Family;
+use types::{AddressRange, Family};
 
 use super::at::At;
 use super::pools::selector;
-use crate::load_balancer::{
-    AddressRange, Ask, FROM, GIVEN_FROM, Lease, LoadBalancerPool, Means, SHARING, SHARING_ACROSS, WANTED,
-};
+use crate::load_balancer::{Ask, FROM, GIVEN_FROM, Lease, LoadBalancerPool, Means, SHARING, SHARING_ACROSS, WANTED};
 
 /// Ranges of one pool beyond these are not read.
 const MOST: usize = 1024;

@@ -26,6 +26,7 @@ pub fn local() -> LocalState {
         vxlan_mac: "02:00:00:00:00:01".parse().unwrap(),
         vxlan_supported: true,
         vxlan_in_use: false,
+        services_elsewhere: false,
         networks: Default::default(),
         ports: Default::default(),
     }

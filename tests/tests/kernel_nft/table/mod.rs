@@ -247,6 +247,7 @@ pub(super) fn intent_of(objects: &[Value]) -> NodeIntent {
         vxlan_mac: "02:00:00:00:00:01".parse().unwrap(),
         vxlan_supported: true,
         vxlan_in_use: false,
+        services_elsewhere: false,
         networks: Default::default(),
         ports: Default::default(),
     };

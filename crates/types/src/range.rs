@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use types::{Cidr, Family};
+
+use crate::cidr::bits;
+use crate::{Cidr, CidrError, Family};
 
 /// Addresses of one family, from the first to the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -14,19 +16,19 @@ pub struct AddressRange {
     last: IpAddr,
 }
 
-/// An address as a number.
-fn number(addr: IpAddr) -> u128 {
+/// The next address of the same family; `None` after the last.
+fn next(addr: IpAddr) -> Option<IpAddr> {
     match addr {
-        IpAddr::V4(a) => u32::from(a).into(),
-        IpAddr::V6(a) => a.into(),
+        IpAddr::V4(a) => u32::from(a).checked_add(1).map(|n| IpAddr::V4(n.into())),
+        IpAddr::V6(a) => u128::from(a).checked_add(1).map(|n| IpAddr::V6(n.into())),
     }
 }
 
-/// The address of a family with a number; `None` when the family has none such.
-fn address(family: Family, n: u128) -> Option<IpAddr> {
-    match family {
-        Family::V4 => u32::try_from(n).ok().map(|n| IpAddr::V4(n.into())),
-        Family::V6 => Some(IpAddr::V6(n.into())),
+/// The address before, of the same family; `None` before the first.
+fn previous(addr: IpAddr) -> Option<IpAddr> {
+    match addr {
+        IpAddr::V4(a) => u32::from(a).checked_sub(1).map(|n| IpAddr::V4(n.into())),
+        IpAddr::V6(a) => u128::from(a).checked_sub(1).map(|n| IpAddr::V6(n.into())),
     }
 }
 
@@ -70,51 +72,55 @@ impl AddressRange {
     /// Whether they have an address in common with a CIDR.
     #[must_use]
     pub fn overlaps_cidr(&self, cidr: &Cidr) -> bool {
-        self.overlaps(&Self { first: cidr.addr(), last: cidr.last() })
+        self.overlaps(&Self::from(*cidr))
     }
 
     /// How many addresses; `u128::MAX` for all of IPv6.
     #[must_use]
     pub fn size(&self) -> u128 {
-        (number(self.last) - number(self.first)).saturating_add(1)
+        (bits(self.last) - bits(self.first)).saturating_add(1)
     }
 
     /// The address after one of this range; `None` after the last.
     #[must_use]
     pub fn after(&self, addr: IpAddr) -> Option<IpAddr> {
-        number(addr).checked_add(1).and_then(|n| address(self.family(), n)).filter(|a| self.contains(*a))
+        next(addr).filter(|a| self.contains(*a))
+    }
+
+    /// What of it lies before another range, and what behind.
+    #[must_use]
+    pub fn around(self, other: &Self) -> [Option<Self>; 2] {
+        if self.family() != other.family() {
+            return [Some(self), None];
+        }
+        let before = previous(other.first).and_then(|end| Self::new(self.first, end.min(self.last)));
+        let behind = next(other.last).and_then(|start| Self::new(start.max(self.first), self.last));
+        [before, behind]
     }
 
     /// What is left of it without another: none, one or two ranges.
     pub fn without(self, other: &Self) -> impl Iterator<Item = Self> {
-        let family = self.family();
-        let keep = |first: Option<IpAddr>, last: Option<IpAddr>| Self::new(first?, last?);
-        let parts = if self.overlaps(other) {
-            let before = number(other.first).checked_sub(1).and_then(|n| address(family, n));
-            let behind = number(other.last).checked_add(1).and_then(|n| address(family, n));
-            [keep(Some(self.first), before), keep(behind, Some(self.last))]
-        } else {
-            [Some(self), None]
-        };
-        parts.into_iter().flatten()
+        self.around(other).into_iter().flatten()
     }
 
-    /// The same addresses as few sorted ranges.
+    /// The same addresses as few sorted ranges, which neither overlap nor touch.
     #[must_use]
     pub fn merged(mut all: Vec<Self>) -> Vec<Self> {
         all.sort();
         let mut out: Vec<Self> = Vec::with_capacity(all.len());
         for r in all {
             match out.last_mut() {
-                Some(l) if l.overlaps(&r) || l.after_last() == Some(r.first) => l.last = l.last.max(r.last),
+                Some(l) if l.overlaps(&r) || next(l.last) == Some(r.first) => l.last = l.last.max(r.last),
                 _ => out.push(r),
             }
         }
         out
     }
+}
 
-    fn after_last(&self) -> Option<IpAddr> {
-        number(self.last).checked_add(1).and_then(|n| address(self.family(), n))
+impl From<Cidr> for AddressRange {
+    fn from(c: Cidr) -> Self {
+        Self { first: c.addr(), last: c.last() }
     }
 }
 
@@ -136,8 +142,7 @@ impl FromStr for AddressRange {
             });
         }
         if s.contains('/') {
-            let c: Cidr = s.trim().parse().map_err(|e: types::CidrError| e.to_string())?;
-            return Ok(Self { first: c.addr(), last: c.last() });
+            return s.trim().parse::<Cidr>().map(Self::from).map_err(|e: CidrError| e.to_string());
         }
         ip(s).map(|a| Self { first: a, last: a })
     }
@@ -175,10 +180,23 @@ mod tests {
         assert_eq!(all.without(&r("0.0.0.0")).map(|x| x.to_string()).collect::<Vec<_>>(), ["0.0.0.1-255.255.255.255"]);
         let both: Vec<String> = r("10.0.0.0/24").without(&r("10.0.0.10-10.0.0.19")).map(|x| x.to_string()).collect();
         assert_eq!(both, ["10.0.0.0-10.0.0.9", "10.0.0.20-10.0.0.255"]);
+        let parts = |a: &str, b: &str| r(a).around(&r(b)).map(|p| p.map(|p| p.to_string()));
+        assert_eq!(parts("10.0.0.0/30", "10.0.0.8"), [Some("10.0.0.0-10.0.0.3".into()), None]);
+        assert_eq!(parts("10.0.0.8/30", "10.0.0.0"), [None, Some("10.0.0.8-10.0.0.11".into())]);
         assert_eq!(all.after("255.255.255.255".parse().unwrap()), None);
         assert_eq!(r("::/0").without(&r("10.0.0.1")).count(), 1);
         let merged =
             AddressRange::merged(vec![r("10.0.0.4/30"), r("fd00::1"), r("10.0.0.0/30"), r("10.0.0.2-10.0.0.5")]);
         assert_eq!(merged, [r("10.0.0.0/29"), r("fd00::1")]);
+        let of = |list: &[&str]| -> Vec<String> {
+            AddressRange::merged(list.iter().map(|t| r(t)).collect()).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(of(&["10.1.0.0/16", "10.0.0.0/16", "10.0.3.0/24"]), ["10.0.0.0-10.1.255.255"]);
+        assert_eq!(
+            of(&["0.0.0.0/0", "10.0.0.0/8", "::/0"]),
+            ["0.0.0.0-255.255.255.255", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
+        );
+        assert_eq!(of(&["255.255.255.255/32", "::/128"]), ["255.255.255.255", "::"]);
+        assert_eq!(of(&["10.0.0.0/24", "10.0.2.0/24"]), ["10.0.0.0-10.0.0.255", "10.0.2.0-10.0.2.255"]);
     }
 }
