@@ -42,6 +42,7 @@ mod selector;
 mod server;
 mod store;
 mod table;
+mod texts;
 mod util;
 mod validate;
 

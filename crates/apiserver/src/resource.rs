@@ -360,6 +360,16 @@ fn rows() -> Vec<Resource> {
         },
         Resource {
             group: "apps".into(),
+            plural: "controllerrevisions".into(),
+            singular: "controllerrevision".into(),
+            kind: "ControllerRevision".into(),
+            schema: "ControllerRevision",
+            columns: table::CONTROLLER_REVISION,
+            validate: validate::controller_revision,
+            ..base()
+        },
+        Resource {
+            group: "apps".into(),
             plural: "daemonsets".into(),
             singular: "daemonset".into(),
             kind: "DaemonSet".into(),

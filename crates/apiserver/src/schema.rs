@@ -305,8 +305,14 @@ pub(crate) fn openapi(ty: &Ty) -> Value {
 
 /// The OpenAPI v3 schema of a named type.
 pub(crate) fn openapi_type(name: &str) -> Map<String, Value> {
-    let props: Map<String, Value> = fields(name).iter().map(|(n, t)| ((*n).to_owned(), openapi(t))).collect();
+    let property = |n: &str, t: &Ty| {
+        let mut v = openapi(t);
+        v["description"] = crate::texts::of_field(name, n).into();
+        v
+    };
+    let props: Map<String, Value> = fields(name).iter().map(|(n, t)| ((*n).to_owned(), property(n, t))).collect();
     let mut m = Map::new();
+    m.insert("description".into(), crate::texts::of_type(name).into());
     m.insert("type".into(), "object".into());
     m.insert("properties".into(), Value::Object(props));
     m

@@ -441,6 +441,17 @@ pub(crate) static DAEMON_SET: &[Column] = &[
     wide("Images", |v| template(v, "image")),
     wide("Selector", |v| selector(at(v, &["spec", "selector"])).into()),
 ];
+pub(crate) static CONTROLLER_REVISION: &[Column] = &[
+    NAME,
+    col("Controller", |v| {
+        let owner = list_at(v, &["metadata", "ownerReferences"]).iter().find(|o| bool_at(o, &["controller"]));
+        let group = |o| str_at(o, &["apiVersion"]).split('/').next().unwrap_or("");
+        let kind = |o| str_at(o, &["kind"]).to_ascii_lowercase();
+        or_none(owner.map(|o| format!("{}.{}/{}", kind(o), group(o), str_at(o, &["name"]))).unwrap_or_default()).into()
+    }),
+    num("Revision", |v| n(v, &["revision"])),
+    AGE,
+];
 pub(crate) static REPLICA_SET: &[Column] = &[
     NAME,
     num("Desired", |v| n(v, &["spec", "replicas"])),

@@ -1,35 +1,76 @@
 //! DaemonSets to pods: one on each node that the template's nodeSelector chooses, ready or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use resolve::{ClusterSnapshot, Key, Kind, Labels, Pod, Workload};
-use serde_json::{Value, json};
+use resolve::api::{ApiWrite, WriteOp};
+use resolve::{ClusterSnapshot, Key, Kind, Pod, Revision, Workload};
+use serde_json::{Map, Value, json};
 use types::{NodeName, ObjectName};
 
 use crate::Outcome;
 use crate::name::free;
-use crate::pods::{Pods, create, delete, share, status, template_hash};
+use crate::offline::merge;
+use crate::pods::{
+    Pods, adopt, by_owner, count, create, delete, erase, labels_at, reference, share, status, taken, template_hash,
+};
 
 /// The label that a pod's template hash is in, as Kubernetes' own.
 const HASH: &str = "controller-revision-hash";
 
 pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
+    let (owned, none) = (by_owner(snapshot), Pods::default());
     for (key, workload) in snapshot.workloads.iter().filter(|(k, _)| k.kind == Kind::DaemonSet) {
         if !workload.terminating && !workload.uid.is_empty() {
-            one(snapshot, key, workload, out);
+            let (hash, pods) = (template_hash(workload), owned.get(&*workload.uid).unwrap_or(&none));
+            remember(snapshot, key, workload, &hash, pods, out);
+            one(snapshot, key, workload, &hash, pods, out);
         }
     }
 }
 
-fn selector(d: &Workload) -> Labels {
-    let map = d.spec.pointer("/template/spec/nodeSelector").and_then(Value::as_object);
-    map.into_iter().flatten().filter_map(|(k, v)| v.as_str().map(|v| (k.as_str(), v))).collect()
+/// Keeps the template as a ControllerRevision, which `kubectl rollout history` and `undo` read, and forgets the oldest
+/// that no pod has, beyond `spec.revisionHistoryLimit`.
+fn remember(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, hash: &str, pods: &Pods<'_>, out: &mut Outcome) {
+    let kind = Kind::ControllerRevision;
+    let name_of = |hash: &str| ObjectName::new(&key.name.namespace, &format!("{}-{hash}", key.name.name));
+    let name = name_of(hash);
+    let owns = |r: &Revision| r.owner.as_ref().is_some_and(|o| o.uid == d.uid);
+    let mut old: Vec<_> = snapshot.revisions.iter().filter(|(n, r)| owns(r) && **n != name).collect();
+    old.sort_by_key(|(_, r)| r.number);
+    let before = old.last().map_or(0, |(_, r)| r.number);
+    let write = |op, why: String| ApiWrite { resource: kind.into(), name: name.clone(), op, why };
+    match snapshot.revisions.get(&name) {
+        Some(r) if owns(r) && r.number > before => {}
+        Some(r) if owns(r) => {
+            let op = WriteOp::Patch(json!({"revision": before + 1}));
+            out.writes.push(write(op, format!("{key} has this template again")));
+        }
+        Some(r) if r.owner.is_none() => out.writes.push(adopt(key, d, kind, &name)),
+        Some(_) => out.problems.push(taken(key, kind, &name)),
+        None => {
+            let mut template = d.spec.get("template").cloned().unwrap_or_default();
+            merge(&mut template, &json!({"$patch": "replace"}));
+            let mut labels = template.pointer("/metadata/labels").cloned().unwrap_or_default();
+            merge(&mut labels, &json!({HASH: hash}));
+            let annotations: Map<String, Value> = d.annotations.iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
+            let body = json!({
+                "apiVersion": kind.api_version(), "kind": kind.as_str(),
+                "metadata": {"labels": labels, "annotations": annotations, "ownerReferences": [reference(key, d)]},
+                "data": {"spec": {"template": template}}, "revision": before + 1,
+            });
+            out.writes.push(write(WriteOp::Create(body), format!("revision {} of {key}", before + 1)));
+        }
+    }
+    let all = [&pods.active, &pods.terminating, &pods.ended].into_iter().flatten();
+    let used: BTreeSet<ObjectName> = all.filter_map(|(_, p)| p.labels.get(HASH)).map(name_of).collect();
+    old.retain(|(n, _)| !used.contains(*n));
+    let limit = d.spec.get("revisionHistoryLimit").and_then(Value::as_i64).unwrap_or(10).max(0);
+    let gone = old.iter().take(usize::try_from(count(&old) - limit).unwrap_or(0));
+    out.writes.extend(gone.map(|(n, r)| erase(kind, n, &r.uid, "more than spec.revisionHistoryLimit")));
 }
 
-fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, out: &mut Outcome) {
-    let hash = template_hash(d);
-    let wanted = selector(d);
-    let pods = Pods::of(snapshot, d);
+fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, hash: &str, pods: &Pods<'_>, out: &mut Outcome) {
+    let wanted = labels_at(d, "/template/spec/nodeSelector");
     out.writes.extend(pods.ended.iter().map(|(n, p)| delete(n, p, "it has ended")));
     let mut on: BTreeMap<&NodeName, Vec<(&ObjectName, &Pod)>> = BTreeMap::new();
     for (name, pod) in &pods.active {
@@ -45,13 +86,13 @@ fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, out: &mut Outcome) {
     for node in &nodes {
         let mut here = on.remove(node).unwrap_or_default();
         // Should there be two, the one that does more stays.
-        here.sort_by_key(|(n, p)| (std::cmp::Reverse((p.labels.get(HASH) == Some(&hash), p.ready)), *n));
+        here.sort_by_key(|(n, p)| (std::cmp::Reverse((p.labels.get(HASH) == Some(hash), p.ready)), *n));
         let mut here = here.into_iter();
         match here.next() {
             Some((name, pod)) => {
                 current += 1;
                 ready += i64::from(pod.ready);
-                if pod.labels.get(HASH) == Some(&hash) {
+                if pod.labels.get(HASH) == Some(hash) {
                     updated += 1;
                 } else {
                     replaceable.push((name, pod));
@@ -63,7 +104,7 @@ fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, out: &mut Outcome) {
                 let name = free(&key.name.name, &[&d.uid, node.as_str()], |n| {
                     snapshot.pods.contains_key(&ObjectName::new(&key.name.namespace, n))
                 });
-                out.writes.push(create(key, d, &name, (HASH, &hash), Some(node.as_str())));
+                out.writes.push(create(key, d, &name, Some((HASH, hash)), Some(node.as_str())));
             }
         }
         out.writes.extend(here.map(|(n, p)| delete(n, p, format!("node {node} has one already"))));

@@ -1,4 +1,4 @@
-//! Owns: what a control plane writes, as pure functions from a snapshot to API writes: node pod ranges, endpoint slices, pods of Deployments and DaemonSets, scheduling, garbage collection; and the allocators of cluster IPs and node ports.
+//! Owns: what a control plane writes, as pure functions from a snapshot to API writes: node pod ranges, endpoint slices, Deployments' ReplicaSets, pods of these and of DaemonSets, scheduling, garbage collection; and the allocators of cluster IPs and node ports.
 //! Never does: I/O, clocks, or anything on a cluster that the cluster's own controllers do already: each is switched on by itself.
 //! Tested by: one module of cases each; a property in `tests/` that any cluster settles, in few passes, into a state that the next pass leaves alone.
 
@@ -12,6 +12,7 @@ mod node_cidr;
 pub mod offline;
 mod pods;
 pub mod pools;
+mod replicaset;
 mod scheduler;
 mod slices;
 
@@ -30,9 +31,11 @@ pub enum Which {
     NodeCidr,
     /// Writes EndpointSlices for Services with a selector.
     EndpointSlice,
-    /// Makes and replaces the pods of Deployments.
+    /// Makes the ReplicaSets of Deployments, and moves their pods from one to the next.
     Deployment,
-    /// Makes and replaces the pods of DaemonSets.
+    /// Makes and replaces the pods of ReplicaSets.
+    ReplicaSet,
+    /// Makes and replaces the pods of DaemonSets, and remembers their templates.
     DaemonSet,
     /// Binds pods to nodes.
     Scheduler,
@@ -46,10 +49,11 @@ pub enum Which {
 
 impl Which {
     /// All of them: a lab or a standalone host, where nobody else does any.
-    pub const ALL: [Which; 8] = [
+    pub const ALL: [Which; 9] = [
         Which::NodeCidr,
         Which::EndpointSlice,
         Which::Deployment,
+        Which::ReplicaSet,
         Which::DaemonSet,
         Which::Scheduler,
         Which::GarbageCollector,
@@ -64,6 +68,7 @@ impl Which {
             Self::NodeCidr => "node-cidr",
             Self::EndpointSlice => "endpointslice",
             Self::Deployment => "deployment",
+            Self::ReplicaSet => "replicaset",
             Self::DaemonSet => "daemonset",
             Self::Scheduler => "scheduler",
             Self::GarbageCollector => "garbage-collector",
@@ -78,10 +83,13 @@ impl Which {
         match self {
             Self::NodeCidr => &[Kind::Node, Kind::ConfigMap, Kind::Service],
             Self::EndpointSlice => &[Kind::Service, Kind::EndpointSlice, Kind::Pod],
-            Self::Deployment => &[Kind::Deployment, Kind::Pod],
-            Self::DaemonSet => &[Kind::DaemonSet, Kind::Node, Kind::Pod],
+            Self::Deployment => &[Kind::Deployment, Kind::ReplicaSet, Kind::Pod],
+            Self::ReplicaSet => &[Kind::ReplicaSet, Kind::Pod],
+            Self::DaemonSet => &[Kind::DaemonSet, Kind::ControllerRevision, Kind::Node, Kind::Pod],
             Self::Scheduler => &[Kind::Node, Kind::Pod],
-            Self::GarbageCollector => &[Kind::Deployment, Kind::DaemonSet, Kind::Node, Kind::Pod],
+            Self::GarbageCollector => {
+                &[Kind::Deployment, Kind::ReplicaSet, Kind::DaemonSet, Kind::ControllerRevision, Kind::Node, Kind::Pod]
+            }
             Self::Pools => &[Kind::Node, Kind::Pod, Kind::IPPool, Kind::IPBlock],
             Self::LoadBalancers => {
                 &[Kind::Service, Kind::LoadBalancerPool, Kind::Namespace, Kind::Node, Kind::ConfigMap]
@@ -153,6 +161,7 @@ pub fn reconcile_with(snapshot: &ClusterSnapshot, options: &Options, memory: &mu
             Which::NodeCidr => node_cidr::reconcile(snapshot, options, &mut out),
             Which::EndpointSlice => slices::reconcile(snapshot, &mut out),
             Which::Deployment => deployment::reconcile(snapshot, &mut out),
+            Which::ReplicaSet => replicaset::reconcile(snapshot, &mut out),
             Which::DaemonSet => daemonset::reconcile(snapshot, &mut out),
             Which::Scheduler => scheduler::reconcile(snapshot, &mut out),
             Which::GarbageCollector => gc::reconcile(snapshot, &mut out),

@@ -2,43 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that fails panics
 
+mod sim;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use controller::offline::{Settled, settle, stand_in_nodes};
+use controller::offline::stand_in_nodes;
 use controller::{MANAGED_BY, Options, reconcile};
 use proptest::prelude::*;
 use resolve::api::{ApiWrite, WriteOp};
-use resolve::{ClusterSnapshot, Event, Key, Kind, apply, parse_as};
+use resolve::{ClusterSnapshot, Event, apply};
 use serde_json::{Value, json};
-use types::{Cidr, ObjectName};
-
-fn node(name: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"disk": if name == "node1" {"ssd"} else {"hdd"}}},
-           "status": {"addresses": [{"type": "InternalIP", "address": format!("192.168.0.{}", name.trim_start_matches("node"))}]}})
-}
-
-fn settings(cidrs: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "seaway", "namespace": "kube-system"}, "data": {"clusterCIDR": cidrs}})
-}
-
-fn workload(kind: &str, name: &str, replicas: i64, image: &str) -> Value {
-    json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name, "namespace": "shop"},
-        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
-            "metadata": {"labels": {"app": name}},
-            "spec": {"containers": [{"name": "c", "image": image, "ports": [{"name": "http", "containerPort": 8080}]}]}}}})
-}
-
-fn service(name: &str, spec: Value) -> Value {
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
-}
-
-fn ranges() -> Vec<Cidr> {
-    ["10.96.0.0/16", "fd00:10:96::/112"].map(|c| c.parse().unwrap()).into()
-}
-
-fn run(objects: &[Value]) -> Settled {
-    settle(objects, &Options::default(), &ranges())
-}
+use sim::{node, run, service, settings, workload};
+use types::ObjectName;
 
 #[test]
 fn plain_manifests_become_a_working_cluster() {
@@ -209,173 +184,6 @@ fn pods_go_where_their_host_ports_are_free() {
     let alone = [nodes[2].clone(), service, pod("n", plain, Some("80, 81"), None)];
     let says = run(&alone).problems[0].to_string();
     assert!(says.contains("0 of 1 nodes have the host ports free: node3: 2 random host ports (TCP) are asked for, 1 of 21000-21002 are free"), "{says}");
-}
-
-/// A cluster whose pods become ready one pass after they are made and vanish one pass after they are deleted.
-struct Sim {
-    objects: BTreeMap<Key, Value>,
-    clock: u64,
-}
-
-impl Sim {
-    fn new(objects: &[Value]) -> Self {
-        let settled = run(objects);
-        Self { objects: settled.objects, clock: 0 }
-    }
-
-    fn snapshot(&self) -> ClusterSnapshot {
-        let mut s = ClusterSnapshot::default();
-        for (k, v) in &self.objects {
-            apply(&mut s, Event::Put(parse_as(k.kind, v)));
-        }
-        s
-    }
-
-    /// One pass of the controllers and one of the nodes; `false` when nothing changed.
-    fn step(&mut self) -> bool {
-        let before = self.objects.clone();
-        let writes = reconcile(&self.snapshot(), &Options::default()).writes;
-        // What was going is gone; what was bound is ready.
-        self.objects.retain(|_, v| v.pointer("/metadata/deletionTimestamp").is_none());
-        for v in self.objects.values_mut() {
-            if v["kind"] == "Pod" && v.pointer("/spec/nodeName").is_some() && v.get("status").is_none() {
-                self.clock += 1;
-                let ip = format!("10.244.9.{}", self.clock % 250 + 1);
-                v["status"] = json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": "True"}]});
-            }
-        }
-        for w in writes {
-            self.write(w);
-        }
-        self.objects != before
-    }
-
-    fn write(&mut self, w: ApiWrite) {
-        let kind = Kind::of(&w.resource.api_version(), &w.resource.kind).unwrap();
-        let key = Key { kind, name: w.name };
-        match w.op {
-            WriteOp::Create(mut v) => {
-                assert!(!self.objects.contains_key(&key), "{key} made twice");
-                self.clock += 1;
-                v["metadata"]["name"] = (*key.name.name).into();
-                v["metadata"]["namespace"] = (*key.name.namespace).into();
-                v["metadata"]["uid"] = format!("uid{}", self.clock).into();
-                self.objects.insert(key, v);
-            }
-            WriteOp::Patch(p) | WriteOp::PatchStatus(p) => {
-                if let Some(o) = self.objects.get_mut(&key) {
-                    for (k, v) in p.as_object().unwrap() {
-                        if k != "metadata" {
-                            o[k] = v.clone();
-                        }
-                    }
-                }
-            }
-            WriteOp::Bind { node } => self.objects.get_mut(&key).unwrap()["spec"]["nodeName"] = node.into(),
-            WriteOp::Delete { force, .. } => {
-                let graceful = kind == Kind::Pod && !force;
-                if graceful {
-                    if let Some(o) = self.objects.get_mut(&key) {
-                        o["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-                    }
-                } else {
-                    self.objects.remove(&key);
-                }
-            }
-        }
-    }
-
-    fn settle(&mut self) {
-        for _ in 0..60 {
-            if !self.step() {
-                return;
-            }
-        }
-        panic!("does not settle");
-    }
-
-    fn edit(&mut self, kind: Kind, name: &str) -> &mut Value {
-        self.objects.get_mut(&Key { kind, name: ObjectName::new("shop", name) }).unwrap()
-    }
-}
-
-fn ready(s: &ClusterSnapshot) -> usize {
-    s.pods.values().filter(|p| p.ready && !p.terminating).count()
-}
-
-#[test]
-fn a_new_template_rolls_and_keeps_enough_ready() {
-    let mut sim = Sim::new(&[
-        settings("10.244.0.0/16"),
-        node("node1"),
-        node("node2"),
-        workload("Deployment", "web", 4, "a"),
-        service("web", json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]})),
-    ]);
-    let old: BTreeSet<_> = sim.snapshot().pods.keys().cloned().collect();
-    assert_eq!(old.len(), 4);
-    sim.edit(Kind::Deployment, "web")["spec"]["template"]["spec"]["containers"][0]["image"] = "b".into();
-    sim.edit(Kind::Deployment, "web")["metadata"]["generation"] = 2.into();
-    while sim.step() {
-        let s = sim.snapshot();
-        // Defaults: 25 % of 4 may be missing, and be too many.
-        assert!(ready(&s) >= 3, "only {} ready", ready(&s));
-        assert!(s.pods.values().filter(|p| !p.terminating).count() <= 5);
-    }
-    let s = sim.snapshot();
-    assert_eq!(s.pods.len(), 4);
-    assert!(s.pods.keys().all(|n| !old.contains(n)));
-    let status = &s.workloads.values().next().unwrap().status;
-    assert_eq!(
-        (&status["observedGeneration"], &status["updatedReplicas"], &status["availableReplicas"]),
-        (&json!(2), &json!(4), &json!(4))
-    );
-    assert_eq!(status["conditions"][0]["status"], "True");
-    assert_eq!(s.slices.values().map(|x| x.endpoints.len()).sum::<usize>(), 4);
-}
-
-#[test]
-fn scaling_deleting_and_recreate() {
-    let mut sim = Sim::new(&[node("node1"), workload("Deployment", "web", 3, "a")]);
-    sim.edit(Kind::Deployment, "web")["spec"]["replicas"] = 1.into();
-    sim.settle();
-    assert_eq!(sim.snapshot().pods.len(), 1);
-    sim.edit(Kind::Deployment, "web")["spec"]["strategy"] = json!({"type": "Recreate"});
-    sim.edit(Kind::Deployment, "web")["spec"]["template"]["spec"]["containers"][0]["image"] = "b".into();
-    let mut none = false;
-    while sim.step() {
-        let s = sim.snapshot();
-        assert!(s.pods.len() <= 1, "old and new together");
-        none |= s.pods.is_empty();
-    }
-    assert!(none && ready(&sim.snapshot()) == 1);
-    sim.objects.retain(|k, _| k.kind != Kind::Deployment);
-    sim.settle();
-    assert!(sim.snapshot().pods.is_empty(), "its pods go with it");
-}
-
-#[test]
-fn a_daemonset_rolls_one_node_at_a_time_and_follows_nodes() {
-    let mut sim = Sim::new(&[
-        settings("10.244.0.0/16"),
-        node("node1"),
-        node("node2"),
-        node("node3"),
-        workload("DaemonSet", "log", 0, "a"),
-    ]);
-    assert_eq!(ready(&sim.snapshot()), 3);
-    sim.edit(Kind::DaemonSet, "log")["spec"]["template"]["spec"]["containers"][0]["image"] = "b".into();
-    while sim.step() {
-        assert!(ready(&sim.snapshot()) >= 2);
-    }
-    assert_eq!(ready(&sim.snapshot()), 3);
-    // A node that vanishes takes its pods along; one that is no more selected loses its own.
-    sim.objects.remove(&Key { kind: Kind::Node, name: ObjectName::new("", "node3") });
-    sim.edit(Kind::DaemonSet, "log")["spec"]["template"]["spec"]["nodeSelector"] = json!({"disk": "ssd"});
-    sim.settle();
-    let s = sim.snapshot();
-    assert_eq!(s.pods.values().map(|p| p.node.as_ref().unwrap().as_str()).collect::<Vec<_>>(), ["node1"]);
-    assert_eq!(s.workloads.values().next().unwrap().status["desiredNumberScheduled"], 1);
 }
 
 fn pod(name: &str, ip: &str, ready: bool, extra: Value) -> Value {

@@ -10,7 +10,8 @@ use crate::networks::Definition;
 use crate::pools::{IpBlock, IpPool, IpReservation};
 use crate::problem::Problem;
 use crate::settings::Settings;
-use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Namespace, Node, Pod, Service, Workload};
+use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Namespace, Node, Pod, Service};
+use crate::workload::{Revision, Workload};
 
 /// One object, slim.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,8 +29,10 @@ pub enum Object {
     Namespace(Namespace),
     /// ConfigMap `kube-system/seaway`.
     Settings(Settings),
-    /// A Deployment or DaemonSet.
+    /// A Deployment, ReplicaSet or DaemonSet.
     Workload(Workload),
+    /// A ControllerRevision.
+    Revision(Revision),
     /// An IPPool.
     IPPool(IpPool),
     /// An IPBlock.
@@ -184,6 +187,9 @@ fn put(s: &mut ClusterSnapshot, p: Parsed, touched: &mut Vec<Key>) {
         Some(Object::Workload(o)) => {
             s.workloads.insert(key.clone(), o);
         }
+        Some(Object::Revision(o)) => {
+            s.revisions.insert(name, o);
+        }
         Some(Object::IPPool(o)) => {
             s.pools.insert((*name.name).into(), o);
         }
@@ -242,8 +248,11 @@ fn remove(s: &mut ClusterSnapshot, key: &Key, touched: &mut Vec<Key>) {
                 s.settings = Settings::default();
             }
         }
-        Kind::Deployment | Kind::DaemonSet => {
+        Kind::Deployment | Kind::DaemonSet | Kind::ReplicaSet => {
             s.workloads.remove(key);
+        }
+        Kind::ControllerRevision => {
+            s.revisions.remove(&key.name);
         }
         Kind::IPPool => {
             s.pools.remove(&*key.name.name);

@@ -22,6 +22,7 @@ mod services;
 pub mod settings;
 mod snapshot;
 mod texts;
+mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,8 +42,9 @@ pub use services::unusable_endpoint;
 pub use settings::Settings;
 pub use snapshot::{
     ClusterSnapshot, ContainerPort, EndpointSlice, Hints, Key, Kind, Namespace, Node, Owner, Phase, Pod, Service,
-    ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
+    ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort,
 };
+pub use workload::{Revision, Workload};
 
 /// What only this node knows: the rest of its intent's sources.
 #[derive(Debug, Clone, PartialEq, Eq)]

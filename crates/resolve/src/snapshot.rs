@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use intent::{Affinity, Backend, TrafficPolicy};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use types::{Cidr, Family, NodeName, ObjectName, PortKey, Proto};
 
 use crate::annotations::VxlanData;
@@ -19,6 +18,7 @@ use crate::pools::{GROUP, IpBlock, IpPool, IpReservation, Notes, VERSION};
 use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::texts::Texts;
+use crate::workload::{Revision, Workload};
 
 /// The kinds of object that a snapshot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -39,6 +39,10 @@ pub enum Kind {
     Deployment,
     /// apps/v1 DaemonSet; only controllers watch it.
     DaemonSet,
+    /// apps/v1 ReplicaSet; only controllers watch it.
+    ReplicaSet,
+    /// apps/v1 ControllerRevision; only controllers watch it.
+    ControllerRevision,
     /// seaway.io IPPool.
     IPPool,
     /// seaway.io IPBlock.
@@ -57,7 +61,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 17] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -66,6 +70,8 @@ impl Kind {
         Kind::ConfigMap,
         Kind::Deployment,
         Kind::DaemonSet,
+        Kind::ReplicaSet,
+        Kind::ControllerRevision,
         Kind::IPPool,
         Kind::IPBlock,
         Kind::IPReservation,
@@ -102,6 +108,8 @@ impl Kind {
             Self::ConfigMap => "ConfigMap",
             Self::Deployment => "Deployment",
             Self::DaemonSet => "DaemonSet",
+            Self::ReplicaSet => "ReplicaSet",
+            Self::ControllerRevision => "ControllerRevision",
             Self::IPPool => "IPPool",
             Self::IPBlock => "IPBlock",
             Self::IPReservation => "IPReservation",
@@ -124,6 +132,8 @@ impl Kind {
             Self::ConfigMap => ("", "v1", "configmaps", true),
             Self::Deployment => ("apps", "v1", "deployments", true),
             Self::DaemonSet => ("apps", "v1", "daemonsets", true),
+            Self::ReplicaSet => ("apps", "v1", "replicasets", true),
+            Self::ControllerRevision => ("apps", "v1", "controllerrevisions", true),
             Self::IPPool => (GROUP, VERSION, "ippools", false),
             Self::IPBlock => (GROUP, VERSION, "ipblocks", false),
             Self::IPReservation => (GROUP, VERSION, "ipreservations", false),
@@ -188,8 +198,10 @@ pub struct ClusterSnapshot {
     pub slices: BTreeMap<ObjectName, Box<EndpointSlice>>,
     /// Namespaces.
     pub namespaces: BTreeMap<Box<str>, Namespace>,
-    /// Deployments and DaemonSets; empty where no controller runs.
+    /// Deployments, ReplicaSets and DaemonSets; empty where no controller runs.
     pub workloads: BTreeMap<Key, Workload>,
+    /// ControllerRevisions; empty where no controller runs.
+    pub revisions: BTreeMap<ObjectName, Revision>,
     /// IPPools.
     pub pools: BTreeMap<Box<str>, IpPool>,
     /// IPBlocks.
@@ -522,21 +534,6 @@ pub struct Namespace {
     pub terminating: bool,
 }
 
-/// A Deployment or DaemonSet, as its controller needs it.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Workload {
-    /// `metadata.uid`.
-    pub uid: Box<str>,
-    /// `metadata.generation`.
-    pub generation: i64,
-    /// `metadata.deletionTimestamp` is set.
-    pub terminating: bool,
-    /// `spec` as it is: the pod template goes into pods unread.
-    pub spec: Value,
-    /// `status` as it is.
-    pub status: Value,
-}
-
 impl ClusterSnapshot {
     /// The keys of every object of a kind that is held, usable or not.
     #[must_use]
@@ -550,7 +547,10 @@ impl ClusterSnapshot {
             Kind::EndpointSlice => self.slices.keys().map(named).collect(),
             Kind::Namespace => self.namespaces.keys().map(|n| plain(n)).collect(),
             Kind::ConfigMap => self.settings.present.then(Settings::key).into_iter().collect(),
-            Kind::Deployment | Kind::DaemonSet => self.workloads.keys().filter(|k| k.kind == kind).cloned().collect(),
+            Kind::Deployment | Kind::DaemonSet | Kind::ReplicaSet => {
+                self.workloads.keys().filter(|k| k.kind == kind).cloned().collect()
+            }
+            Kind::ControllerRevision => self.revisions.keys().map(named).collect(),
             Kind::IPPool => self.pools.keys().map(|n| plain(n)).collect(),
             Kind::IPBlock => self.blocks.keys().map(|n| plain(n)).collect(),
             Kind::NetworkAttachmentDefinition => self.networks.keys().map(|n| Key { kind, name: n.clone() }).collect(),

@@ -238,6 +238,16 @@ pub const SETTINGS: &[Setting] = &[
         "/coreos.com/network",
         "Where the network is in etcd.",
     ),
+    process(
+        &["agent"],
+        "public-ip",
+        Some("SEAWAY_PUBLIC_IP"),
+        "IPv4 address",
+        "",
+        "With `--source etcd`: where other nodes reach this one, if not at the address of its interface: packets are \
+         translated on their way.",
+    ),
+    process(&["agent"], "public-ipv6", Some("SEAWAY_PUBLIC_IPV6"), "IPv6 address", "", "Likewise, of IPv6."),
     process(&["agent"], "etcd-username", Some("SEAWAY_ETCD_USERNAME"), "name", "", "A user of etcd's own."),
     process(
         &["agent"],
@@ -276,9 +286,9 @@ pub const SETTINGS: &[Setting] = &[
         &["agent"],
         "iface",
         Some("SEAWAY_IFACE"),
-        "interface name or CIDR",
+        "interface name, address or CIDR",
         "",
-        "The interface that other nodes are reached by, or a range that its address is in. Not set: the one with the \
+        "The interface that other nodes are reached by, its address, or a range that its address is in. Not set: the one with the \
          Node's InternalIP, else the default route's.",
     ),
     process(

@@ -24,6 +24,11 @@ impl std::str::FromStr for IfaceChoice {
         if s.contains('/') {
             return Ok(Self::Cidr(s.parse()?));
         }
+        // As flannel's daemon takes it.
+        if let Ok(a) = s.parse::<IpAddr>() {
+            let whole = Cidr::new(a, if a.is_ipv4() { 32 } else { 128 });
+            return whole.map(Self::Cidr).with_context(|| format!("{s} is no address of an interface"));
+        }
         Ok(Self::Name(s.parse()?))
     }
 }

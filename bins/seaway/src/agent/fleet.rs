@@ -2,7 +2,7 @@
 //! the datapath is the same; Services, policies and address pools are Kubernetes', so there are none.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +50,12 @@ pub struct EtcdArgs {
     /// Where the network is in etcd
     #[arg(long, value_name = "KEY", env = "SEAWAY_ETCD_PREFIX", default_value = "/coreos.com/network")]
     etcd_prefix: String,
+    /// With --source etcd: where other nodes reach this one, if not at its interface's address
+    #[arg(long, value_name = "ADDRESS", env = "SEAWAY_PUBLIC_IP")]
+    public_ip: Option<Ipv4Addr>,
+    /// Likewise, of IPv6
+    #[arg(long, value_name = "ADDRESS", env = "SEAWAY_PUBLIC_IPV6")]
+    public_ipv6: Option<Ipv6Addr>,
     /// A user of etcd's own
     #[arg(long, value_name = "NAME", env = "SEAWAY_ETCD_USERNAME", requires = "etcd_password")]
     etcd_username: Option<String>,
@@ -87,8 +93,13 @@ pub async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         shared.health(|h| h.source(*kind, Ok(())));
     }
     let subnet_file = args.flannel_subnet_file.clone().unwrap_or_else(|| SUBNET_FILE.into());
-    let previous = previous(&subnet_file);
-    let (own, owned) = tokio::sync::watch::channel(own(args.iface.as_ref(), previous)?);
+    let first = Own {
+        previous: previous(&subnet_file),
+        public_v4: args.etcd.public_ip,
+        public_v6: args.etcd.public_ipv6,
+        ..Own::default()
+    };
+    let (own, owned) = tokio::sync::watch::channel(own(args.iface.as_ref(), &first)?);
     let etcd = Etcd::new(&args.etcd.config())?;
     let store = Store { etcd, prefix: args.etcd.etcd_prefix.clone(), ttl: TTL };
     let source = flannel::start(store, node.clone(), owned);
@@ -104,7 +115,7 @@ pub async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let looking = tokio::spawn(async move {
         loop {
             tokio::time::sleep(LOOK).await;
-            let now = tokio::task::block_in_place(|| self::own(iface.as_ref(), previous));
+            let now = tokio::task::block_in_place(|| self::own(iface.as_ref(), &first));
             match now {
                 // An interface that lost its address for a moment keeps what it had: the lease still holds.
                 Ok(now) if now.v4.is_some() || now.v6.is_some() => {
@@ -128,10 +139,11 @@ pub async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
 
 /// What this machine says of itself: the addresses of the interface to other nodes, of each family the first that is no
 /// link's own.
-fn own(iface: Option<&IfaceChoice>, previous: Option<Subnets>) -> anyhow::Result<Own> {
+/// The rest is that of `first`.
+fn own(iface: Option<&IfaceChoice>, first: &Own) -> anyhow::Result<Own> {
     let mut rt = kernel::Rt::open().context("open rtnetlink")?;
     let facts = facts::observe(&mut rt, iface, &BTreeSet::new(), &BTreeSet::new())?;
-    let mut own = Own { previous, ..Own::default() };
+    let mut own = Own { v4: None, v6: None, ..first.clone() };
     let Some(uplink) = facts.caps.uplink else { return Ok(own) };
     let wanted = |a: &IpAddr| match iface {
         Some(IfaceChoice::Cidr(c)) if Family::of(*a) == c.family() => c.contains(*a),

@@ -9,6 +9,7 @@ mod common;
 mod changing;
 mod inside;
 mod reading;
+mod rollouts;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@ use crate::resource::Resource;
 use crate::util::{list_at, str_at};
 
 pub(crate) use network::{endpoint_slice, endpoints, ingress, ingress_class, network_policy, service};
-pub(crate) use workload::{daemon_set, deployment, pod};
+pub(crate) use workload::{controller_revision, daemon_set, deployment, pod};
 
 /// How the names of a kind must look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -346,3 +346,10 @@ pub(crate) fn daemon_set(v: &Value, old: Option<&Value>, c: &mut Causes) {
         strategy(s, "spec.updateStrategy", &["OnDelete", "RollingUpdate"], c);
     }
 }
+
+pub(crate) fn controller_revision(v: &Value, old: Option<&Value>, c: &mut Causes) {
+    immutable(v, old, &["data"], c);
+    if int_at(v, &["revision"]).is_none_or(|n| n < 0) {
+        c.invalid("revision", &v["revision"], "must be greater than or equal to 0");
+    }
+}

@@ -4,6 +4,7 @@ mod at;
 mod load_balancer;
 mod objects;
 mod pools;
+mod workload;
 
 use serde_json::Value;
 use types::{NodeName, ObjectName};
@@ -83,6 +84,7 @@ fn read(kind: Kind, key: &Key, root: &At<'_>) -> Option<Object> {
             Some(Object::ServiceCidr(cidrs.items().filter_map(|c| c.parse()).collect()))
         }
         Kind::Lease => Some(Object::Lease(load_balancer::lease(root))),
-        Kind::Deployment | Kind::DaemonSet => Some(Object::Workload(objects::workload(root))),
+        Kind::Deployment | Kind::DaemonSet | Kind::ReplicaSet => Some(Object::Workload(workload::workload(root))),
+        Kind::ControllerRevision => Some(Object::Revision(workload::revision(root))),
     }
 }

@@ -13,7 +13,7 @@ use crate::networks::{self, Definition, RESOURCE};
 use crate::pools::{Notes, read_notes};
 use crate::snapshot::{
     ContainerPort, DEFAULT_PROTO, EndpointSlice, Hints, Namespace, Node, Owner, Phase, Pod, Service, ServiceType,
-    SliceEndpoint, SlicePort, SvcPort, TargetPort, Workload,
+    SliceEndpoint, SlicePort, SvcPort, TargetPort,
 };
 
 /// Default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -36,7 +36,7 @@ fn ips(list: &At<'_>) -> Vec<IpAddr> {
     list.items().filter_map(|i| i.ip()).collect()
 }
 
-fn owner(metadata: &At<'_>) -> Option<Box<Owner>> {
+pub(super) fn owner(metadata: &At<'_>) -> Option<Box<Owner>> {
     let refs = metadata.get("ownerReferences");
     for r in refs.items() {
         if r.get("controller").value().as_bool() == Some(true) {
@@ -436,29 +436,6 @@ pub(super) fn definition(root: &At<'_>) -> Option<Definition> {
             at.bad(if field.is_empty() { why } else { format!("{field}: {why}") });
             None
         }
-    }
-}
-
-pub(super) fn workload(root: &At<'_>) -> Workload {
-    let metadata = root.get("metadata");
-    // Where these two are not what they must be, the controller would make pods that the API refuses: say it here.
-    let spec = root.get("spec");
-    let selector = spec.get("selector");
-    let wanted: Labels = selector.get("matchLabels").labels();
-    let template = spec.get("template");
-    let meta = template.get("metadata");
-    let labels = meta.get("labels");
-    if wanted.is_empty() {
-        selector.get("matchLabels").bad("must name at least one label of the template (matchExpressions are not read)");
-    } else if !labels.labels().matches(&wanted) {
-        labels.bad("must have every label of spec.selector.matchLabels");
-    }
-    Workload {
-        uid: metadata.get("uid").boxed(),
-        generation: metadata.get("generation").int(0, i64::MAX).unwrap_or(0),
-        terminating: metadata.get("deletionTimestamp").is_set(),
-        spec: spec.value().clone(),
-        status: root.get("status").value().clone(),
     }
 }
 

@@ -13,7 +13,7 @@ use types::NodeName;
 
 use super::config::{Backend, Config};
 use super::lease::{Attrs, BackendData, Subnets, free};
-use super::nodes::{Held, snapshot};
+use super::nodes::{Held, Me, snapshot};
 use crate::etcd::{Change, Etcd, EtcdError, KeyValue};
 use crate::watch::{Shared, Source};
 
@@ -27,10 +27,14 @@ const RACES: u64 = 10;
 /// What this node says of itself, and what it had.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Own {
-    /// Where other nodes reach it.
+    /// The address of the interface to other nodes.
     pub v4: Option<Ipv4Addr>,
     /// Likewise.
     pub v6: Option<Ipv6Addr>,
+    /// Where other nodes reach it instead, where packets are translated on their way.
+    pub public_v4: Option<Ipv4Addr>,
+    /// Likewise.
+    pub public_v6: Option<Ipv6Addr>,
     /// The range it had before, from flannel's subnet file.
     pub previous: Option<Subnets>,
 }
@@ -223,6 +227,7 @@ impl Fleet {
             data = v4.map(|_| BackendData { vni, mac });
             data6 = v6.map(|_| BackendData { vni, mac: vxlan6_mac(mac) });
         }
+        let (v4, v6) = (v4.map(|a| own.public_v4.unwrap_or(a)), v6.map(|a| own.public_v6.unwrap_or(a)));
         Ok(Attrs { v4, v6, backend: config.backend.name().to_owned(), data, data6 })
     }
 
@@ -355,8 +360,9 @@ impl Fleet {
     /// Tells the snapshot.
     fn publish(&self) {
         let Some(config) = &self.config else { return };
-        let events =
-            snapshot(&self.store.prefix, config, self.broken.as_ref(), &self.leases, self.held.as_deref(), &self.me);
+        let (me, at) = (&self.me, self.own.borrow().clone());
+        let me = Me { name: me, lease: self.held.as_deref(), v4: at.v4, v6: at.v6 };
+        let events = snapshot(&self.store.prefix, config, self.broken.as_ref(), &self.leases, &me);
         self.shared.change(|s| {
             for e in events {
                 s.apply(e);

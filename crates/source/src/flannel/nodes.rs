@@ -1,6 +1,7 @@
 //! A network and its leases, as the Nodes and settings of a cluster.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use resolve::{Event, Key, Kind, Node, Object, Parsed, Problem, Settings, annotations::VxlanData};
 use types::{NodeName, ObjectName};
@@ -24,8 +25,20 @@ pub struct Held {
 /// What a lease says, or why it makes no sense.
 type Said = Result<(Subnets, Attrs), Problem>;
 
-/// The events that bring a snapshot to what the store says. `leases` by the last part of their key, `own` is ours, and
-/// `me` the name that the agent works under; other nodes are named by their keys. `config` is the last that could be used and
+/// This node.
+#[derive(Debug, Clone, Copy)]
+pub struct Me<'a> {
+    /// The name that the agent works under; other nodes are named by their keys.
+    pub name: &'a NodeName,
+    /// The key of its lease.
+    pub lease: Option<&'a str>,
+    /// The address that its packets leave by, which others may know it by another than.
+    pub v4: Option<Ipv4Addr>,
+    /// Likewise.
+    pub v6: Option<Ipv6Addr>,
+}
+
+/// The events that bring a snapshot to what the store says. `leases` by the last part of their key. `config` is the last that could be used and
 /// `broken` why the present one cannot. `prefix` is for messages.
 #[must_use]
 pub fn snapshot(
@@ -33,19 +46,18 @@ pub fn snapshot(
     config: &Config,
     broken: Option<&Problem>,
     leases: &BTreeMap<String, Held>,
-    own: Option<&str>,
-    me: &NodeName,
+    me: &Me<'_>,
 ) -> [Event; 2] {
     let mut nodes: BTreeMap<Key, Parsed> = BTreeMap::new();
     // Of leases of one node the newest counts: the others are left from before, and run out.
     let mut read: Vec<(&String, &Held, Said)> =
         leases.iter().map(|(k, h)| (k, h, parse(prefix, k, &h.value))).collect();
     read.sort_by_key(|(_, h, _)| std::cmp::Reverse(h.created));
-    let ours = own.and_then(|k| leases.get(k)).and_then(|h| Attrs::parse(&h.value).ok());
+    let ours = me.lease.and_then(|k| leases.get(k)).and_then(|h| Attrs::parse(&h.value).ok());
     let mut seen: Vec<Attrs> = ours.into_iter().collect();
     for (key, held, parsed) in read {
-        let mine = own == Some(key.as_str());
-        let name: &str = if mine { me.as_str() } else { key.split('&').next().unwrap_or(key) };
+        let mine = me.lease == Some(key.as_str());
+        let name: &str = if mine { me.name.as_str() } else { key.split('&').next().unwrap_or(key) };
         let at = Key { kind: Kind::Node, name: ObjectName::new("", name) };
         let (object, problems) = match parsed {
             Err(p) => (None, vec![p]),
@@ -55,7 +67,13 @@ pub fn snapshot(
             }
             Ok((subnets, attrs)) => {
                 let problems = mismatch(prefix, key, config.backend, &attrs).into_iter().collect();
-                let n = node(&subnets, &attrs, held, config.backend);
+                let mut n = node(&subnets, &attrs, held, config.backend);
+                let own = me.v4.map(IpAddr::from).into_iter().chain(me.v6.map(IpAddr::from));
+                if mine {
+                    // What this machine does itself it does with addresses that it has.
+                    n.internal_ips =
+                        own.filter(|a| n.internal_ips.iter().any(|p| p.is_ipv4() == a.is_ipv4())).collect();
+                }
                 seen.push(attrs);
                 (Some(Object::Node(n)), problems)
             }
@@ -173,7 +191,8 @@ mod tests {
         }
         let mut s = ClusterSnapshot::default();
         let me = "me".parse().unwrap();
-        for e in snapshot("/p", &config, None, &leases, Some("10.5.1.0-24"), &me) {
+        let own = Me { name: &me, lease: Some("10.5.1.0-24"), v4: Some("10.9.9.1".parse().unwrap()), v6: None };
+        for e in snapshot("/p", &config, None, &leases, &own) {
             apply(&mut s, e);
         }
         let names: Vec<&str> = s.nodes.keys().map(NodeName::as_str).collect();
@@ -182,7 +201,8 @@ mod tests {
         assert_eq!(me.vxlan.unwrap().port, 4789);
         assert_eq!(
             (me.pod_cidrs[0].to_string(), me.internal_ips[0].to_string()),
-            ("10.5.1.0/24".into(), "192.168.0.1".into())
+            ("10.5.1.0/24".into(), "10.9.9.1".into()),
+            "its own address here, whatever it is to others"
         );
         assert_eq!((s.settings.vxlan_port, s.settings.cluster_cidrs[0].to_string()), (4789, "10.5.0.0/16".into()));
         let said: Vec<String> = s.problems.values().flatten().map(ToString::to_string).collect();
