@@ -35,8 +35,9 @@ NEEDS_TEST := $(NEEDS_LAB) curl:curl conntrack:conntrack tcpdump:tcpdump iperf3:
 # The machine of tests/vm, and tools that its tests run inside. Its kernel is fetched by the tests, not installed.
 NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:ipvsadm tcpdump:tcpdump conntrack:conntrack \
 	/usr/lib/cni/bridge:containernetworking-plugins
-# What Debian does not have is built by the tests from its released Go modules, once.
-NEEDS_INTEROP := containerd:containerd runc:runc podman:podman busybox:busybox-static go:golang-go
+# What Debian does not have is built by the tests from its released Go modules, once; Docker and firewalld are unpacked, since
+# installed they would change this machine's own firewall.
+NEEDS_INTEROP := containerd:containerd runc:runc podman:podman busybox:busybox-static go:golang-go dbus-daemon:dbus-daemon python3:python3
 NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq curl:curl openssl:openssl conntrack:conntrack go:golang-go iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 NEEDS_FUZZ := c++:g++
 NEEDS_IMAGE := musl-gcc:musl-tools

@@ -22,6 +22,40 @@ pub fn debian(program: &str, package: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{program} is missing: apt-get install --no-install-recommends {package}"))
 }
 
+/// What these packages of Debian's hold, unpacked into a directory that is kept below the target directory: they are
+/// never installed, since some start daemons that change the machine's own firewall.
+///
+/// # Panics
+/// When apt knows them not or cannot fetch them.
+#[must_use]
+pub fn unpacked(name: &str, packages: &[&str]) -> PathBuf {
+    let cache = profile().parent().unwrap().join("interop").join(format!("debian-{name}"));
+    if cache.is_dir() {
+        return cache;
+    }
+    let new = cache.with_extension("new");
+    let _ = fs::remove_dir_all(&new);
+    fs::create_dir_all(&new).unwrap();
+    eprintln!("fetching {} (once)", packages.join(" "));
+    let download = || {
+        let mut c = Command::new(debian("apt-get", "apt"));
+        c.args(["download", "-qq"]).args(packages).current_dir(&new).output().unwrap()
+    };
+    if !download().status.success() {
+        // Lists that were never fetched, or that name a version the mirror has no more.
+        let _ = Command::new(debian("apt-get", "apt")).args(["update", "-qq"]).status();
+        let out = download();
+        assert!(out.status.success(), "apt-get download {packages:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    for deb in fs::read_dir(&new).unwrap().flatten().map(|e| e.path()).filter(|p| p.extension().is_some()) {
+        let done = Command::new(debian("dpkg-deb", "dpkg")).arg("-x").arg(&deb).arg(&new).status().unwrap();
+        assert!(done.success(), "dpkg-deb -x {}", deb.display());
+        fs::remove_file(deb).unwrap();
+    }
+    fs::rename(&new, &cache).unwrap();
+    cache
+}
+
 /// The directory of the profile that this test was built with: `target/debug`.
 fn profile() -> PathBuf {
     let test = std::env::current_exe().unwrap();

@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kernel::Netns;
-use seaway_tests_interop::node::wait;
 use types::Proto;
+
+use crate::node::wait;
 
 /// How long an exchange may take on a busy machine; a lost segment is sent again within it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,12 +22,15 @@ pub const PORT: u16 = 8080;
 const QUESTION: usize = 8;
 
 /// Answers TCP and UDP of both families with its number and what was sent, until it is dropped.
+#[derive(Debug)]
 pub struct Server {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
+    /// In a pod.
+    #[must_use]
     pub fn start(pod: &Netns, number: u8) -> Self {
         let any = (Ipv6Addr::UNSPECIFIED, PORT);
         let bound = pod.run(|| (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap()));
@@ -129,11 +133,15 @@ impl Talk {
 }
 
 /// One exchange over a connection of its own.
+///
+/// # Errors
+/// When there is no answer in time.
 pub fn once(from: &Netns, proto: Proto, to: SocketAddr) -> std::io::Result<()> {
     from.run(|| Talk::open(proto, to)?.ask(1).map(drop))?
 }
 
 /// Clients that connect all the time, each with a connection beside that stays open.
+#[derive(Debug)]
 pub struct Traffic {
     stop: Arc<AtomicBool>,
     /// How often each connected.
@@ -146,6 +154,8 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    /// Of these: name, where from, protocol, where to.
+    #[must_use]
     pub fn start(clients: impl IntoIterator<Item = (&'static str, Netns, Proto, SocketAddr)>) -> Self {
         let mut t = Self {
             stop: Arc::default(),
@@ -208,6 +218,7 @@ impl Traffic {
         assert!(again == 0 || dropped > 0, "{when}: {again} datagrams had to be sent again");
     }
 
+    /// No connection failed.
     pub fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         let made: usize = self.made.iter().map(|m| m.load(Ordering::Relaxed)).sum();
