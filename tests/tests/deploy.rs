@@ -93,7 +93,7 @@ fn an_agent_has_the_rights_it_needs_and_no_other() {
     for (plural, verbs) in [("ipblocks", &["create", "delete", "patch"][..]), ("ippools", &["patch"])] {
         wants.extend(verbs.iter().map(|v| ("seaway.io".to_owned(), plural.to_owned(), (*v).to_owned())));
     }
-    wants.extend(["create", "delete", "get", "patch"].map(|v| (String::new(), "events".to_owned(), v.to_owned())));
+    wants.extend(["create", "get", "patch"].map(|v| (String::new(), "events".to_owned(), v.to_owned())));
     // Who announces which load balancer address.
     let verbs = ["create", "delete", "get", "list", "patch", "watch"];
     wants.extend(verbs.map(|v| right("coordination.k8s.io", "leases", v)));
@@ -151,7 +151,7 @@ fn the_controller_has_the_rights_it_needs_and_no_other() {
     assert!(does.len() >= 7, "{does:?}");
     let mut wants: Rights = does.iter().map(needed).collect();
     // What cannot be had is told; and which of the replicas works.
-    wants.extend(["create", "delete", "get", "patch"].map(|v| right("", "events", v)));
+    wants.extend(["create", "get", "patch"].map(|v| right("", "events", v)));
     wants.extend(["create", "get", "update"].map(|v| right("coordination.k8s.io", "leases", v)));
     for kind in options.kinds() {
         let r = resolve::api::Resource::from(kind);

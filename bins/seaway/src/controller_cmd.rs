@@ -1,5 +1,6 @@
 //! `seaway controller`: what turns objects into other objects, where the cluster has nobody who does.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -36,7 +37,11 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
         let api =
             source::connect_at(&args.api, &args.api_server).await.with_context(|| format!("--api {}", args.api))?;
         let mut leader = None;
+        let recorder = source::Recorder::start(&api, "seaway-controller", "");
         if let Some(lease) = args.lease {
+            // Where `kubectl describe` looks for who works and what keeps them from it.
+            let about = resolve::Key { kind: resolve::Kind::Lease, name: lease.clone() };
+            tokio::spawn(api.denials().tell(recorder.clone(), about));
             tracing::info!(%lease, "waiting for the Lease");
             tokio::select! {
                 l = source::lead(&api, lease, identity()) => leader = Some(l),
@@ -60,7 +65,6 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
         if !args.only.is_empty() {
             options.which = args.only.into_iter().collect();
         }
-        let recorder = source::Recorder::start(&api, "seaway-controller", "");
         let (mut told, mut events) = (Vec::new(), crate::agent::Told::default());
         let (mut memory, start) = (controller::lb::Memory::default(), std::time::Instant::now());
         tracing::info!(api = %args.api, "controllers started");
@@ -79,10 +83,7 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
                 told = problems;
                 writes
             },
-            |applied| match applied.error {
-                Some(e) => tracing::warn!("{}: {e}", applied.write),
-                None => tracing::debug!("{}", applied.write),
-            },
+            report,
             shutdown,
         )
         .await;
@@ -95,6 +96,21 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// One line for a pass that writes, each write for those who debug.
+fn report(pass: source::Passed<'_>) {
+    let (mut wrote, mut failures) = (BTreeMap::<&str, usize>::new(), Vec::new());
+    for a in &pass.applied {
+        match &a.error {
+            Some(e) => failures.push(format!("{}: {e}", a.write)),
+            None => *wrote.entry(&a.write.resource.kind).or_default() += 1,
+        }
+        tracing::debug!(failed = a.error.is_some(), "{}", a.write);
+    }
+    let done = pass.applied.len() - failures.len();
+    let wrote = telemetry::counted(wrote);
+    telemetry::controllers_line(&wrote, done, failures.len(), pass.took, failures.first().map(String::as_str));
 }
 
 fn lease(text: &str) -> Result<ObjectName, String> {

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use resolve::ClusterSnapshot;
 use resolve::api::ApiWrite;
@@ -24,11 +24,20 @@ pub struct Applied<'a> {
     /// The write.
     pub write: &'a ApiWrite,
     /// Why it failed, if it did.
-    pub error: Option<&'a SourceError>,
+    pub error: Option<SourceError>,
+}
+
+/// A pass that had something to write.
+#[derive(Debug)]
+pub struct Passed<'a> {
+    /// What was tried, in order. When the server cannot be reached, the rest is left to the next pass.
+    pub applied: Vec<Applied<'a>>,
+    /// From the look at the snapshot to the last answer.
+    pub took: Duration,
 }
 
 /// Runs `reconcile` on the snapshot of `watch` at every change and carries out what it returns, until `shutdown`. `report` hears
-/// of every write.
+/// of every pass that writes, once.
 ///
 /// Level-triggered: a write that fails, a conflict, an event that was lost are all healed by the next pass, since
 /// `reconcile` compares what is with what should be. It is never called before every kind is in sync.
@@ -36,7 +45,7 @@ pub async fn run_controllers(
     api: &Api,
     watch: WatchConfig,
     mut reconcile: impl FnMut(&ClusterSnapshot) -> Vec<ApiWrite>,
-    mut report: impl FnMut(Applied<'_>),
+    mut report: impl FnMut(Passed<'_>),
     shutdown: impl Future<Output = ()>,
 ) {
     let mut source = Source::start(api, watch);
@@ -47,20 +56,25 @@ pub async fn run_controllers(
     }
     let mut pause = RETRY.0;
     loop {
+        let began = Instant::now();
         let writes = source.read(|snapshot, _| reconcile(snapshot));
-        let mut failed = false;
+        let mut applied = Vec::new();
         for write in &writes {
             let outcome = tokio::select! {
                 o = api.run(write) => o,
                 () = &mut shutdown => return,
             };
-            let error = outcome.as_ref().err();
-            failed |= error.is_some();
-            report(Applied { write, error });
+            let error = outcome.err();
             // The rest would fail alike, each after its own wait.
-            if error.is_some_and(SourceError::is_transport) {
+            let unreachable = error.as_ref().is_some_and(SourceError::is_transport);
+            applied.push(Applied { write, error });
+            if unreachable {
                 break;
             }
+        }
+        let failed = applied.iter().any(|a| a.error.is_some());
+        if !applied.is_empty() {
+            report(Passed { applied, took: began.elapsed() });
         }
         let next = async {
             if failed {

@@ -6,11 +6,21 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use resolve::Key;
 use resolve::settings::NAMESPACE;
+use tokio::sync::Notify;
+
+use crate::events::{Note, Recorder};
 
 /// Denials that are remembered at most: as many rules there are not.
 const MOST: usize = 256;
+/// How often those that last are looked at, and how long until one is told again: servers forget Events after an hour.
+const LOOK: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(1800);
+/// The reason of these Events, as the server calls its answer.
+const REASON: &str = "Forbidden";
 
 /// A rule that is missing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,30 +81,57 @@ type Asked = (Box<str>, Box<str>, Box<str>);
 
 /// What is denied now. Each is said in the log once, and once more when it is over. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
-pub struct Denials(Arc<Mutex<BTreeMap<Asked, Denied>>>);
+pub struct Denials(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    now: Mutex<BTreeMap<Asked, Denied>>,
+    /// There is another.
+    another: Notify,
+}
 
 impl Denials {
     /// Every rule that is missing, as far as was asked.
     #[must_use]
     pub fn now(&self) -> Vec<Denied> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0.now.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Takes the message of a 403; the rule, when one is missing.
     pub(crate) fn note(&self, message: &str) -> Option<Denied> {
         let d = Denied::read(message)?;
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() < MOST
             && all.insert((d.verb.clone(), d.group.clone(), d.resource.clone()), d.clone()).as_ref() != Some(&d)
         {
             tracing::warn!("{d}");
+            self.0.another.notify_one();
         }
         Some(d)
     }
 
+    /// Tells each missing rule as an Event at an object, and again while it lasts, for ever. One waits for all: call it
+    /// once for a connection.
+    pub async fn tell(self, recorder: Recorder, about: Key) {
+        let mut told: BTreeMap<Denied, Instant> = BTreeMap::new();
+        loop {
+            let now = self.now();
+            told.retain(|d, _| now.contains(d));
+            for d in now {
+                if told.get(&d).is_none_or(|at| at.elapsed() >= AGAIN) {
+                    let message = d.to_string();
+                    recorder.note(Note { about: about.clone(), warning: true, reason: REASON.into(), message });
+                    told.insert(d, Instant::now());
+                }
+            }
+            // Whichever comes first.
+            let _ = tokio::time::timeout(LOOK, self.0.another.notified()).await;
+        }
+    }
+
     /// A request was let through.
     pub(crate) fn granted(&self, verb: &str, group: &str, resource: &str) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
         // Nearly always.
         if all.is_empty() {
             return;

@@ -16,7 +16,7 @@ mod watch;
 
 pub use api::{Api, ApiResource, now, now_micros};
 pub use connect::{Server, Target, connect, connect_at};
-pub use controllers::{Applied, run_controllers};
+pub use controllers::{Applied, Passed, run_controllers};
 pub use denied::{Denials, Denied};
 pub use error::SourceError;
 pub use events::{Note, Recorder};

@@ -285,8 +285,9 @@ async fn follow(
             let e = match event {
                 Ok(event) => {
                     pause = BACKOFF.0;
-                    let (group, _, plural, _) = kind.api();
-                    ["list", "watch"].iter().for_each(|verb| denials.granted(verb, group, plural));
+                    if let Some(verb) = verb_of(&event, first) {
+                        denials.granted(verb, kind.api().0, kind.api().2);
+                    }
                     newest = newest.max(version_of(&event));
                     shared.change(|s| take(s, kind, &mut listed, event));
                     continue;
@@ -317,6 +318,9 @@ async fn follow(
                 }
                 // An account that was made before the agent asked for the kind does without it as well.
                 404 | 403 if refused == 404 && optional(kind) || kind == Kind::ServiceCidr => {
+                    if refused == 403 {
+                        denials.note(message);
+                    }
                     if !shared.absent(kind) {
                         tracing::info!(%kind, "the server has no such kind: none is what there is, until it is defined");
                         shared.change(|s| gone(s, kind));
@@ -342,25 +346,38 @@ async fn follow(
                     pause = (pause * 2).min(BACKOFF.1);
                     // Until it answers there is nothing to resume either.
                     let one = ListParams { field_selector: fields.clone(), ..ListParams::default().limit(1) };
-                    let mut now = api.list(&one).await;
-                    while now.as_ref().is_err_and(|e| !matches!(e, kube::Error::Api(s) if s.code == 404)) {
+                    let now = loop {
+                        match api.list(&one).await {
+                            Ok(l) => break l.metadata.resource_version.and_then(|v| v.parse::<u64>().ok()),
+                            // Who may not list may watch all the same: that right is not missed.
+                            Err(kube::Error::Api(s)) if matches!(s.code, 403 | 404) => break None,
+                            Err(_) => {}
+                        }
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(BACKOFF.1);
-                        now = api.list(&one).await;
-                    }
-                    let now = now.ok().and_then(|l| l.metadata.resource_version?.parse::<u64>().ok());
+                    };
                     let behind = now.is_some_and(|now| now < newest);
                     if behind {
                         tracing::warn!(%kind, newest, ?now, "the server is behind what it said before, as after a restore of etcd");
                     }
-                    // A watch is also moved on by bookmarks, which are not shown to us: who could not be reached may
-                    // be behind those as well.
-                    if behind || refused == 0 {
+                    // A watch is also moved on by bookmarks, which are not shown to us: who could not be reached, or could
+                    // not reach its own store, may be behind those as well.
+                    if behind || refused == 0 || refused >= 500 {
                         break;
                     }
                 }
             }
         }
+    }
+}
+
+/// The right that let an event through: a list that is streamed is a watch, and one in pages begins before it is asked for.
+fn verb_of(event: &watcher::Event<Watched>, first: First) -> Option<&'static str> {
+    match event {
+        watcher::Event::Apply(_) | watcher::Event::Delete(_) => Some("watch"),
+        _ if first == First::Streamed => Some("watch"),
+        watcher::Event::Init => None,
+        watcher::Event::InitApply(_) | watcher::Event::InitDone => Some("list"),
     }
 }
 

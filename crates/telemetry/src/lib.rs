@@ -13,7 +13,7 @@ pub mod settings;
 
 pub use announcing::Announcing;
 pub use health::{Answer, Health, answer};
-pub use log::{LogError, LogFormat, init, reconcile_line};
+pub use log::{LogError, LogFormat, PassLine, controllers_line, counted, init, reconcile_line};
 pub use metrics::{Build, Kind, Metrics, NodeCounts, Outcome, Plane};
 pub use page::{metrics_page, settings_page};
 pub use process::{Process, parse_statm};

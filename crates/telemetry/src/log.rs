@@ -62,7 +62,9 @@ pub enum LogError {
 /// # Errors
 /// When the text is neither.
 pub(crate) fn filter(level: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder().parse(level).map_err(|e| LogError::Level { level: level.to_owned(), problem: e.to_string() })
+    // It warns of every request that RBAC denies; what is missing is said once, in words of ours.
+    let ours = format!("kube_runtime=error,{level}");
+    EnvFilter::builder().parse(ours).map_err(|e| LogError::Level { level: level.to_owned(), problem: e.to_string() })
 }
 
 /// Sends the logs of this process to stderr.
@@ -83,18 +85,59 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), LogError> {
     .map_err(|_| LogError::Twice)
 }
 
+/// Whole microseconds, without the digits that a float would add.
+fn millis(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// How many of what: `EndpointSlice 3, Service 1`.
+#[must_use]
+pub fn counted<'a>(what: impl IntoIterator<Item = (&'a str, usize)>) -> String {
+    what.into_iter().map(|(word, n)| format!("{word} {n}")).collect::<Vec<_>>().join(", ")
+}
+
+/// A pass of an agent, for its line.
+#[derive(Debug, Clone, Copy)]
+pub struct PassLine<'a> {
+    /// What of the cluster had changed since the pass before, by kind.
+    pub heard: &'a str,
+    /// How each plane fared, and how many kernel objects it changed. None: nothing could be planned.
+    pub planes: &'a [(Plane, Outcome, usize)],
+    /// What the planes could not express.
+    pub refused: usize,
+    /// The whole pass.
+    pub took: Duration,
+    /// What failed, if anything: it names the op.
+    pub why: Option<&'a str>,
+}
+
 /// The one line of a pass. Nothing to do is debug, so that an idle node is silent; a failure is a warning with its
-/// reason, which names the op.
-pub fn reconcile_line(plane: Plane, result: Outcome, ops: usize, refused: usize, took: Duration, why: Option<&str>) {
-    // Whole microseconds, without the digits that a float would add.
-    let ms = (took.as_secs_f64() * 1e6).round() / 1e3;
-    let (plane, result) = (plane.as_str(), result.as_str());
-    match (result, why) {
-        ("failed", why) => {
-            tracing::warn!(plane, result, ops, refused, ms, reason = why.unwrap_or("unknown"), "reconcile");
+/// reason.
+pub fn reconcile_line(pass: &PassLine<'_>) {
+    let PassLine { heard, planes, refused, took, why } = *pass;
+    let of = |plane| planes.iter().find(|p| p.0 == plane).map(|p| p.2);
+    let (fabric, nftables) = (of(Plane::Fabric), of(Plane::Nftables));
+    let ops: usize = planes.iter().map(|p| p.2).sum();
+    let any = |outcome| planes.iter().any(|p| p.1 == outcome);
+    let ms = millis(took);
+    if why.is_some() || any(Outcome::Failed) {
+        let (result, reason) = (Outcome::Failed.as_str(), why.unwrap_or("unknown"));
+        tracing::warn!(result, heard, ops, fabric, nftables, refused, ms, reason, "reconcile");
+    } else if any(Outcome::Changed) {
+        tracing::info!(result = Outcome::Changed.as_str(), heard, ops, fabric, nftables, refused, ms, "reconcile");
+    } else {
+        tracing::debug!(result = Outcome::Unchanged.as_str(), heard, ops, fabric, nftables, refused, ms, "reconcile");
+    }
+}
+
+/// The one line of a controllers' pass that wrote something: what, by kind, how many writes failed, and why the first did.
+pub fn controllers_line(wrote: &str, ops: usize, failed: usize, took: Duration, why: Option<&str>) {
+    let ms = millis(took);
+    match why {
+        Some(reason) => {
+            tracing::warn!(result = Outcome::Failed.as_str(), wrote, ops, failed, ms, reason, "reconcile");
         }
-        ("changed", _) => tracing::info!(plane, result, ops, refused, ms, "reconcile"),
-        _ => tracing::debug!(plane, result, ops, refused, ms, "reconcile"),
+        None => tracing::info!(result = Outcome::Changed.as_str(), wrote, ops, failed, ms, "reconcile"),
     }
 }
 
@@ -128,18 +171,35 @@ mod tests {
             .with_writer(move || out.clone())
             .finish();
         tracing::subscriber::with_default(sub, || {
-            reconcile_line(Plane::Fabric, Outcome::Unchanged, 0, 0, Duration::from_micros(50), None);
-            reconcile_line(Plane::Fabric, Outcome::Changed, 4, 1, Duration::from_millis(2), None);
-            reconcile_line(Plane::Nftables, Outcome::Failed, 0, 0, Duration::ZERO, Some("add chain x: EPERM"));
+            let line = |heard, planes, why| {
+                reconcile_line(&PassLine { heard, planes, refused: 1, took: Duration::from_micros(2500), why });
+            };
+            line("", &[(Plane::Fabric, Outcome::Unchanged, 0), (Plane::Nftables, Outcome::Unchanged, 0)], None);
+            let heard = counted([("EndpointSlice", 2), ("Service", 1)]);
+            line(&heard, &[(Plane::Fabric, Outcome::Changed, 4), (Plane::Nftables, Outcome::Changed, 3)], None);
+            let planes = [(Plane::Fabric, Outcome::Changed, 1), (Plane::Nftables, Outcome::Failed, 0)];
+            line("", &planes, Some("add chain x: EPERM"));
+            line("", &[], Some("no uplink"));
+            controllers_line("Service 2", 2, 0, Duration::ZERO, None);
+            controllers_line("Service 2", 1, 1, Duration::ZERO, Some("a"));
         });
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert_eq!(lines.len(), 2, "{text}");
-        assert_eq!((lines[0]["plane"].as_str(), lines[0]["ops"].as_u64()), (Some("fabric"), Some(4)));
+        assert_eq!(lines.len(), 5, "{text}");
+        let said = |n: usize, keys: &[&str]| keys.iter().map(|k| lines[n][k].clone()).collect::<Vec<_>>();
+        let keys = ["level", "result", "heard", "ops", "fabric", "nftables", "refused", "ms", "reason"];
+        let want = |v: serde_json::Value| v.as_array().unwrap().clone();
+        use serde_json::json;
         assert_eq!(
-            (lines[1]["level"].as_str(), lines[1]["reason"].as_str()),
-            (Some("WARN"), Some("add chain x: EPERM"))
+            said(0, &keys),
+            want(json!(["INFO", "changed", "EndpointSlice 2, Service 1", 7, 4, 3, 1, 2.5, null]))
         );
+        assert_eq!(said(1, &keys), want(json!(["WARN", "failed", "", 1, 1, 0, 1, 2.5, "add chain x: EPERM"])));
+        assert_eq!(said(2, &keys), want(json!(["WARN", "failed", "", 0, null, null, 1, 2.5, "no uplink"])));
+        let keys = ["level", "result", "wrote", "ops", "failed", "reason"];
+        assert_eq!(said(3, &keys), want(json!(["INFO", "changed", "Service 2", 2, 0, null])));
+        assert_eq!(said(4, &keys), want(json!(["WARN", "failed", "Service 2", 1, 1, "a"])));
+        assert!(lines.iter().all(|l| l["message"] == "reconcile"));
     }
 
     #[test]

@@ -154,6 +154,7 @@ pub struct Metrics {
     refused: Family<PlaneLabel, Gauge>,
     last_success: Family<PlaneLabel, Seconds>,
     in_sync: Family<KindLabel, Gauge>,
+    missing_rights: Gauge,
     attachments: Gauge,
     services: Gauge,
     endpoints: Gauge,
@@ -185,6 +186,7 @@ impl Metrics {
             refused: Family::default(),
             last_success: Family::default(),
             in_sync: Family::default(),
+            missing_rights: Gauge::default(),
             attachments: Gauge::default(),
             services: Gauge::default(),
             endpoints: Gauge::default(),
@@ -225,6 +227,11 @@ impl Metrics {
             self.last_success.clone(),
         );
         r.register("seaway_in_sync", "Whether the source has the whole list of a kind: 1 or 0", self.in_sync.clone());
+        r.register(
+            "seaway_missing_rights",
+            "Rights that the API server denies now; /status names the rules",
+            self.missing_rights.clone(),
+        );
         r.register("seaway_attachments", "Pod interfaces on this node", self.attachments.clone());
         r.register("seaway_services", "Service ports in this node's intent", self.services.clone());
         r.register("seaway_endpoints", "Endpoints over all service ports", self.endpoints.clone());
@@ -260,6 +267,11 @@ impl Metrics {
     /// Whether the source has the whole list of a kind.
     pub fn in_sync(&self, kind: Kind, yes: bool) {
         self.in_sync.get_or_create(&KindLabel { kind }).set(i64::from(yes));
+    }
+
+    /// How many rights the API server denies.
+    pub fn missing_rights(&self, n: usize) {
+        self.missing_rights.set(count(n));
     }
 
     /// What the node has to do.
@@ -305,6 +317,7 @@ mod tests {
         m.reconciled(Plane::Nftables, Outcome::Failed, Duration::from_millis(3), 2, at + Duration::from_secs(5));
         m.refused(Plane::Fabric, 2);
         m.in_sync(Kind::Pod, true);
+        m.missing_rights(2);
         m.node(NodeCounts { attachments: 3, services: 4, endpoints: 5, peers: 6 });
         let p = &m.proxy;
         let sync = |ok, full| Synced { took: Duration::from_millis(3), ok, full, at };
@@ -330,6 +343,7 @@ mod tests {
             (r#"seaway_refused{plane="fabric"}"#, 2.0),
             (r#"seaway_in_sync{kind="Pod"}"#, 1.0),
             (r#"seaway_in_sync{kind="Node"}"#, 0.0),
+            ("seaway_missing_rights", 2.0),
             (r#"seaway_last_success_timestamp_seconds{plane="nftables"}"#, 1000.0),
             (r#"seaway_last_success_timestamp_seconds{plane="fabric"}"#, 0.0),
             (r#"kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"}"#, 1000.0),

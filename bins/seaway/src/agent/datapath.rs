@@ -1,6 +1,7 @@
 //! One pass over both dataplanes: observe, resolve, compile, plan, commit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -121,10 +122,10 @@ pub struct Pass {
 /// What the cluster said since the last look.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Heard {
-    /// Services that changed.
-    pub services: usize,
-    /// EndpointSlices that changed.
-    pub slices: usize,
+    /// Everything is new: the first look, or one from too far behind.
+    pub all: bool,
+    /// How many changes of which kind.
+    pub kinds: BTreeMap<Kind, usize>,
     /// When what they tell of happened, in milliseconds since 1970, by family, of slices that date it.
     pub triggered: Vec<(Family, u64)>,
 }
@@ -132,17 +133,32 @@ pub struct Heard {
 impl Heard {
     fn add(&mut self, snapshot: &ClusterSnapshot, changed: &Changes) {
         // The first look is at everything there is: nothing of it just happened.
-        let Changes::Some(keys) = changed else { return };
+        let Changes::Some(keys) = changed else {
+            self.all = true;
+            return;
+        };
         for k in keys {
-            match k.kind {
-                Kind::Service => self.services += 1,
-                Kind::EndpointSlice => {
-                    self.slices += 1;
-                    let slice = snapshot.slices.get(&k.name);
-                    self.triggered.extend(slice.and_then(|s| Some((s.family?, s.triggered?))));
-                }
-                _ => {}
+            *self.kinds.entry(k.kind).or_default() += 1;
+            if k.kind == Kind::EndpointSlice {
+                let slice = snapshot.slices.get(&k.name);
+                self.triggered.extend(slice.and_then(|s| Some((s.family?, s.triggered?))));
             }
+        }
+    }
+
+    /// How many of a kind changed.
+    pub fn of(&self, kind: Kind) -> usize {
+        self.kinds.get(&kind).copied().unwrap_or_default()
+    }
+}
+
+/// For the log: `EndpointSlice 3, Service 1`; `nothing` when the node itself gave reason to look, or time.
+impl fmt::Display for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.all, self.kinds.is_empty()) {
+            (true, _) => f.write_str("everything"),
+            (false, true) => f.write_str("nothing"),
+            (false, false) => f.write_str(&telemetry::counted(self.kinds.iter().map(|(k, n)| (k.as_str(), *n)))),
         }
     }
 }

@@ -66,9 +66,10 @@ async fn services(
 
 async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> impl IntoResponse {
     let now = shared.start.elapsed();
+    let denied = shared.denials.get().map(source::Denials::now).unwrap_or_default();
+    shared.metrics.missing_rights(denied.len());
     let a = if uri.path() == "/status" {
         let mut status = shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let denied = shared.denials.get().map(source::Denials::now).unwrap_or_default();
         status.denied = denied.iter().map(ToString::to_string).collect();
         let body = serde_json::to_string_pretty(&status).unwrap_or_default();
         telemetry::Answer { status: 200, content_type: "application/json", body: body + "\n" }

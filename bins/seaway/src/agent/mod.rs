@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use resolve::Kind;
+use resolve::{Key, Kind};
 use source::{Reader, Recorder, Source, Target, WatchConfig};
 use telemetry::{Build, Health, Metrics};
 use types::NodeName;
@@ -270,6 +270,8 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     let pools = Arc::new(pools::Shared::default());
     let (woken, wake) = std::io::pipe().context("make a pipe")?;
     let recorder = source::Recorder::start(&api, "seaway-agent", node.as_str());
+    let about = Key { kind: Kind::Node, name: types::ObjectName::new("", node.as_str()) };
+    let denials = tokio::spawn(api.denials().tell(recorder.clone(), about));
     let balancers = Arc::new(tokio::sync::Notify::new());
     let (checks, checked) = tokio::sync::watch::channel(health_check::Checks::default());
     let healthy = Arc::clone(&shared);
@@ -317,6 +319,7 @@ async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     })
     .await;
     http.abort();
+    denials.abort();
     proxy_health.abort();
     checks_server.abort();
     publisher.abort();

@@ -14,6 +14,10 @@ use super::condition::{self, Condition};
 /// What should stand on the Node, `None` for what should not; absent before the first pass.
 pub type Wanted = Option<BTreeMap<&'static str, Option<String>>>;
 
+/// Between two looks at what others did to it, and the first pause after a write that failed.
+const LOOK: Duration = Duration::from_secs(2);
+const FIRST: Duration = Duration::from_millis(50);
+
 /// Writes annotations and condition whenever they should change or somebody else changed them, for ever.
 pub async fn run(
     api: Api,
@@ -23,9 +27,9 @@ pub async fn run(
     mut conditions: watch::Receiver<Option<Condition>>,
 ) {
     let mut said: Option<Condition> = None;
-    let mut complained = None;
+    let (mut complained, mut complained_of_annotations) = (None, None);
     let mut written: Wanted = None;
-    let mut pause = Duration::from_millis(50);
+    let mut pause = FIRST;
     let mut capacity = Capacity::default();
     loop {
         let want = wanted.borrow_and_update().clone();
@@ -35,13 +39,15 @@ pub async fn run(
                     written = Some(map);
                     // It was not there, or is new: so is what else we said of it.
                     said = None;
-                    pause = Duration::from_millis(50);
+                    (pause, complained_of_annotations) = (FIRST, None);
                 }
                 Err(e) => {
-                    tracing::warn!("Node/{node} metadata.annotations could not be written, trying again: {e}");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(5));
-                    continue;
+                    let why = e.to_string();
+                    if complained_of_annotations.as_ref() != Some(&why) {
+                        tracing::warn!("Node/{node} metadata.annotations could not be written, trying again: {why}");
+                    }
+                    complained_of_annotations = Some(why);
+                    pause = (pause * 2).min(LOOK);
                 }
             }
         }
@@ -63,7 +69,7 @@ pub async fn run(
             changed = wanted.changed() => if changed.is_err() { return },
             changed = conditions.changed() => if changed.is_err() { return },
             // Somebody may remove our annotations; the snapshot tells, and is looked at when time has passed.
-            () = tokio::time::sleep(Duration::from_secs(2)) => {}
+            () = tokio::time::sleep(if complained_of_annotations.is_some() { pause } else { LOOK }) => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use intent::{Endpoint, NodeIntent, ServiceChanges, ServicePort, TrafficPolicy};
 use plane_nft::Walk;
+use resolve::Kind;
 use telemetry::{IpFamily, LocalPolicy, Plane, Proxy, Synced};
 use types::{Family, ObjectName};
 
@@ -84,7 +85,7 @@ pub fn proxy(m: &Proxy, pass: &Pass, walks: &[Walk], unprogrammed: &mut Unprogra
     let Some(nft) = pass.planes.iter().find(|p| p.plane == Plane::Nftables) else { return };
     let families: Vec<IpFamily> = pass.intent.families.iter().map(of).collect();
     let (now, ok) = (SystemTime::now(), nft.result.is_ok());
-    m.changed(pass.heard.services, pass.heard.slices);
+    m.changed(pass.heard.of(Kind::Service), pass.heard.of(Kind::EndpointSlice));
     m.synced(&families, Synced { took: nft.took, ok, full: pass.full, at: now });
     for w in walks {
         m.forgot(of(w.family), w.deleted, w.took);

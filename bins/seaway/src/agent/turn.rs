@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use fabric::{FabricKernel, Joined};
@@ -16,7 +16,7 @@ use plan::{Caps, Next, Pacer, PacerInput, PacerState, Refused};
 use plane_nft::NftKernel;
 use resolve::settings::Ipam;
 use source::{InSync, Reader, Recorder};
-use telemetry::{Kind, NodeCounts, Outcome, Plane};
+use telemetry::{Kind, NodeCounts, Outcome, PassLine, Plane};
 use tokio::sync::watch;
 use types::Proto;
 
@@ -176,6 +176,7 @@ impl Turn {
 
     /// One pass and everything that follows from it. Says whether all went well.
     fn pass(&mut self, datapath: &mut Real, mend: &mut Mend) -> bool {
+        let began = Instant::now();
         let pass = match datapath.pass(&self.reader) {
             Ok(mut p) => {
                 let problems = self.pools.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -186,8 +187,9 @@ impl Turn {
                 p
             }
             Err(e) => {
-                let why = format!("{e:#}");
-                tracing::error!("nothing was planned: {why}");
+                let why = format!("nothing was planned: {e:#}");
+                let took = began.elapsed();
+                telemetry::reconcile_line(&PassLine { heard: "", planes: &[], refused: 0, took, why: Some(&why) });
                 let now = self.shared.start.elapsed();
                 self.shared.health(|h| {
                     for p in Plane::ALL {
@@ -197,7 +199,7 @@ impl Turn {
                 return false;
             }
         };
-        self.report(&pass);
+        self.report(&pass, began.elapsed());
         self.no_local.follow(&self.shared.metrics.proxy, &pass.intent, &pass.services);
         let walks = datapath.table.kernel.take_walks();
         report::proxy(&self.shared.metrics.proxy, &pass, &walks, &mut self.unprogrammed);
@@ -248,10 +250,11 @@ impl Turn {
         });
     }
 
-    fn report(&mut self, pass: &Pass) {
+    fn report(&mut self, pass: &Pass, took: Duration) {
         let due = self.told.due(&pass.refused, self.shared.start.elapsed());
         events::tell(&self.recorder, Some(&self.setup.node), &due);
         let (now, m) = (self.shared.start.elapsed(), &self.shared.metrics);
+        let (mut planes, mut wrong) = (Vec::new(), Vec::new());
         for p in &pass.planes {
             let (outcome, ops, why) = match &p.result {
                 Ok(0) => (Outcome::Unchanged, 0, None),
@@ -260,11 +263,18 @@ impl Turn {
             };
             m.reconciled(p.plane, outcome, p.took, ops, SystemTime::now());
             m.refused(p.plane, p.refused);
-            if outcome != Outcome::Unchanged {
-                telemetry::reconcile_line(p.plane, outcome, ops, p.refused, p.took, why.as_deref());
-            }
+            planes.push((p.plane, outcome, ops));
+            wrong.extend(why.as_ref().map(|e| format!("{}: {e}", p.plane)));
             self.shared.health(|h| h.pass(p.plane, why.map_or(Ok(()), Err), now));
         }
+        let (heard, why) = (pass.heard.to_string(), wrong.join("; "));
+        telemetry::reconcile_line(&PassLine {
+            heard: &heard,
+            planes: &planes,
+            refused: pass.refused.len(),
+            took,
+            why: Some(why.as_str()).filter(|w| !w.is_empty()),
+        });
         let i = &pass.intent;
         m.node(NodeCounts {
             attachments: i.attachments.len(),
@@ -293,11 +303,7 @@ impl Turn {
             refused: pass.refused.clone(),
             // Told by who is asked for the status.
             denied: Vec::new(),
-            failing: pass
-                .planes
-                .iter()
-                .filter_map(|p| p.result.as_ref().err().map(|e| format!("{}: {e}", p.plane)))
-                .collect(),
+            failing: wrong,
         };
     }
 }

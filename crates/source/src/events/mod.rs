@@ -137,21 +137,25 @@ fn fnv(parts: &[&str]) -> u64 {
 }
 
 impl Writer {
-    /// The Event of a note. Those of cluster-scoped objects are in namespace `default`, as Kubernetes has it. The same
-    /// note has the same name, so that after a restart it goes on counting.
-    fn name(&self, id: &Id) -> ObjectName {
+    /// The Event of a note about the object of this uid. Those of cluster-scoped objects are in namespace `default`, as
+    /// Kubernetes has it. The same note has the same name, so that after a restart it goes on counting; of an object that
+    /// was made anew it is another, as `kubectl describe` asks by uid and what was said of the old one goes with time.
+    fn name(&self, id: &Id, uid: &str) -> ObjectName {
         let about = &id.about.name;
         let namespace = if about.namespace.is_empty() { "default" } else { &about.namespace };
-        let kind = id.about.kind.as_str();
-        let hash =
-            fnv(&[&self.component, &self.host, kind, &id.reason, &id.message, if id.warning { "w" } else { "" }]);
+        let (kind, warning) = (id.about.kind.as_str(), if id.warning { "w" } else { "" });
+        let hash = fnv(&[&self.component, &self.host, kind, uid, &id.reason, &id.message, warning]);
         // The whole may have 253 characters.
         let short: String = about.name.chars().take(230).collect();
         ObjectName::new(namespace, &format!("{}.{hash:016x}", short.trim_end_matches(['.', '-'])))
     }
 
     async fn write(&mut self, id: &Id, due: &Due, start: Instant) -> Result<(), SourceError> {
-        let name = self.name(id);
+        let about = &id.about;
+        // Its uid is what `kubectl describe` looks for; an object that is gone has nobody who looks.
+        let Some(object) = self.api.get(&about.kind.into(), &about.name).await? else { return Ok(()) };
+        let meta = |k: &str| object["metadata"][k].clone();
+        let name = self.name(id, meta("uid").as_str().unwrap_or_default());
         // The time of day now, less how long ago it was.
         let at = |t: Duration| {
             let ago = start.elapsed().saturating_sub(t);
@@ -164,10 +168,6 @@ impl Writer {
         {
             return Ok(());
         }
-        let about = &id.about;
-        // Its uid is what `kubectl describe` looks for; an object that is gone has nobody who looks.
-        let Some(object) = self.api.get(&about.kind.into(), &about.name).await? else { return Ok(()) };
-        let meta = |k: &str| object["metadata"][k].clone();
         let mut involved = json!({"apiVersion": about.kind.api_version(), "kind": about.kind.as_str(),
             "name": &*about.name.name, "uid": meta("uid"), "resourceVersion": meta("resourceVersion")});
         if !about.name.namespace.is_empty() {
@@ -189,14 +189,6 @@ impl Writer {
             // Of a time before a restart.
             Err(e) if e.is_conflict() => {
                 let old = self.api.get(&events(), &name).await?.unwrap_or_default();
-                if old["involvedObject"]["uid"] != meta("uid") {
-                    // Another object had the name: what is said of it is no longer true.
-                    self.api.delete(&events(), &name, "", None).await?;
-                    return Err(SourceError::Transport {
-                        doing: "write an Event".into(),
-                        why: "the old one is of another object".into(),
-                    });
-                }
                 let count = old["count"].as_u64().unwrap_or(0) + due.count;
                 self.again(&name, count, &at(due.last), &message).await?;
             }
