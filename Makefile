@@ -42,7 +42,7 @@ NEEDS_BENCH := $(NEEDS_LAB) iperf3:iperf3 jq:jq curl:curl openssl:openssl conntr
 NEEDS_FUZZ := c++:g++
 NEEDS_IMAGE := musl-gcc:musl-tools
 NEEDS_K8S := $(NEEDS_LAB) $(NEEDS_IMAGE) go:golang-go runc:runc conntrack:conntrack ipset:ipset iptables:iptables openssl:openssl jq:jq \
-	debootstrap:debootstrap
+	debootstrap:debootstrap ssh-keygen:openssh-client /usr/sbin/sshd:openssh-server
 
 # $(call need,LIST): a shell command.
 define need

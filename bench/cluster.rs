@@ -1,10 +1,13 @@
-//! What bench/cluster is made of: writes fake nodes and pods into a real API server.
+//! What bench/cluster is made of: writes fake nodes and pods into a real API server, and asks Services as soon as pods are ready.
 //! Plain std, compiled by the script with rustc alone.
 
 mod api;
 
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::{Api, JSON, MERGE};
 
@@ -63,6 +66,47 @@ fn share(path: &str, from: u32, to: u32, work: impl Fn(&mut Api, u32) + Copy + S
     threads.into_iter().for_each(|t| t.join().expect("a writer"));
 }
 
+/// One question to a web server: whether it answered.
+fn answers(address: SocketAddr) -> bool {
+    let most = Duration::from_millis(300);
+    let ask = || -> std::io::Result<usize> {
+        let mut stream = TcpStream::connect_timeout(&address, most)?;
+        stream.set_read_timeout(Some(most))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        stream.read(&mut [0; 64])
+    };
+    ask().is_ok_and(|n| n > 0)
+}
+
+/// Reads what `kubectl get pods --watch` prints, and asks the Service of each pod, again and again, from when it is first
+/// said to be ready until it answers. Prints the seconds of each: nobody is asked before, so that asking costs nothing.
+fn reach(services: &str) {
+    let text = std::fs::read_to_string(services).expect("a file of lines NAME ADDRESS");
+    let mut to_ask: BTreeMap<&str, SocketAddr> = text
+        .lines()
+        .filter_map(|l| l.split_once('\t'))
+        .map(|(name, ip)| (name, SocketAddr::new(ip.parse().expect("an address"), 80)))
+        .collect();
+    let mut asked = Vec::new();
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let mut words = line.split_whitespace();
+        let (Some(name), Some("1/1")) = (words.next(), words.next()) else { continue };
+        let Some(address) = to_ask.remove(name) else { continue };
+        let ready = Instant::now();
+        asked.push(thread::spawn(move || {
+            while !answers(address) {
+                assert!(ready.elapsed() < Duration::from_secs(300), "{address} does not answer");
+                thread::sleep(Duration::from_millis(2));
+            }
+            println!("{:.4}", ready.elapsed().as_secs_f64());
+        }));
+        if to_ask.is_empty() {
+            break;
+        }
+    }
+    asked.into_iter().for_each(|t| t.join().expect("an answer"));
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize| args.get(i).and_then(|a| a.parse::<u32>().ok()).expect("a number");
@@ -75,9 +119,11 @@ fn main() {
             let (nodes, pods) = (number(2), number(3));
             share(&args[1], 0, pods, move |api, p| pod(api, 1 + p % (nodes - 1).max(1), p / (nodes - 1).max(1)));
         }
+        // reach FILE: in the client's network
+        Some("reach") => return reach(&args[1]),
         // The range of a node, for the script.
         Some("range") => return println!("{}", range(number(1))),
-        _ => panic!("nodes SOCKET FROM TO | pods SOCKET NODES PODS | range N"),
+        _ => panic!("nodes SOCKET FROM TO | pods SOCKET NODES PODS | reach FILE | range N"),
     }
     println!("{:.1}", began.elapsed().as_secs_f64());
 }

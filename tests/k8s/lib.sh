@@ -30,6 +30,12 @@ settings() {
     ipv6) API=fd88::2 API_HOST=[fd88::2] DNS=fd00:10:96::a ;;
     *) API=10.88.0.2 API_HOST=10.88.0.2 DNS=10.96.0.10 ;;
     esac
+    # Addresses beyond the cluster at which somebody answers (wire.sh): the first is the nodes' name server.
+    case $FAMILY in
+    ipv4) WORLD=8.8.8.8 ;;
+    ipv6) WORLD=2001:4860:4860::8888 ;;
+    dual) WORLD="8.8.8.8 2001:4860:4860::8888" ;;
+    esac
 }
 node_v4() { echo "10.88.0.$((10 + $1))"; }
 node_v6() { printf 'fd88::%x' $((16 + $1)); }
@@ -73,6 +79,13 @@ import_seaway() {
     eventually 120 in_node "$1" "$BIN/ctr" version
     in_node "$1" "$BIN/ctr" -n k8s.io image import "$STATE/seaway.tar" >>"$STATE/log/node$1-import.log" 2>&1
 }
+node_ready() { [[ $(kubectl get node "node$1" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null) == True ]]; }
+# One node more than `up` made, ready and with Seaway; and one that leaves for good.
+join() {
+    (source "$HERE/pki.sh"; cd "$STATE/pki"; node_certificate "$1")
+    "$HERE/node" start "$1" && import_seaway "$1" && eventually 180 node_ready "$1" && way_to "$1"
+}
+leave() { kubectl delete node "node$1" >/dev/null; "$HERE/node" stop "$1"; }
 # The control plane is no node: its way to a node's pods leads over that node.
 way_to() {
     local c via ns

@@ -20,5 +20,32 @@ outside() {
     ip -n "$ns" route add default via 192.0.2.1
     ip -n "$PREFIX-sw" addr add fd89::1/64 dev out nodad; ip -n "$ns" addr add fd89::2/64 dev eth0 nodad
     ip -n "$ns" -6 route add default via fd89::1
+    # Of the Internet's addresses, two that upstream's tests ask; nothing of it leaves this machine.
+    ip -n "$ns" addr add 8.8.8.8/32 dev lo; ip -n "$PREFIX-sw" route add 8.8.8.8 via 192.0.2.2
+    ip -n "$ns" addr add 2001:4860:4860::8888/128 dev lo nodad; ip -n "$PREFIX-sw" -6 route add 2001:4860:4860::8888 via fd89::2
     in_net sw sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding'
+    world
+}
+
+# Who answers there: a name server with what those addresses are really called, which knows no other name, and a web
+# server that says whom it sees.
+world() {
+    cat >"$STATE/world" <<C
+.:53 {
+    bind 8.8.8.8 2001:4860:4860::8888
+    hosts /dev/null {
+        8.8.8.8 dns.google
+        2001:4860:4860::8888 dns.google
+        192.0.2.2 google.com
+        fd89::2 google.com
+        fallthrough
+    }
+    template ANY ANY {
+        rcode NXDOMAIN
+        authority ". 5 IN SOA a.root-servers.net. nobody.invalid. 1 1800 900 604800 5"
+    }
+}
+C
+    daemon world-dns out "$BIN/coredns" -conf "$STATE/world"
+    daemon world-web out "$BIN/agnhost" netexec --http-port=80 --udp-port=-1
 }
