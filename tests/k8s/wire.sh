@@ -30,22 +30,17 @@ outside() {
 # Who answers there: a name server with what those addresses are really called, which knows no other name, and a web
 # server that says whom it sees.
 world() {
-    cat >"$STATE/world" <<C
-.:53 {
-    bind 8.8.8.8 2001:4860:4860::8888
-    hosts /dev/null {
-        8.8.8.8 dns.google
-        2001:4860:4860::8888 dns.google
-        192.0.2.2 google.com
-        fd89::2 google.com
-        fallthrough
-    }
-    template ANY ANY {
-        rcode NXDOMAIN
-        authority ". 5 IN SOA a.root-servers.net. nobody.invalid. 1 1800 900 604800 5"
-    }
-}
-C
+    printf '.:53 {\n bind 8.8.8.8 2001:4860:4860::8888\n file %s .\n}\n' "$STATE/world.zone" >"$STATE/world"
+    cat >"$STATE/world.zone" <<Z
+. 5 IN SOA a.root-servers.net. nobody.invalid. 1 1800 900 604800 5
+. 5 IN NS a.root-servers.net.
+google.com. 5 IN A 192.0.2.2
+google.com. 5 IN AAAA fd89::2
+dns.google. 5 IN A 8.8.8.8
+dns.google. 5 IN AAAA 2001:4860:4860::8888
+8.8.8.8.in-addr.arpa. 5 IN PTR dns.google.
+8.8.8.8.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.8.4.0.6.8.4.1.0.0.2.ip6.arpa. 5 IN PTR dns.google.
+Z
     daemon world-dns out "$BIN/coredns" -conf "$STATE/world"
     daemon world-web out "$BIN/agnhost" netexec --http-port=80 --udp-port=-1
 }
