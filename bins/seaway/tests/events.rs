@@ -60,3 +60,32 @@ fn a_node_says_that_it_has_a_network() {
         assert_eq!(ready["status"], "True", "what others say of the node stays");
     }
 }
+
+/// An operator who reads the log sees each pass once: what was heard, how much was changed by whom, how long it took.
+#[test]
+fn a_pass_is_one_line_of_the_log() {
+    let lab = Lab::up(&["--nodes", "2"]);
+    let lines = || {
+        let text = std::fs::read_to_string(lab.dir().join("logs/agent-node1.log")).unwrap();
+        text.lines().filter(|l| l.contains("reconcile")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let quiet = || {
+        let before = lines().len();
+        std::thread::sleep(Duration::from_secs(3));
+        (before == lines().len()).then_some(before)
+    };
+    let before = eventually("the lab comes to rest", Duration::from_secs(60), quiet);
+    // Nobody makes slices of a Service without a selector: it is all that happens.
+    let service =
+        r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alone"}, "spec": {"ports": [{"port": 80}]}}"#;
+    lab.api("POST", "/api/v1/namespaces/default/services", Some(("application/json", service)));
+    eventually("a line", Duration::from_secs(20), || (lines().len() > before).then_some(()));
+    let after = eventually("rest", Duration::from_secs(60), quiet);
+    assert_eq!(after, before + 1, "{:#?}", lines());
+    let line = lines().pop().unwrap();
+    for part in
+        [" INFO ", "result=\"changed\"", "heard=\"Service 1\"", "ops=", "fabric=0", "nftables=", "refused=0", "ms="]
+    {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}
