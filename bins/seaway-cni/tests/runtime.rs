@@ -126,7 +126,9 @@ fn a_program_that_is_replaced_in_the_middle_loses_nothing() {
     let program = bin.join("seaway-cni");
     let replace = |round: usize| {
         let new = bin.join(format!("new{round}"));
-        std::fs::copy(common::program(), &new).unwrap();
+        // By another process: a file that this one writes is held open by whatever other tests start at that moment.
+        let copied = std::process::Command::new("cp").arg(common::program()).arg(&new).status().unwrap();
+        assert!(copied.success());
         std::fs::rename(&new, &program).unwrap();
     };
     replace(0);

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 
 use ipam::{Key, PodRef};
+use types::Mac;
 
 use crate::{Code, Error};
 
@@ -137,6 +138,14 @@ impl Call {
         self.args.split(';').filter_map(|p| p.split_once('=')).find(|(k, _)| *k == key).map(|(_, v)| v)
     }
 
+    /// The hardware address asked for by `MAC=` in `CNI_ARGS`: podman's way.
+    ///
+    /// # Errors
+    /// Code 4 when it is none.
+    pub fn mac(&self) -> Result<Option<Mac>, Error> {
+        self.arg("MAC").map_or(Ok(None), hardware)
+    }
+
     /// Checks the variables that `CNI_COMMAND` calls for; the keys of `CNI_ARGS` are left to who reads them.
     ///
     /// # Errors
@@ -191,7 +200,7 @@ impl Call {
 }
 
 /// Reads `CNI_ARGS`: `KEY=VALUE;KEY=VALUE`. Known are `K8S_POD_NAMESPACE`, `K8S_POD_NAME`, `K8S_POD_UID`,
-/// `K8S_POD_INFRA_CONTAINER_ID`, `IP` (comma separated) and `IgnoreUnknown`.
+/// `K8S_POD_INFRA_CONTAINER_ID`, `IP` (comma separated), `MAC` (see [`Call::mac`]) and `IgnoreUnknown`.
 ///
 /// # Errors
 /// Code 4, naming the key.
@@ -219,6 +228,7 @@ pub fn parse_args(args: &str) -> Result<(Option<PodRef>, Vec<IpAddr>), Error> {
                     _ => return Err(bad(format!("CNI_ARGS: IgnoreUnknown is {v:?}: true or false"))),
                 }
             }
+            "MAC" => drop(hardware(v)?),
             "IP" => {
                 for ip in v.split(',').filter(|s| !s.is_empty()) {
                     ips.push(address(ip).ok_or_else(|| bad(format!("CNI_ARGS: IP {ip:?} is no address")))?);
@@ -235,6 +245,12 @@ pub fn parse_args(args: &str) -> Result<(Option<PodRef>, Vec<IpAddr>), Error> {
         _ => None,
     };
     Ok((pod, ips))
+}
+
+fn hardware(text: &str) -> Result<Option<Mac>, Error> {
+    let says = || bad(format!("CNI_ARGS: MAC {text:?} is no station's hardware address, e.g. 02:00:00:00:00:17"));
+    let mac = || text.parse().ok().filter(|m: &Mac| m.is_station());
+    if text.is_empty() { Ok(None) } else { mac().map(Some).ok_or_else(says) }
 }
 
 /// An address, with or without a prefix length, which is ignored: ours are always host routes.

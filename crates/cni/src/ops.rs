@@ -33,8 +33,9 @@ impl Seaway {
 
 impl<M: Machine> Plugin<M> for Seaway {
     fn add(&self, cx: &mut Context<'_, M>) -> Result<CniResult, Error> {
-        let conf = Self::conf(cx)?;
+        let mut conf = Self::conf(cx)?;
         let (pod, ips) = parse_args(&cx.call.args)?;
+        conf.mac = conf.mac.or(cx.call.mac()?);
         // What the agent says of the pod, before anything is done: this may wait.
         let spec = match (&conf.pods, &pod) {
             (Some(dir), Some(pod)) => podspec::wait(dir, pod)?,

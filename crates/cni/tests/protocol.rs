@@ -85,6 +85,8 @@ fn every_error_names_object_field_and_fix() {
         ("unknown key in CNI_ARGS", args("FOO=1"), conf(&json!({}))),
         ("CNI_ARGS without =", args("FOO"), conf(&json!({}))),
         ("bad IP in CNI_ARGS", args("IP=10.244.1.x"), conf(&json!({}))),
+        ("bad MAC in CNI_ARGS", args("MAC=02:00"), conf(&json!({}))),
+        ("a group's MAC in CNI_ARGS", args("MAC=01:00:5e:00:00:01"), conf(&json!({}))),
         ("bad IgnoreUnknown", args("IgnoreUnknown=maybe"), conf(&json!({}))),
         ("no namespace there", env("ADD", "c1", "/nonexistent/netns", "eth0"), conf(&json!({}))),
         ("no namespace but a file", env("ADD", "c1", "/etc/hostname", "eth0"), conf(&json!({}))),
