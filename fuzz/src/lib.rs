@@ -27,6 +27,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("netlink_rt", kernel::fuzz::rt_message),
     ("netlink_nft", kernel::fuzz::nft_message),
     ("netlink_ct", kernel::fuzz::ct_message),
+    ("foreign_rules", foreign_rules),
     ("neighbour_question", kernel::fuzz::neighbour_question),
     ("api_object", api_object),
     ("node_annotations", node_annotations),
@@ -254,6 +255,20 @@ pub fn network_definition(data: &[u8]) {
             }
         }
         _ => assert_eq!(parsed.problems.len(), 1, "what cannot be used is named"),
+    }
+}
+
+/// Others' rules as the kernel tells of them, and what is made of them for pods. The first byte says whether kube-proxy runs.
+pub fn foreign_rules(data: &[u8]) {
+    let Some((beside, data)) = data.split_first() else { return };
+    let rules = kernel::fuzz::foreign(data, &plane_nft::foreign::MARKERS);
+    let pods = ["10.244.0.0/16", "fd00:10:244::/56"].into_iter().filter_map(|c| c.parse().ok()).collect();
+    let found = plane_nft::foreign::findings(&rules, &pods, beside % 2 == 1);
+    let kube_proxy = plane_nft::foreign::has_kube_proxy(&rules);
+    for f in &found {
+        assert!(!f.object.is_empty() && !f.field.is_empty() && !f.why.is_empty());
+        let of_a_hook = rules.chains.iter().any(|c| c.hook.is_some() && f.object.ends_with(&c.name));
+        assert!(of_a_hook || kube_proxy, "what no packet meets is in nobody's way: {f}");
     }
 }
 

@@ -59,6 +59,18 @@ pub fn nft_message(data: &[u8]) {
     let _ = nft::join(elements, ends);
 }
 
+/// Others' tables, chains and rules, as far as these bytes tell of any.
+#[must_use]
+pub fn foreign(data: &[u8], names: &[&str]) -> kernel_api::foreign::Ruleset {
+    let mut out = kernel_api::foreign::Ruleset::default();
+    each(data, |m| {
+        out.tables.extend(nft::foreign::foreign_table(m));
+        out.chains.extend(nft::foreign::foreign_chain(m, names));
+        out.rules.extend(nft::foreign::foreign_rule(m));
+    });
+    out
+}
+
 /// Who asks where an address is, and the answer.
 pub fn neighbour_question(data: &[u8]) {
     if let Some(q) = kernel_api::neighbours::Question::parse(data) {

@@ -27,6 +27,32 @@ fn table(m: &Message<'_>, kind: u16) -> Option<ForeignTable> {
     (!ours).then_some(t)
 }
 
+/// One of others' tables.
+pub(crate) fn foreign_table(m: &Message<'_>) -> Option<ForeignTable> {
+    if m.kind == message_type(NEWTABLE) { table(m, TABLE_NAME) } else { None }
+}
+
+/// One of others' chains: those that the kernel calls, and those of these names.
+pub(crate) fn foreign_chain(m: &Message<'_>, names: &[&str]) -> Option<ForeignChain> {
+    if m.kind != message_type(NEWCHAIN) {
+        return None;
+    }
+    let table = table(m, CHAIN_TABLE)?;
+    let chain = decode::chain(m)?;
+    let asked = chain.hook.is_some() || names.contains(&chain.name.as_str());
+    asked.then_some(ForeignChain { table, name: chain.name, hook: chain.hook })
+}
+
+/// One of others' rules.
+pub(crate) fn foreign_rule(m: &Message<'_>) -> Option<ForeignRule> {
+    if m.kind != message_type(NEWRULE) {
+        return None;
+    }
+    let table = table(m, RULE_TABLE)?;
+    let rule = decode::rule(m)?;
+    Some(ForeignRule { table, chain: rule.chain, exprs: rule.exprs })
+}
+
 impl Nftables {
     /// Tables of others with the chains that the kernel calls, and further chains of these names. Streamed: others may
     /// have many thousands of chains.
@@ -43,24 +69,8 @@ impl Nftables {
                 b.end();
             }
         };
-        out.tables = self
-            .socket
-            .dump(&mut ask(GETTABLE), &mut |m| {
-                if m.kind == message_type(NEWTABLE) { table(m, TABLE_NAME) } else { None }
-            })
-            .map_err(of)?;
-        out.chains = self
-            .socket
-            .dump(&mut ask(GETCHAIN), &mut |m| {
-                if m.kind != message_type(NEWCHAIN) {
-                    return None;
-                }
-                let table = table(m, CHAIN_TABLE)?;
-                let chain = decode::chain(m)?;
-                let asked = chain.hook.is_some() || names.contains(&chain.name.as_str());
-                asked.then_some(ForeignChain { table, name: chain.name, hook: chain.hook })
-            })
-            .map_err(of)?;
+        out.tables = self.socket.dump(&mut ask(GETTABLE), &mut foreign_table).map_err(of)?;
+        out.chains = self.socket.dump(&mut ask(GETCHAIN), &mut |m| foreign_chain(m, names)).map_err(of)?;
         let mut filters: Vec<ForeignTable> = out
             .chains
             .iter()
@@ -105,8 +115,7 @@ impl Nftables {
                     return None;
                 }
                 left.set(left.get().checked_sub(1)?);
-                let rule = decode::rule(m)?;
-                Some(ForeignRule { table: t.clone(), chain: rule.chain, exprs: rule.exprs })
+                foreign_rule(m)
             },
         )
     }

@@ -4,7 +4,7 @@ mod consts;
 pub(crate) mod decode;
 pub(crate) mod encode;
 mod expr;
-mod foreign;
+pub(crate) mod foreign;
 mod interval;
 mod others;
 mod read;

@@ -51,7 +51,7 @@ pub(super) fn fate(rules: &Ruleset, chain: &ForeignChain, from: IpAddr, to: IpAd
     for r in rules.rules.iter().filter(|r| r.table == chain.table) {
         by_chain.entry(&r.chain).or_default().push(&r.exprs);
     }
-    let mut walk = Walk { chains: by_chain, header: header(from, to), family: Family::of(from), steps: 0 };
+    let mut walk = Walk { chains: &by_chain, header: header(from, to), family: Family::of(from), steps: 0 };
     walk.chain(&chain.name, 0)
 }
 
@@ -72,7 +72,7 @@ fn header(from: IpAddr, to: IpAddr) -> Vec<Option<u8>> {
 }
 
 struct Walk<'a> {
-    chains: BTreeMap<&'a str, Vec<&'a [Expr]>>,
+    chains: &'a BTreeMap<&'a str, Vec<&'a [Expr]>>,
     header: Vec<Option<u8>>,
     family: Family,
     steps: usize,
@@ -84,7 +84,7 @@ impl Walk<'_> {
         if depth > DEPTH {
             return Fate { falls: true, ..fate };
         }
-        for exprs in self.chains.get(name).cloned().unwrap_or_default() {
+        for exprs in self.chains.get(name).into_iter().flatten() {
             self.steps += 1;
             if self.steps > STEPS {
                 // Too much to follow: anything.
