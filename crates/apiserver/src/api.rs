@@ -189,6 +189,9 @@ where
 
 async fn verb(call: Call<'_>, method: &Method) -> Result<Response<Out>> {
     let named = !call.target.name.is_empty();
+    if call.target.res.is_read_only() && *method != Method::GET {
+        return Err(Status::method_not_allowed(method.as_str()));
+    }
     match (method.as_str(), named, call.target.sub.as_str()) {
         ("GET", _, "") => call.read(),
         ("GET", true, "scale") => call.get_scale(),

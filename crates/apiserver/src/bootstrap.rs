@@ -11,9 +11,9 @@ use crate::api::Api;
 use crate::error::Result;
 use crate::http::yaml;
 use crate::objects::{self, DeleteOptions, Part, Unknown};
-use crate::resource::{RESOURCES, core, definitions};
+use crate::resource::{RESOURCES, core, definitions, service_cidrs as service_cidrs_row};
 use crate::store::Tx;
-use crate::util::{parse_rfc3339, str_at, unix_now};
+use crate::util::{parse_rfc3339, rfc3339, str_at, unix_now};
 
 /// How long a namespace that is being deleted keeps its content.
 const REAP_AFTER: Duration = Duration::from_millis(400);
@@ -123,6 +123,25 @@ fn define(tx: &mut Tx<'_>, ranges: &Ranges) -> Result<()> {
     Ok(())
 }
 
+/// The ranges of cluster IPs, as the server was told them this time. Written by nobody else.
+fn service_cidrs(tx: &mut Tx<'_>, ranges: &Ranges) -> Result<()> {
+    let (res, name) = (service_cidrs_row(), "kubernetes");
+    let cidrs: Vec<String> = ranges.services.iter().map(ToString::to_string).collect();
+    let old = tx.get(res, name);
+    if old.as_ref().is_some_and(|o| o.value()["spec"]["cidrs"] == json!(cidrs)) {
+        return Ok(());
+    }
+    let v = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": cidrs},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
+            "message": "Kubernetes Service CIDR is ready", "lastTransitionTime": rfc3339(unix_now())}]}});
+    match old {
+        Some(old) => drop(objects::replace(tx, res, name, &old, v, Part::Main, ranges)?),
+        None => drop(objects::create(tx, res, v, ranges)?),
+    }
+    Ok(())
+}
+
 /// The objects that a server has from its first start on. Idempotent.
 pub(crate) async fn bootstrap(api: &Api, advertise: &[SocketAddr], port: u16) -> Result<()> {
     let ranges = api.ranges.clone();
@@ -144,6 +163,7 @@ pub(crate) async fn bootstrap(api: &Api, advertise: &[SocketAddr], port: u16) ->
                 objects::create(tx, services, svc, &ranges)?;
             }
             define(tx, &ranges)?;
+            service_cidrs(tx, &ranges)?;
             slices(tx, &advertise, &ranges)
         })
         .await

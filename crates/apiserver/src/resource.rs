@@ -85,6 +85,10 @@ impl Resource {
     pub(crate) fn has_status(&self) -> bool {
         self.subresources.contains(&"status")
     }
+    /// Whether only the server itself writes it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.verbs == READ
+    }
     /// The key of an object in the store.
     pub(crate) fn key(&self, ns: &str, name: &str) -> String {
         if self.namespaced { format!("{ns}/{name}") } else { name.to_owned() }
@@ -98,10 +102,18 @@ impl Resource {
 /// Every verb of objects that are kept.
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
+/// Of what only the server itself writes.
+const READ: &[&str] = &["get", "list", "watch"];
+
 /// A row of the core group; for the rows that the server itself needs.
 pub(crate) fn core(plural: &'static str) -> &'static Arc<Resource> {
     // Every name used is in the table: the test `rows_are_consistent` says so.
     RESOURCES.iter().find(|r| r.group.is_empty() && r.plural == plural).unwrap_or(&RESOURCES[0])
+}
+
+/// The row of the ranges of cluster IPs.
+pub(crate) fn service_cidrs() -> &'static Arc<Resource> {
+    RESOURCES.iter().find(|r| r.schema == "ServiceCIDR").unwrap_or(&RESOURCES[0])
 }
 
 /// The row of the definitions of custom kinds.
@@ -477,6 +489,17 @@ fn rows() -> Vec<Resource> {
             columns: table::INGRESS_CLASS,
             generation: true,
             validate: validate::ingress_class,
+            ..base()
+        },
+        Resource {
+            group: "networking.k8s.io".into(),
+            plural: "servicecidrs".into(),
+            singular: "servicecidr".into(),
+            kind: "ServiceCIDR".into(),
+            namespaced: false,
+            verbs: READ,
+            schema: "ServiceCIDR",
+            columns: table::SERVICE_CIDR,
             ..base()
         },
         Resource {

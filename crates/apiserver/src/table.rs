@@ -501,6 +501,14 @@ pub(crate) static INGRESS_CLASS: &[Column] = &[
     }),
     AGE,
 ];
+pub(crate) static SERVICE_CIDR: &[Column] = &[
+    NAME,
+    col("CIDRs", |v| {
+        let all: Vec<&str> = list_at(v, &["spec", "cidrs"]).iter().filter_map(Value::as_str).collect();
+        all.join(",").into()
+    }),
+    AGE,
+];
 pub(crate) static LEASE: &[Column] = &[NAME, col("Holder", |v| str_at(v, &["spec", "holderIdentity"]).into()), AGE];
 
 #[cfg(test)]

@@ -302,11 +302,7 @@ async fn a_kind_that_is_not_defined_is_one_without_objects() {
     assert!(api.delete(&crds, &name, "", None).await.unwrap());
     let mut source = Source::start(&api, WatchConfig::agent());
     tokio::time::timeout(Duration::from_secs(5), source.wait_in_sync()).await.expect("in sync without the kind");
-    assert_eq!(
-        source.in_sync().absent,
-        [Kind::IPPool, Kind::ServiceCidr].into(),
-        "the embedded server has no ServiceCIDRs"
-    );
+    assert_eq!(source.in_sync().absent, [Kind::IPPool].into());
     assert!(source.in_sync().failing.is_empty());
     let object = crd.as_object_mut().unwrap();
     object.remove("status");
@@ -316,7 +312,7 @@ async fn a_kind_that_is_not_defined_is_one_without_objects() {
         .await
         .unwrap();
     until(&mut source, "the pool of a kind that was defined late", |s| s.pools.len() == 1).await;
-    assert_eq!(source.in_sync().absent, [Kind::ServiceCidr].into());
+    assert_eq!(source.in_sync().absent, [].into());
     api.delete(&crds, &name, "", None).await.unwrap();
     until(&mut source, "no pool of a kind that is gone", |s| s.pools.is_empty()).await;
     server.stop().await;

@@ -38,9 +38,18 @@ async fn cluster_ips_are_given_kept_and_freed() {
     let (_, why) = refused(&h, service("far", json!({"clusterIP": "10.10.0.1", "ports": ports()}))).await;
     assert!(why.contains("not in the valid range") && why.contains("10.9.0.0/28"), "{why}");
     // Addresses are known again after a restart.
+    const RANGE: &str = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes";
+    let first = h.get(RANGE).await;
     let h = Host::within(h.stop().await, |c| c.service_cidrs = vec!["10.9.0.0/28".parse().unwrap()]).await;
     let (_, why) = refused(&h, service("twin", json!({"clusterIP": ip, "ports": ports()}))).await;
     assert!(why.contains("already allocated"), "{why}");
+    // The range can be looked at, and says what the server was told this time.
+    assert_eq!((&first["spec"]["cidrs"], &h.get(RANGE).await), (&json!(["10.9.0.0/28"]), &first));
+    assert_eq!(first["status"]["conditions"][0]["type"], "Ready");
+    let patch = json!({"spec": {"cidrs": ["10.8.0.0/16"]}});
+    assert_eq!(h.call("PUT", RANGE, patch).await.0, 405, "nobody else writes it");
+    let h = Host::within(h.stop().await, |c| c.service_cidrs = vec!["10.9.0.0/24".parse().unwrap()]).await;
+    assert_eq!(h.get(RANGE).await["spec"]["cidrs"], json!(["10.9.0.0/24"]));
 }
 
 #[tokio::test]

@@ -202,6 +202,11 @@ async fn columns_are_kubectls_own() {
     let out = k.ok(&["get", "all"]).await;
     assert!(out.contains("pod/p") && out.contains("deployment.apps/d") && out.contains("daemonset.apps/d"), "{out}");
     assert!(k.ok(&["get", "netpol,ing,ingressclass,lease,sa,secret,cm,ep,rs,sts", "-A"]).await.is_empty());
+    let out = k.ok(&["get", "servicecidrs"]).await;
+    assert_eq!(header(&out), "NAME|CIDRS|AGE");
+    assert_eq!(rows(&out)[1][..2], ["kubernetes", "10.96.0.0/16,fd00:10:96::/112"]);
+    let e = k.fails(&["delete", "servicecidr", "kubernetes"]).await;
+    assert!(e.contains("MethodNotAllowed"), "{e}");
 }
 
 #[tokio::test]
