@@ -92,13 +92,11 @@ cni: rust
 # One layer with two static programs: no shell, no library, no builder.
 IMAGE := $(TARGET)/image/seaway.tar
 IMAGE_NAME ?= localhost/seaway:$(VERSION)
-# A panic aborts, so nothing asks the tables of how to unwind each function: 1.7 MB of the program without this.
-IMAGE_FLAGS := CARGO_TARGET_$(shell echo $(MUSL) | tr a-z- A-Z_)_RUSTFLAGS='-C force-unwind-tables=no'
 
 image: cni ## the image of deploy/seaway.yaml as an OCI archive, for `ctr image import`, podman or skopeo
 	@$(call need,$(NEEDS_IMAGE))
 	@rustup target add $(MUSL) >/dev/null 2>&1 || true
-	@$(IMAGE_FLAGS) $(CARGO) build --release --locked --target $(MUSL) -p seaway
+	@$(CARGO) build --release --locked --target $(MUSL) -p seaway
 	@$(CARGO) xtask image --out $(IMAGE) --name $(IMAGE_NAME) --most 31457280 \
 		--file /usr/local/bin/seaway=$(TARGET)/$(MUSL)/release/seaway \
 		--file /usr/local/bin/seaway-cni=$(TARGET)/release/seaway-cni \
