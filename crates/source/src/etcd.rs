@@ -180,7 +180,12 @@ impl Etcd {
         let status = answer.status();
         let text = collect(answer.into_body()).await.unwrap_or_default();
         let said = serde_json::from_slice::<Value>(&text).unwrap_or_default();
-        let why = said["message"].as_str().or(said["error"].as_str()).map_or_else(|| status.to_string(), str::to_owned);
+        // What its front refuses before the gateway is plain text.
+        let plain = || match String::from_utf8_lossy(&text).trim().chars().take(200).collect::<String>() {
+            t if t.is_empty() => status.to_string(),
+            t => format!("{status}: {t}"),
+        };
+        let why = said["message"].as_str().or(said["error"].as_str()).map_or_else(plain, str::to_owned);
         if why.contains("token") {
             // It has run out: the next request asks for another.
             *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;

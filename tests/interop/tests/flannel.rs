@@ -1,6 +1,11 @@
 //! A flannel network in a real etcd: one as flannel writes it, and one with flannel's own daemon at the other end.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers outside #[test] functions are tests too
 
+#[path = "flannel/lease.rs"]
+mod lease;
+#[path = "flannel/secured.rs"]
+mod secured;
+
 use interop::node::{ADDRESSES, OUTSIDE, wait, wait_for};
 use interop::{Node, tools};
 use seaway_tests_interop as interop;
