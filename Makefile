@@ -151,7 +151,7 @@ test: root rust ## everything that proves it: lints, house checks, all tests, wi
 	@$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
 	@$(CARGO) xtask check
 	@$(CARGO) build --locked --workspace --bins
-	@tests/k8s/build kubectl
+	@tests/k8s/build kubectl etcd kube-apiserver
 	@$(CARGO) test --locked --workspace --doc --quiet
 	@# Tests with labs, kernels and clocks, one at a time: two cores are no place for two clusters.
 	@failed=0; $(CARGO) test --locked --workspace --lib --bins --no-fail-fast || failed=1; \
