@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -311,11 +312,19 @@ metadata: {name: x}
     );
     let pod = |name: &str| l.json(&["get", "pod", name, "-n", "x"]);
     let state = |p: &Value| p["status"]["containerStatuses"][0].clone();
+    // A container's restart changes neither its pod's namespace nor its address.
+    let place = || {
+        let ip = pod("crash")["status"]["podIP"].as_str()?.to_owned();
+        let netns = std::fs::metadata(format!("/run/netns/{}-pod-x-crash", l.name)).ok()?;
+        Some((netns.ino(), ip))
+    };
+    let before = wait("a place of its own", place);
     let crash = wait("three restarts", || {
         let s = state(&pod("crash"));
         (s["restartCount"].as_u64()? >= 3).then_some(s)
     });
     assert_eq!(crash["lastState"]["terminated"]["exitCode"], 3, "{crash}");
+    assert_eq!(place(), Some(before));
     assert_eq!(crash["state"]["waiting"]["reason"], "CrashLoopBackOff", "{crash}");
     assert_eq!(pod("done")["status"]["phase"], "Succeeded");
     assert_eq!(pod("failed")["status"]["phase"], "Failed");

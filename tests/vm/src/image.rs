@@ -32,6 +32,7 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("conntrack", "conntrack"),
     ("ipvsadm", "ipvsadm"),
     ("tcpdump", "tcpdump"),
+    ("dnsmasq", "dnsmasq-base"),
 ];
 
 /// And these, of Debian's coreutils.

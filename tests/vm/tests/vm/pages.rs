@@ -1,13 +1,16 @@
 //! The pages of docs/plugins whose devices not every kernel has: the configuration that each shows is run as it stands,
-//! and packets go where the page says. And address pools with mode `ipvlan` (docs/ipam.md).
+//! and packets go where the page says. And address pools with mode `ipvlan` (docs/ipam.md), and a DHCP server for it.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vm::in_vm;
 
-use crate::common::Node;
+use crate::common::{Node, program};
 use crate::devices::wired;
 use crate::twin::{Twin, Whose, page, with};
-use crate::wires::world;
+use crate::wires::{ns, world};
 
 /// Attaches containers with the page's configuration, finds them right, has `f` look at them, and detaches them.
 fn page_works(t: &Twin, name: &str, containers: &[&str], f: impl FnOnce()) {
@@ -173,5 +176,61 @@ fn ipvlan_l3_with_pools() {
     ping(&node, "world", &bare(&given[0]));
     for c in ["c1", "c2"] {
         node.call("DEL", c, &conf).unwrap();
+    }
+}
+
+/// A process that ends with the value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn running(node: &Node, place: &str, log: &str, c: &mut Command) -> Running {
+    c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(log).unwrap());
+    Running(ns(node, place).run(|| c.spawn()).unwrap().unwrap_or_else(|e| panic!("{c:?}: {e}")))
+}
+
+/// Stations with one hardware address: a DHCP server tells them apart by the client identifier, and they hear its answers
+/// only when these are broadcast, as none of them has the address yet.
+#[test]
+fn ipvlan_with_addresses_of_a_dhcp_server() {
+    in_vm!();
+    let t = Twin::new(Whose::Ours);
+    world(&t.node);
+    let (socket, logs) = (t.dir("dhcp.sock"), [t.dir("server.log"), t.dir("daemon.log")]);
+    let mut c = Command::new("dnsmasq");
+    c.args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=up1", "--bind-interfaces"]);
+    c.args(["--no-ping", "--dhcp-authoritative", "--user=root", "--log-dhcp", "--log-facility=-", "--pid-file="]);
+    c.args(["--dhcp-range=192.0.2.100,192.0.2.120,255.255.255.0,2m", "--dhcp-option=3,192.0.2.9"]);
+    let _server = running(&t.node, "world", &logs[0], c.arg(format!("--dhcp-leasefile={}", t.dir("leases"))));
+    let mut c = Command::new(program());
+    c.args(["dhcp", "daemon", "-hostprefix=", "-statedir", "", "-broadcast", "-socketpath", &socket]);
+    let _daemon = running(&t.node, "node", &logs[1], &mut c);
+    let end = Instant::now() + Duration::from_secs(20);
+    while !std::path::Path::new(&socket).exists() {
+        assert!(Instant::now() < end, "the daemon does not listen: {}", std::fs::read_to_string(&logs[1]).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let conf = json!({"cniVersion": "1.0.0", "name": "net", "type": "ipvlan", "master": "up0",
+        "ipam": {"type": "dhcp", "daemonSocketPath": socket}});
+    let given = ["c1", "c2"].map(|c| {
+        t.node.pod(c);
+        let said = t.call("ADD", c, &conf).unwrap_or_else(|e| {
+            let [server, daemon] = logs.each_ref().map(|l| std::fs::read_to_string(l).unwrap_or_default());
+            panic!("ADD {c}: {e}\nserver: {server}\ndaemon: {daemon}")
+        });
+        t.call("CHECK", c, &with(&conf, "prevResult", said.clone())).unwrap();
+        said["ips"][0]["address"].as_str().unwrap().to_owned()
+    });
+    assert_ne!(given[0], given[1], "one lease for both");
+    let mac = |c: &str| t.json_pod(c, "ip -j link show eth0")[0]["address"].clone();
+    assert_eq!(mac("c1"), mac("c2"));
+    ping(&t.node, "c1", &["192.0.2.9", given[1].split('/').next().unwrap()]);
+    for c in ["c1", "c2"] {
+        t.del(c, &conf);
     }
 }
