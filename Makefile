@@ -34,7 +34,7 @@ NEEDS_TEST := $(NEEDS_LAB) curl:curl conntrack:conntrack tcpdump:tcpdump iperf3:
 	/usr/lib/cni/bridge:containernetworking-plugins dnsmasq:dnsmasq-base udhcpd:udhcpd iptables:iptables $(NEEDS_VM) $(NEEDS_INTEROP)
 # The machine of tests/vm, and tools that its tests run inside. Its kernel is fetched by the tests, not installed.
 NEEDS_VM := $(NEEDS_LAB) qemu-system-x86_64:qemu-system-x86 depmod:kmod ipvsadm:ipvsadm tcpdump:tcpdump conntrack:conntrack \
-	/usr/lib/cni/bridge:containernetworking-plugins
+	dnsmasq:dnsmasq-base /usr/lib/cni/bridge:containernetworking-plugins
 # What Debian does not have is built by the tests from its released Go modules, once; Docker and firewalld are unpacked, since
 # installed they would change this machine's own firewall.
 NEEDS_INTEROP := containerd:containerd runc:runc podman:podman busybox:busybox-static go:golang-go dbus-daemon:dbus-daemon python3:python3
@@ -97,7 +97,7 @@ image: cni ## the image of deploy/seaway.yaml as an OCI archive, for `ctr image 
 	@$(call need,$(NEEDS_IMAGE))
 	@rustup target add $(MUSL) >/dev/null 2>&1 || true
 	@$(CARGO) build --release --locked --target $(MUSL) -p seaway
-	@$(CARGO) xtask image --out $(IMAGE) --name $(IMAGE_NAME) --most 31457280 \
+	@$(CARGO) xtask image --out $(IMAGE) --name $(IMAGE_NAME) --gzip 9 --most 31457280 \
 		--file /usr/local/bin/seaway=$(TARGET)/$(MUSL)/release/seaway \
 		--file /usr/local/bin/seaway-cni=$(TARGET)/release/seaway-cni \
 		--label org.opencontainers.image.title=seaway --label org.opencontainers.image.version=$(VERSION) \

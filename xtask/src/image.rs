@@ -6,6 +6,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -24,7 +26,8 @@ cargo xtask image --out FILE --name REFERENCE [FLAG...] [--] [COMMAND...]: write
   --env NAME=VALUE      may be repeated
   --label NAME=VALUE    may be repeated
   --user UID[:GID]      root when not given
-  --most BYTES          fail when the layer is larger
+  --gzip LEVEL          packs the layer, as registries keep it: 1 to 9
+  --most BYTES          fail when the layer, packed if it is, is larger
 ";
 
 /// What the image is made of.
@@ -38,6 +41,7 @@ pub struct Spec {
     env: Vec<String>,
     labels: Vec<(String, String)>,
     user: String,
+    gzip: Option<u32>,
     most: Option<u64>,
 }
 
@@ -73,6 +77,10 @@ impl Spec {
                 "--env" => s.env.push(value),
                 "--label" => s.labels.push(pair()?),
                 "--user" => s.user = value,
+                "--gzip" => match value.parse() {
+                    Ok(level @ 1..=9) => s.gzip = Some(level),
+                    _ => bail!("--gzip {value}: a level is 1 to 9"),
+                },
                 "--most" => s.most = Some(value.parse().with_context(|| format!("--most {value}"))?),
                 _ => bail!("{flag} is no flag\n\n{HELP}"),
             }
@@ -102,8 +110,10 @@ impl Spec {
 pub struct Written {
     /// The manifest's digest: what `image@sha256:...` names.
     pub digest: String,
-    /// Bytes of the layer.
+    /// Bytes of the layer, packed if it was to be.
     pub layer: u64,
+    /// Bytes of the layer when it is unpacked.
+    pub unpacked: u64,
 }
 
 /// Writes the archive, by way of a second name.
@@ -123,13 +133,16 @@ fn write_by_way_of(spec: &Spec, layer: &Path, new: &Path) -> Result<Written> {
     let mut file = BufWriter::new(File::create(layer).with_context(|| format!("write {}", layer.display()))?);
     tar::write(&spec.entries, &mut file)?;
     file.flush()?;
+    let unpacked = fs::metadata(layer)?.len();
+    let inside = sum_of(layer)?;
+    if let Some(level) = spec.gzip {
+        pack(layer, level)?;
+    }
     let size = fs::metadata(layer)?.len();
     if let Some(most) = spec.most.filter(|m| size > *m) {
         bail!("{}: the layer has {size} bytes, more than {most}", spec.out.display());
     }
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(layer)?, &mut hash)?;
-    let sum = hex(&hash.finalize());
+    let sum = if spec.gzip.is_some() { sum_of(layer)? } else { inside.clone() };
     let mut entries = vec![
         Entry::folder("blobs"),
         Entry::folder("blobs/sha256"),
@@ -137,9 +150,10 @@ fn write_by_way_of(spec: &Spec, layer: &Path, new: &Path) -> Result<Written> {
     ];
     let media = |kind: &str| format!("application/vnd.oci.image.{kind}");
     let digest = format!("sha256:{sum}");
-    let (config, bytes) = blob(&media("config.v1+json"), &config(spec, &digest));
+    let (config, bytes) = blob(&media("config.v1+json"), &config(spec, &format!("sha256:{inside}")));
     entries.push(bytes);
-    let layers = json!([{"mediaType": media("layer.v1.tar"), "digest": digest, "size": size}]);
+    let kind = media(if spec.gzip.is_some() { "layer.v1.tar+gzip" } else { "layer.v1.tar" });
+    let layers = json!([{"mediaType": kind, "digest": digest, "size": size}]);
     let manifest =
         json!({"schemaVersion": 2, "mediaType": media("manifest.v1+json"), "config": config, "layers": layers});
     let (manifest, bytes) = blob(&media("manifest.v1+json"), &manifest);
@@ -159,7 +173,26 @@ fn write_by_way_of(spec: &Spec, layer: &Path, new: &Path) -> Result<Written> {
     tar::write(&entries, &mut file)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(new, &spec.out)?;
-    Ok(Written { digest: manifest["digest"].as_str().unwrap_or_default().to_owned(), layer: size })
+    Ok(Written { digest: manifest["digest"].as_str().unwrap_or_default().to_owned(), layer: size, unpacked })
+}
+
+/// The SHA-256 of a file, in hexadecimal digits.
+fn sum_of(file: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(file)?, &mut hash)?;
+    Ok(hex(&hash.finalize()))
+}
+
+/// Replaces a file by what gzip (RFC 1952) makes of it: without name and time, so that the same gives the same.
+fn pack(file: &Path, level: u32) -> Result<()> {
+    let packed = PathBuf::from(format!("{}.gz", file.display()));
+    let mut to = GzEncoder::new(BufWriter::new(File::create(&packed)?), Compression::new(level));
+    let done = io::copy(&mut File::open(file)?, &mut to).and_then(|_| to.finish()?.flush());
+    if done.is_err() {
+        let _ = fs::remove_file(&packed);
+    }
+    done.with_context(|| format!("write {}", packed.display()))?;
+    Ok(fs::rename(packed, file)?)
 }
 
 fn config(spec: &Spec, layer: &str) -> Value {
@@ -257,6 +290,22 @@ mod tests {
         let config = json(&blob(&manifest["config"]));
         assert_eq!(config["config"]["Cmd"], json!(["serve", "--all"]));
         assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
+        let packed = write(&spec(dir.path(), "3.tar", &["--gzip", "9"])).unwrap();
+        assert!(packed.layer < packed.unpacked && packed.unpacked == one.unpacked, "{packed:?}");
+        let small = dir.path().join("small");
+        fs::create_dir(&small).unwrap();
+        assert!(tar(&dir.path().join("3.tar"), &small).success());
+        let names =
+            |d: &Path| fs::read_dir(d.join("blobs/sha256")).unwrap().map(|f| f.unwrap().path()).collect::<Vec<_>>();
+        let layer = names(&small).into_iter().find(|f| fs::read(f).unwrap().starts_with(&[0x1f, 0x8b])).unwrap();
+        let text = names(&small)
+            .iter()
+            .map(|f| String::from_utf8_lossy(&fs::read(f).unwrap()).into_owned())
+            .collect::<String>();
+        let of_files = manifest["layers"][0]["digest"].as_str().unwrap();
+        assert!(text.contains(&format!(r#""diff_ids":["{of_files}"]"#)) && text.contains("tar+gzip"), "{text}");
+        assert!(tar(&layer, &dir.path().join("again")).success());
+        assert_eq!(fs::read_to_string(dir.path().join("again/usr/bin/p")).unwrap(), "#!/bin/true\n");
         let root = dir.path().join("root");
         assert!(tar(&blob(&manifest["layers"][0]), &root).success());
         assert_eq!(fs::read_to_string(root.join("usr/bin/p")).unwrap(), "#!/bin/true\n");

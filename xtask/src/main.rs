@@ -81,7 +81,10 @@ fn run(command: &str) -> Result<Vec<String>> {
 fn written(image: Result<image::Written>) -> ExitCode {
     match image {
         Ok(w) => {
-            println!("{} {:.1} MiB", w.digest, w.layer as f64 / f64::from(1 << 20));
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            let packed =
+                if w.layer == w.unpacked { String::new() } else { format!(", {:.1} MiB packed", mib(w.layer)) };
+            println!("{} {:.1} MiB{packed}", w.digest, mib(w.unpacked));
             ExitCode::SUCCESS
         }
         Err(e) => {

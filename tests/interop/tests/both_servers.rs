@@ -111,7 +111,9 @@ fn real(n: &mut Node) -> Vec<usize> {
     n.write("/etc/real/server.pem", &server.signed_by(&key, &issuer).unwrap().pem());
     n.write("/etc/real/server-key.pem", &key.serialize_pem());
     n.write("/etc/real/ca.pem", &ca_pem);
-    n.write("/etc/real/sa.pem", &KeyPair::generate().unwrap().serialize_pem());
+    let accounts = KeyPair::generate().unwrap();
+    n.write("/etc/real/sa.pub", &accounts.public_key_pem());
+    n.write("/etc/real/sa.pem", &accounts.serialize_pem());
     n.write("/etc/real/tokens.csv", "the-test,admin,admin,system:masters\n");
     let config = format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: '{URL}', \
@@ -131,9 +133,9 @@ fn real(n: &mut Node) -> Vec<usize> {
         "--secure-port=6443",
         "--tls-cert-file=/etc/real/server.pem",
         "--tls-private-key-file=/etc/real/server-key.pem",
-        "--service-cluster-ip-range=10.96.0.0/16",
+        "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112",
         "--service-account-issuer=https://kubernetes.default.svc",
-        "--service-account-key-file=/etc/real/sa.pem",
+        "--service-account-key-file=/etc/real/sa.pub",
         "--service-account-signing-key-file=/etc/real/sa.pem",
         "--token-auth-file=/etc/real/tokens.csv",
         "--authorization-mode=RBAC",
