@@ -169,5 +169,11 @@ fn kubenets_way_is_a_configuration() {
         eventually("every record is gone", Duration::from_secs(60), || {
             ["node1", "node2"].iter().all(|n| lab.records(n).is_empty()).then_some(())
         });
+        // What is made in a namespace that is on its way out goes with it.
+        eventually("the namespace is gone", Duration::from_secs(60), || {
+            let all = lab.api("GET", "/api/v1/namespaces", None);
+            let mut names = all["items"].as_array()?.iter().map(|n| n["metadata"]["name"].as_str());
+            (!names.any(|n| n == Some("shop"))).then_some(())
+        });
     }
 }
