@@ -1,6 +1,6 @@
 //! `seaway services takeover`: kube-proxy's work passes to Seaway on a live node, and back.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -111,16 +111,65 @@ fn mode(agent: SocketAddr) -> anyhow::Result<Option<String>> {
     Ok(status["serviceProxy"].as_str().map(str::to_owned))
 }
 
-/// Status and body; `None` when nobody listens.
+/// Status and body; `None` when nobody listens, or who did ended before it had answered.
 pub fn get(at: SocketAddr, path: &str) -> anyhow::Result<Option<(u16, String)>> {
     let Ok(mut s) = TcpStream::connect_timeout(&at, gather::PATIENCE) else { return Ok(None) };
     s.set_read_timeout(Some(gather::PATIENCE))?;
     s.set_write_timeout(Some(gather::PATIENCE))?;
     // 1.0: the answer is not chunked and ends with the connection.
-    write!(s, "GET {path} HTTP/1.0\r\nHost: {at}\r\n\r\n")?;
+    let asked = write!(s, "GET {path} HTTP/1.0\r\nHost: {at}\r\n\r\n");
     let mut answer = String::new();
-    s.take(gather::MOST).read_to_string(&mut answer).context("read its answer")?;
+    match asked.and_then(|()| s.take(gather::MOST).read_to_string(&mut answer)) {
+        Ok(_) => whole(&answer),
+        Err(e) if ended(e.kind()) => Ok(None),
+        Err(e) => Err(e).context(format!("ask {at} for {path}")),
+    }
+}
+
+/// How a connection breaks off when the other end's process is gone.
+fn ended(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe)
+}
+
+/// Takes an answer apart; `None` where its end is missing.
+fn whole(answer: &str) -> anyhow::Result<Option<(u16, String)>> {
+    if answer.is_empty() {
+        return Ok(None);
+    }
     let (head, body) = answer.split_once("\r\n\r\n").context("it speaks no HTTP")?;
     let status = head.split_whitespace().nth(1).and_then(|s| s.parse().ok()).context("it speaks no HTTP")?;
-    Ok(Some((status, body.to_owned())))
+    let length = head.lines().filter_map(|l| l.split_once(':')).find(|(n, _)| n.eq_ignore_ascii_case("content-length"));
+    let missing = length.and_then(|(_, l)| l.trim().parse().ok()).is_some_and(|l: usize| body.len() < l);
+    Ok((!missing).then(|| (status, body.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    use super::{get, whole};
+
+    /// An agent that is stopped while it is asked is one that is not there: whoever waits for the next asks again.
+    #[test]
+    fn who_ends_before_the_answer_does_not_listen() {
+        let listener = TcpListener::bind("[::1]:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        // What is said is not read, so the kernel resets the connection.
+        let gone = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        assert!(get(at, "/status").unwrap().is_none());
+        gone.join().unwrap();
+        let listener = TcpListener::bind("[::1]:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let cut = std::thread::spawn(move || {
+            let (mut s, _) = listener.accept().unwrap();
+            let mut asked = [0; 1024];
+            assert!(std::io::Read::read(&mut s, &mut asked).unwrap() > 0);
+            s.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\n{\"a\"").unwrap();
+        });
+        assert!(get(at, "/status").unwrap().is_none());
+        cut.join().unwrap();
+        assert_eq!(whole("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap(), Some((200, "ok".to_owned())));
+        assert!(whole("SSH-2.0").is_err());
+    }
 }
