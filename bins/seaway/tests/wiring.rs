@@ -133,9 +133,17 @@ fn kubenets_way_is_a_configuration() {
         }
         lab.run(&["apply", "-f", SHOP]);
         let pods = eventually("the shop runs", Duration::from_secs(120), || {
-            let all = lab.objects("pods", "shop");
-            let running = lab.pods();
-            (all.len() > 5 && running.iter().filter(|p| p.namespace == "shop").count() == all.len()).then_some(running)
+            let of = |plural: &str| lab.api("GET", &format!("/apis/apps/v1/namespaces/shop/{plural}"), None);
+            let all = |list: &serde_json::Value, has: &str, wants: &str| {
+                let items = list["items"].as_array().filter(|i| !i.is_empty())?;
+                items
+                    .iter()
+                    .all(|o| o.pointer(has).is_some_and(|n| n.as_u64() > Some(0) && Some(n) == o.pointer(wants)))
+                    .then_some(())
+            };
+            all(&of("deployments"), "/status/readyReplicas", "/spec/replicas")?;
+            all(&of("daemonsets"), "/status/numberReady", "/status/desiredNumberScheduled")?;
+            Some(lab.pods())
         });
         let said = String::from_utf8_lossy(&run(&mut lab.cmd(&["test"])).stdout).into_owned();
         let failed: Vec<&str> = said.lines().filter(|l| l.contains("FAIL") && l.contains('/')).collect();
