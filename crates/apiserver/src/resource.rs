@@ -111,14 +111,18 @@ pub(crate) fn core(plural: &'static str) -> &'static Arc<Resource> {
     RESOURCES.iter().find(|r| r.group.is_empty() && r.plural == plural).unwrap_or(&RESOURCES[0])
 }
 
+fn of_schema(schema: &str) -> &'static Arc<Resource> {
+    RESOURCES.iter().find(|r| r.schema == schema).unwrap_or(&RESOURCES[0])
+}
+
 /// The row of the ranges of cluster IPs.
 pub(crate) fn service_cidrs() -> &'static Arc<Resource> {
-    RESOURCES.iter().find(|r| r.schema == "ServiceCIDR").unwrap_or(&RESOURCES[0])
+    of_schema("ServiceCIDR")
 }
 
 /// The row of the definitions of custom kinds.
 pub(crate) fn definitions() -> &'static Arc<Resource> {
-    RESOURCES.iter().find(|r| r.schema == "CustomResourceDefinition").unwrap_or(&RESOURCES[0])
+    of_schema("CustomResourceDefinition")
 }
 
 fn no_claims(_: &Value) -> Vec<Claim> {

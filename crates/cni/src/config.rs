@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use intent::Wiring;
 use ipam::{Key, Limits, PortMapping};
 use serde_json::{Map, Value};
-use types::{Cidr, Family, Mac};
+use types::{AddressRange, Cidr, Family, Mac};
 
 use crate::args::is_identifier;
 use crate::fields::{Fields, bad, shown};
@@ -26,8 +26,8 @@ pub struct NetConf {
     pub name: Box<str>,
     /// `ranges`: this node's, at most one per family.
     pub ranges: Vec<Cidr>,
-    /// Of `ranges` only these, each from its first to its last address (`runtimeConfig.ipRanges`).
-    pub within: Vec<(IpAddr, IpAddr)>,
+    /// Of `ranges` only these parts (`runtimeConfig.ipRanges`).
+    pub within: Vec<AddressRange>,
     /// `ipam.pools`, instead of `ranges`: the agent's list of what may be given out of address pools.
     pub pools: Option<PathBuf>,
     /// `ipam.family`: the only one of whose pools an address is given.

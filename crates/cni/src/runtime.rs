@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use serde_json::{Map, Value};
-use types::{Cidr, Mac};
+use types::{AddressRange, Cidr, Mac};
 
 use crate::args::address;
 use crate::config::{NetConf, range_of_pods, wrong};
@@ -77,7 +77,7 @@ pub(crate) fn station(field: &str, mac: Mac) -> Result<Mac, Error> {
 
 /// Ranges instead of the configuration's: a list of lists; an address of each list's range is given.
 fn ranges(conf: &mut NetConf, f: &Fields<'_>) -> Result<(), Error> {
-    let (mut all, mut within): (Vec<Cidr>, Vec<(IpAddr, IpAddr)>) = (Vec::new(), Vec::new());
+    let (mut all, mut within): (Vec<Cidr>, Vec<AddressRange>) = (Vec::new(), Vec::new());
     for (i, set) in f.list("ipRanges")?.iter().enumerate() {
         let at = format!("runtimeConfig.ipRanges[{i}]");
         let one = match set {
@@ -101,7 +101,7 @@ fn ranges(conf: &mut NetConf, f: &Fields<'_>) -> Result<(), Error> {
 ///
 /// # Errors
 /// Code 7, naming the field.
-pub fn range(f: &Fields<'_>, all: &mut Vec<Cidr>, within: &mut Vec<(IpAddr, IpAddr)>) -> Result<(), Error> {
+pub fn range(f: &Fields<'_>, all: &mut Vec<Cidr>, within: &mut Vec<AddressRange>) -> Result<(), Error> {
     let subnet = range_of_pods(&f.name("subnet"), f.needed("subnet")?, all)?;
     if f.value("gateway").is_some() {
         let says = "the way out of a pod is the node, whatever its range: leave it out";
@@ -109,12 +109,13 @@ pub fn range(f: &Fields<'_>, all: &mut Vec<Cidr>, within: &mut Vec<(IpAddr, IpAd
     }
     let (from, to): (Option<IpAddr>, Option<IpAddr>) = (f.parsed("rangeStart")?, f.parsed("rangeEnd")?);
     let (from, to) = (from.unwrap_or(subnet.addr()), to.unwrap_or(subnet.last()));
-    if !subnet.contains(from) || !subnet.contains(to) || from > to {
+    let part = AddressRange::new(from, to).filter(|_| subnet.contains(from) && subnet.contains(to));
+    let part = part.ok_or_else(|| {
         let says = format!("from {from} to {to} is no part of {subnet}");
-        return Err(bad(format!("{} and {}: {says}", f.name("rangeStart"), f.name("rangeEnd"))));
-    }
-    if (from, to) != (subnet.addr(), subnet.last()) {
-        within.push((from, to));
+        bad(format!("{} and {}: {says}", f.name("rangeStart"), f.name("rangeEnd")))
+    })?;
+    if part != subnet.into() {
+        within.push(part);
     }
     all.push(subnet);
     Ok(())

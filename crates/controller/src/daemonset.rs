@@ -11,14 +11,15 @@ use crate::Outcome;
 use crate::name::free;
 use crate::offline::merge;
 use crate::pods::{
-    Pods, adopt, by_owner, count, create, delete, erase, labels_at, reference, share, status, taken, template_hash,
+    BEYOND_HISTORY, Owned, Pods, adopt, beyond_history, create, delete, erase, labels_at, reference, share, status,
+    taken, template_hash,
 };
 
 /// The label that a pod's template hash is in, as Kubernetes' own.
 const HASH: &str = "controller-revision-hash";
 
-pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
-    let (owned, none) = (by_owner(snapshot), Pods::default());
+pub(crate) fn reconcile(snapshot: &ClusterSnapshot, owned: &Owned<'_>, out: &mut Outcome) {
+    let none = Pods::default();
     for (key, workload) in snapshot.workloads.iter().filter(|(k, _)| k.kind == Kind::DaemonSet) {
         if !workload.terminating && !workload.uid.is_empty() {
             let (hash, pods) = (template_hash(workload), owned.get(&*workload.uid).unwrap_or(&none));
@@ -64,9 +65,8 @@ fn remember(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, hash: &str, pod
     let all = [&pods.active, &pods.terminating, &pods.ended].into_iter().flatten();
     let used: BTreeSet<ObjectName> = all.filter_map(|(_, p)| p.labels.get(HASH)).map(name_of).collect();
     old.retain(|(n, _)| !used.contains(*n));
-    let limit = d.spec.get("revisionHistoryLimit").and_then(Value::as_i64).unwrap_or(10).max(0);
-    let gone = old.iter().take(usize::try_from(count(&old) - limit).unwrap_or(0));
-    out.writes.extend(gone.map(|(n, r)| erase(kind, n, &r.uid, "more than spec.revisionHistoryLimit")));
+    let gone = beyond_history(d, &old).iter();
+    out.writes.extend(gone.map(|(n, r)| erase(kind, n, &r.uid, BEYOND_HISTORY)));
 }
 
 fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, hash: &str, pods: &Pods<'_>, out: &mut Outcome) {

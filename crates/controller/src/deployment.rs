@@ -13,7 +13,8 @@ use types::ObjectName;
 use crate::Outcome;
 use crate::offline::merge;
 use crate::pods::{
-    Pods, adopt, by_owner, count, erase, labels_at, reference, replicas, share, status, taken, template_hash,
+    BEYOND_HISTORY, Owned, Pods, adopt, beyond_history, count, erase, labels_at, reference, replicas, share, status,
+    taken, template_hash,
 };
 
 /// The label that a pod's template hash is in, as Kubernetes' own.
@@ -23,8 +24,8 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 /// Annotations of a Deployment that say something about it alone begin so.
 const OWN: &str = "deployment.kubernetes.io/";
 
-pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
-    let (owned, none) = (by_owner(snapshot), Pods::default());
+pub(crate) fn reconcile(snapshot: &ClusterSnapshot, owned: &Owned<'_>, out: &mut Outcome) {
+    let none = Pods::default();
     let mut sets: BTreeMap<&str, Vec<Set<'_>>> = BTreeMap::new();
     for (key, set) in snapshot.workloads.iter().filter(|(k, w)| k.kind == Kind::ReplicaSet && !w.terminating) {
         let owner = set.owner.as_ref().map_or("", |o| &o.uid);
@@ -265,11 +266,9 @@ fn make(key: &Key, d: &Workload, (hash, name): (&str, ObjectName), size: i64, nu
 
 /// Deletes the oldest of the empty sets, beyond `spec.revisionHistoryLimit`.
 fn forget(d: &Workload, old: &[Set<'_>], out: &mut Outcome) {
-    let limit = d.spec.get("revisionHistoryLimit").and_then(Value::as_i64).unwrap_or(10).max(0);
     let empty: Vec<&Set<'_>> = old.iter().filter(|s| s.size == 0 && s.target == 0 && s.gone()).collect();
-    let n = usize::try_from(count(&empty) - limit).unwrap_or(0);
-    let gone = empty.into_iter().take(n);
-    out.writes.extend(gone.map(|s| erase(s.key.kind, &s.key.name, &s.set.uid, "more than spec.revisionHistoryLimit")));
+    let gone = beyond_history(d, &empty).iter();
+    out.writes.extend(gone.map(|s| erase(s.key.kind, &s.key.name, &s.set.uid, BEYOND_HISTORY)));
 }
 
 fn report(

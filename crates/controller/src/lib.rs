@@ -16,6 +16,7 @@ mod replicaset;
 mod scheduler;
 mod slices;
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
@@ -156,13 +157,16 @@ pub fn reconcile(snapshot: &ClusterSnapshot, options: &Options) -> Outcome {
 #[must_use]
 pub fn reconcile_with(snapshot: &ClusterSnapshot, options: &Options, memory: &mut lb::Memory, now: &str) -> Outcome {
     let mut out = Outcome::default();
+    // For those that make pods, where any of them is on.
+    let owned = OnceCell::new();
+    let owned = || owned.get_or_init(|| pods::by_owner(snapshot));
     for which in &options.which {
         match which {
             Which::NodeCidr => node_cidr::reconcile(snapshot, options, &mut out),
             Which::EndpointSlice => slices::reconcile(snapshot, &mut out),
-            Which::Deployment => deployment::reconcile(snapshot, &mut out),
-            Which::ReplicaSet => replicaset::reconcile(snapshot, &mut out),
-            Which::DaemonSet => daemonset::reconcile(snapshot, &mut out),
+            Which::Deployment => deployment::reconcile(snapshot, owned(), &mut out),
+            Which::ReplicaSet => replicaset::reconcile(snapshot, owned(), &mut out),
+            Which::DaemonSet => daemonset::reconcile(snapshot, owned(), &mut out),
             Which::Scheduler => scheduler::reconcile(snapshot, &mut out),
             Which::GarbageCollector => gc::reconcile(snapshot, &mut out),
             Which::Pools => pools::reconcile(snapshot, &mut out),

@@ -30,9 +30,12 @@ impl Pods<'_> {
     }
 }
 
-/// The pods by the UID of the owner that controls them.
-pub(crate) fn by_owner(snapshot: &ClusterSnapshot) -> BTreeMap<&str, Pods<'_>> {
-    let mut out: BTreeMap<&str, Pods<'_>> = BTreeMap::new();
+/// Pods by the UID of the owner that controls them.
+pub(crate) type Owned<'a> = BTreeMap<&'a str, Pods<'a>>;
+
+/// The cluster's.
+pub(crate) fn by_owner(snapshot: &ClusterSnapshot) -> Owned<'_> {
+    let mut out = Owned::new();
     for (name, pod) in &snapshot.pods {
         let Some(owner) = pod.owner.as_ref().filter(|o| !o.uid.is_empty()) else { continue };
         let pods = out.entry(&owner.uid).or_default();
@@ -56,6 +59,16 @@ pub(crate) fn count<T>(list: &[T]) -> i64 {
 /// `spec.replicas`.
 pub(crate) fn replicas(workload: &Workload) -> i64 {
     workload.spec.get("replicas").and_then(Value::as_i64).unwrap_or(1).clamp(0, 100_000)
+}
+
+/// Why what is [`beyond_history`] goes.
+pub(crate) const BEYOND_HISTORY: &str = "more than spec.revisionHistoryLimit";
+
+/// Of templates that no pod has any more, oldest first, those that are more than `spec.revisionHistoryLimit`.
+pub(crate) fn beyond_history<'a, T>(workload: &Workload, unused: &'a [T]) -> &'a [T] {
+    let limit = workload.spec.get("revisionHistoryLimit").and_then(Value::as_i64).unwrap_or(10).max(0);
+    let over = usize::try_from(count(unused) - limit).unwrap_or(0);
+    unused.get(..over).unwrap_or_default()
 }
 
 /// The texts of an object within a workload's spec, as labels.

@@ -8,10 +8,10 @@ use types::ObjectName;
 
 use crate::Outcome;
 use crate::name::free;
-use crate::pods::{Member, Pods, adopt, by_owner, count, create, delete, labels_at, replicas, status};
+use crate::pods::{Member, Owned, Pods, adopt, count, create, delete, labels_at, replicas, status};
 
-pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
-    let (owned, none) = (by_owner(snapshot), Pods::default());
+pub(crate) fn reconcile(snapshot: &ClusterSnapshot, owned: &Owned<'_>, out: &mut Outcome) {
+    let none = Pods::default();
     for (key, set) in snapshot.workloads.iter().filter(|(k, _)| k.kind == Kind::ReplicaSet) {
         // One that is being deleted makes no pods; the garbage collector takes those it has.
         if !set.terminating && !set.uid.is_empty() {

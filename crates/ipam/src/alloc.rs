@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use types::{Cidr, Family};
+use types::{AddressRange, Cidr, Family};
 
 use crate::{IpamError, Key};
 
@@ -240,11 +240,11 @@ impl Space {
         Ok(Self { sets, except: Vec::new() })
     }
 
-    /// Leaves of the ranges that hold such a pair the addresses from its first to its last.
-    pub(crate) fn narrow(&mut self, within: &[(IpAddr, IpAddr)]) {
+    /// Leaves of the ranges that hold such a part only that part.
+    pub(crate) fn narrow(&mut self, within: &[AddressRange]) {
         for s in self.sets.iter_mut().flat_map(|s| &mut s.spans) {
-            for (from, to) in within {
-                if let (Some(from), Some(to)) = (s.range.index_of(*from), s.range.index_of(*to)) {
+            for part in within {
+                if let (Some(from), Some(to)) = (s.range.index_of(part.first()), s.range.index_of(part.last())) {
                     (s.first, s.last) = (s.first.max(from), s.last.min(to));
                 }
             }

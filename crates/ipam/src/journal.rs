@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
-use types::Cidr;
+use types::{AddressRange, Cidr};
 
 use crate::alloc::{Set, Space, Usage};
 use crate::frame::{Frame, Header, VERSION, VOID};
@@ -40,8 +40,8 @@ pub struct Request<'a> {
     pub pod: Option<&'a PodRef>,
     /// This node's ranges, at most one per family; one address of each is given.
     pub ranges: &'a [Cidr],
-    /// Of `ranges` only these, each from its first to its last address.
-    pub within: &'a [(IpAddr, IpAddr)],
+    /// Of `ranges` only these parts.
+    pub within: &'a [AddressRange],
     /// Instead of `ranges`: pools.
     pub pools: Option<Ask<'a>>,
     /// `requested` are out of no range or pool: nobody gives them out, they only must be nobody's.

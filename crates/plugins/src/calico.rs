@@ -1,14 +1,13 @@
 //! `calico`: takes Calico's configuration of the CNI plugin, and attaches the container as Seaway's own plugin does, in
 //! mode `routed` unless annotations say otherwise: Calico's way to wire a pod.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use cni::node::Node;
 use cni::{CniResult, Code, Context, Error, Fields, Plugin, Seaway, bad};
 use kernel_api::machine::Machine;
 use serde_json::{Map, Value, json};
-use types::{Cidr, Family};
+use types::{AddressRange, Cidr, Family};
 
 /// See the module.
 pub struct Calico;
@@ -108,7 +107,7 @@ fn host_local(f: &Fields<'_>, node: &Node, out: &mut Map<String, Value>) -> Resu
     if sets.is_empty() {
         return Err(bad(format!("{} is missing: {OWN}, or a range", f.name("subnet"))));
     }
-    let (mut ranges, mut within): (Vec<Cidr>, Vec<(IpAddr, IpAddr)>) = (Vec::new(), Vec::new());
+    let (mut ranges, mut within): (Vec<Cidr>, Vec<AddressRange>) = (Vec::new(), Vec::new());
     for s in &sets {
         cni::range(&Fields::new(s, f.name("ranges")), &mut ranges, &mut within)?;
     }

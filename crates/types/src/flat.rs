@@ -87,11 +87,10 @@ impl<T: Ord> FlatSet<T> {
         })
     }
 
-    fn change<R>(&mut self, with: impl FnOnce(&mut Vec<T>) -> R) -> R {
+    fn change(&mut self, with: impl FnOnce(&mut Vec<T>)) {
         let mut all = std::mem::take(&mut self.0).into_vec();
-        let out = with(&mut all);
+        with(&mut all);
         self.0 = all.into_boxed_slice();
-        out
     }
 }
 

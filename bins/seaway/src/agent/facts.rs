@@ -26,8 +26,7 @@ impl std::str::FromStr for IfaceChoice {
         }
         // As flannel's daemon takes it.
         if let Ok(a) = s.parse::<IpAddr>() {
-            let whole = Cidr::new(a, if a.is_ipv4() { 32 } else { 128 });
-            return whole.map(Self::Cidr).with_context(|| format!("{s} is no address of an interface"));
+            return Ok(Self::Cidr(Cidr::host(a)));
         }
         Ok(Self::Name(s.parse()?))
     }

@@ -138,8 +138,7 @@ pub async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
 }
 
 /// What this machine says of itself: the addresses of the interface to other nodes, of each family the first that is no
-/// link's own.
-/// The rest is that of `first`.
+/// link's own. The rest is that of `first`.
 fn own(iface: Option<&IfaceChoice>, first: &Own) -> anyhow::Result<Own> {
     let mut rt = kernel::Rt::open().context("open rtnetlink")?;
     let facts = facts::observe(&mut rt, iface, &BTreeSet::new(), &BTreeSet::new())?;
