@@ -130,7 +130,9 @@ DEMO_NEXT = \
 	'make demo-down' 'remove every trace of it'
 
 demo-down: ## remove the demo: every namespace, process, mount and file of it
-	@$(AS_ROOT) $(SEAWAY) lab down --name $(LAB)
+	@# Also in a clone that has built nothing, or no more: a demo of another is removed all the same.
+	@if [[ ! -x $(SEAWAY) && -e /run/seaway/labs/$(LAB) ]]; then $(MAKE) build; fi; \
+	if [[ -x $(SEAWAY) ]]; then $(AS_ROOT) $(SEAWAY) lab down --name $(LAB); else echo 'There is no demo: nothing to remove.'; fi
 
 # --- to trust --------------------------------------------------------------------------------------------------------
 
