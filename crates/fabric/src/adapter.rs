@@ -58,22 +58,34 @@ impl<K: Rtnetlink + Sysctl> FabricKernel<K> {
         Ok(out)
     }
 
-    fn observation(&mut self) -> Result<Observation, RequestError> {
+    /// Everything the kernel says of links and what is on them; sysctls are read when an image is made of it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn rows(&mut self) -> Result<Observation, KernelError> {
         // Links first: a row on a link that comes later is not looked at, one on a link that went is dropped.
-        let links = self.kernel.links()?;
-        let devices: Vec<IfName> = links
-            .iter()
-            .filter(|l| OwnedName::recognise(&l.name).is_ok_and(|n| !n.is_pod_link()))
-            .map(|l| l.name.clone())
-            .collect();
-        Ok(Observation {
-            addresses: self.kernel.addresses()?,
-            routes: self.kernel.routes()?,
-            neighbours: self.kernel.neighbours()?,
-            fdb: self.kernel.fdb()?,
-            sysctls: self.sysctls(&devices)?,
-            links,
-        })
+        let rows = |k: &mut K| {
+            Ok(Observation {
+                links: k.links()?,
+                addresses: k.addresses()?,
+                routes: k.routes()?,
+                neighbours: k.neighbours()?,
+                fdb: k.fdb()?,
+                sysctls: BTreeMap::new(),
+            })
+        };
+        rows(&mut self.kernel).map_err(|e| unseen("links, addresses, routes, neighbours and forwarding entries", e))
+    }
+
+    /// What of it is the fabric's.
+    ///
+    /// # Errors
+    /// When sysctls cannot be read.
+    pub fn image(&mut self, rows: Observation) -> Result<Image, KernelError> {
+        let ours = |l: &&Link| OwnedName::recognise(&l.name).is_ok_and(|n| !n.is_pod_link());
+        let devices: Vec<IfName> = rows.links.iter().filter(ours).map(|l| l.name.clone()).collect();
+        let sysctls = self.sysctls(&devices).map_err(|e| unseen("sysctls", e))?;
+        Ok(parse(Observation { sysctls, ..rows }))
     }
 
     /// Runs requests as one send; the deletes among them that find nothing have what they wanted.
@@ -154,13 +166,14 @@ fn failed(op: &Op, mut e: RequestError) -> KernelError {
     KernelError { op: op.to_string(), source: Box::new(e), next }
 }
 
+fn unseen(what: &str, e: RequestError) -> KernelError {
+    KernelError { op: format!("observe {what}"), source: Box::new(e), next: Next::RetrySoon }
+}
+
 impl<K: Rtnetlink + Sysctl> Kernel<Fabric> for FabricKernel<K> {
     fn observe(&mut self) -> Result<Image, KernelError> {
-        self.observation().map(parse).map_err(|e| KernelError {
-            op: "observe links, addresses, routes, neighbours and forwarding entries".into(),
-            source: Box::new(e),
-            next: Next::RetrySoon,
-        })
+        let rows = self.rows()?;
+        self.image(rows)
     }
 
     fn commit(&mut self, batch: &[Op]) -> Result<(), KernelError> {

@@ -76,6 +76,11 @@ impl Pacer {
         self.due.map_or(PacerState::Idle, PacerState::At)
     }
 
+    /// What is due was done otherwise.
+    pub fn cancel(&mut self) {
+        self.due = None;
+    }
+
     /// Takes the due pass if its time has come; the caller then runs it and reports how it ended.
     pub fn take(&mut self, now: Duration) -> bool {
         let due = self.due.is_some_and(|d| d <= now);

@@ -116,6 +116,20 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen(Option<u64>);
 
+impl Seen {
+    /// So many changes since the beginning, of a log that others keep.
+    #[must_use]
+    pub fn upto(count: u64) -> Self {
+        Self(Some(count))
+    }
+
+    /// How many changes since the beginning; `None` when nothing was looked at.
+    #[must_use]
+    pub fn count(self) -> Option<u64> {
+        self.0
+    }
+}
+
 pub(crate) struct Shared {
     state: Mutex<State>,
     /// Counts changes.

@@ -1,4 +1,5 @@
-//! One pass over both dataplanes: observe, resolve, compile, plan, commit.
+//! One pass over both dataplanes, resolve, compile, plan, commit, of what was [seen](super::look) of the machine; and
+//! passes over Services alone, of what was seen before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,8 +12,9 @@ use fabric::{Fabric, FabricKernel};
 use intent::{Attachment, AttachmentKey, NodeIntent, ServiceChanges};
 use kernel_api::rt::RouteTo;
 use kernel_api::{Nft, Rtnetlink, Sysctl};
-use plan::{Dataplane, Kernel, KernelError, Refused, converge};
+use plan::{Compiled, Dataplane, Kernel, KernelError, Refused, converge};
 use plane_nft::NftPlane;
+use resolve::host_ports::PortsHere;
 use resolve::{Changes, ClusterSnapshot, Followed, Kind, LocalState, Problem, Resolver};
 use source::Seen;
 use telemetry::Plane;
@@ -21,6 +23,7 @@ use types::{Cidr, Family, NodeName};
 use super::conf_files;
 use super::facts::{self, Facts, IfaceChoice};
 use super::host_ports::{self, HostPorts, Uids};
+use super::look::Look;
 use super::table::{Done, Ears, Table};
 
 /// Where the snapshot is looked at. The watchers wait while it is, so nothing blocks inside.
@@ -62,7 +65,7 @@ pub struct Setup {
 pub struct Datapath<K, G, N, M> {
     /// Fixed facts.
     pub setup: Setup,
-    /// The fabric's kernel; also what the machine is looked at through.
+    /// The fabric's kernel.
     pub fabric: FabricKernel<K>,
     /// The nftables plane's table.
     pub table: Table<G, N, M>,
@@ -72,7 +75,23 @@ pub struct Datapath<K, G, N, M> {
     in_use: InUse,
     /// Random host ports of pods.
     host_ports: HostPorts,
+    /// What passes over Services stand on, once there was a whole one.
+    ground: Option<Ground>,
 }
+
+/// What of a whole pass those over Services alone use until the next.
+struct Ground {
+    facts: Arc<Facts>,
+    records: Arc<[ipam::Record]>,
+    /// The records may be others by now.
+    stale: bool,
+    lingers: bool,
+    /// What the fabric was to be, with what it refused.
+    want: Compiled<fabric::Image>,
+}
+
+/// What changes so that the machine is looked at before anything is planned: it says how nodes reach each other.
+const WHOLE: [Kind; 2] = [Kind::Node, Kind::ConfigMap];
 
 /// Whether connections that are not over have one of these addresses as their own end: of the node's processes, or
 /// masqueraded ones.
@@ -102,12 +121,12 @@ pub struct Pass {
     /// How many endpoints its Services have.
     pub endpoints: usize,
     /// The machine as it was before.
-    pub facts: Facts,
+    pub facts: Arc<Facts>,
     /// The records of the CNI plugin.
-    pub records: Vec<ipam::Record>,
+    pub records: Arc<[ipam::Record]>,
     /// The Node's own pod ranges.
     pub node_ranges: Vec<Cidr>,
-    /// By plane.
+    /// By plane; of a pass over Services only theirs.
     pub planes: Vec<PlanePass>,
     /// Which Services are other than in the pass before.
     pub services: ServiceChanges,
@@ -117,6 +136,8 @@ pub struct Pass {
     pub heard: Heard,
     /// Everything that was refused: bad input first, then each plane's.
     pub refused: Vec<Refused>,
+    /// It was over Services alone, and there is more to do than that.
+    pub unfinished: bool,
 }
 
 /// What the cluster said since the last look.
@@ -187,53 +208,50 @@ where
     /// A datapath that has seen nothing yet.
     pub fn new(setup: Setup, fabric: FabricKernel<K>, table: Table<G, N, M>, in_use: InUse) -> Self {
         let host_ports = HostPorts::load(&setup.ipam_dir.join(super::conflist::PODS));
-        Self { setup, fabric, table, seen: Seen::default(), resolver: Resolver::new(), in_use, host_ports }
+        let (seen, resolver) = (Seen::default(), Resolver::new());
+        Self { setup, fabric, table, seen, resolver, in_use, host_ports, ground: None }
     }
 
-    /// One pass.
+    /// The CNI plugin wrote a record, or removed one.
+    pub fn recorded(&mut self) {
+        if let Some(g) = &mut self.ground {
+            g.stale = true;
+        }
+    }
+
+    /// The Node's own addresses, for [`super::look::look`].
+    pub fn node_addresses(&self, cluster: &impl Cluster) -> BTreeSet<IpAddr> {
+        let addresses = |n: &resolve::Node| n.internal_ips.iter().copied().collect();
+        cluster.read(|s| s.nodes.get(&self.setup.node).map(addresses).unwrap_or_default())
+    }
+
+    /// A whole pass.
     ///
-    /// The kernel is observed before the CNI plugin's records are read. The plugin writes a record before it makes a
-    /// link and removes it after the link is gone, so a link seen here without a record is a leak, never a pod that
+    /// The kernel was observed before the CNI plugin's records are read. The plugin writes a record before it makes a
+    /// link and removes it after the link is gone, so a link seen there without a record is a leak, never a pod that
     /// is just being made.
     ///
     /// # Errors
-    /// When the machine cannot be looked at or the records cannot be read: then nothing was planned.
-    pub fn pass(&mut self, cluster: &impl Cluster) -> anyhow::Result<Pass> {
+    /// When the records cannot be read or the node's connections not be looked at: then nothing was planned.
+    pub fn pass(&mut self, cluster: &impl Cluster, look: Look) -> anyhow::Result<Pass> {
         let node = &self.setup.node;
         // While the Node says that it receives VXLAN, a peer may begin to send.
-        let (node_addresses, advertised) = cluster.read(|s| match s.nodes.get(node) {
-            Some(n) => (n.internal_ips.iter().copied().collect::<BTreeSet<_>>(), n.vxlan.is_some()),
-            None => (BTreeSet::new(), false),
-        });
-        let began = Instant::now();
-        let mut facts =
-            facts::observe(self.fabric.kernel(), self.setup.iface.as_ref(), &node_addresses, &self.setup.missing)?;
+        let advertised = cluster.read(|s| s.nodes.get(node).is_some_and(|n| n.vxlan.is_some()));
+        let Look { mut facts, have: fabric_have, began } = look;
         facts.networks = conf_files::read(&self.setup.cni_conf_dir);
         self.fabric.set_caps(&facts.caps);
-        let fabric_have = self.fabric.observe();
         let mut records = ipam::read(&self.setup.ipam_dir)?;
-        let uids = |records: &[ipam::Record]| cluster.read(|s| Uids::of(records, s));
-        let mut attached = uids(&records);
+        let mut attached = cluster.read(|s| Uids::of(&records, s));
         let mut others = None;
         if cluster.read(|s| resolve::host_ports::unsettled(s, node, &attached.all())) {
             // Before the records, as links are: a mapping whose record is not known is none of a pod's.
             others = Some(host_ports::others(&mut self.table.generation)?);
             records = ipam::read(&self.setup.ipam_dir)?;
-            attached = uids(&records);
+            attached = cluster.read(|s| Uids::of(&records, s));
         }
         let ports = self.host_ports.here(&records, &attached, others.unwrap_or_default());
-        let setup = &self.setup;
-        let (seen, resolver) = (&mut self.seen, &mut self.resolver);
         let mut heard = Heard::default();
-        let mut meaning = |vxlan_in_use| {
-            cluster.read_since(seen, |s, changed| {
-                heard.add(s, changed);
-                let local =
-                    LocalState { vxlan_in_use, ports: ports.clone(), ..local_state(setup, &facts, &records, s) };
-                resolver.follow(s, &local, changed)
-            })
-        };
-        let mut followed = meaning(false);
+        let mut followed = self.meaning(cluster, &facts, &records, &ports, false, &mut heard);
         let lingers = followed.intent.tunnels().next().is_none()
             && !facts.vxlan.is_empty()
             && (advertised
@@ -244,27 +262,108 @@ where
                 })?);
         if lingers {
             let first = followed.services;
-            followed = meaning(true);
+            followed = self.meaning(cluster, &facts, &records, &ports, true, &mut heard);
             followed.services = first.then(followed.services);
         }
-        let Followed { intent, problems, services, endpoints } = followed;
-        self.host_ports.remember(&intent);
-        let mut refused: Vec<Refused> = problems.into_iter().map(refused_input).collect();
 
-        let want = Fabric.compile(&intent, &facts.caps);
+        let want = Fabric.compile(&followed.intent, &facts.caps);
         let result =
             fabric_have.and_then(|have| converge(&Fabric, &mut self.fabric, &want.image, Some(&have))).map(|c| c.ops);
         let fabric = PlanePass { plane: Plane::Fabric, result, took: began.elapsed(), refused: want.refused.len() };
-        refused.extend(want.refused);
+        let (facts, records) = (Arc::new(facts), Arc::from(records));
+        let ground = Ground { facts, records, stale: false, lingers, want };
+        let mut pass = self.serve(cluster, &ground, followed, heard);
+        pass.planes.insert(0, fabric);
+        self.ground = Some(ground);
+        Ok(pass)
+    }
 
+    /// A pass over what pods and Services make of the machine as it was last seen. `None` when that is not enough: the
+    /// machine is to be looked at, for a [whole pass](Self::pass).
+    ///
+    /// # Errors
+    /// When the records cannot be read: then nothing was planned.
+    pub fn services(&mut self, cluster: &impl Cluster) -> anyhow::Result<Option<Pass>> {
+        let Some(mut ground) = self.ground.take() else { return Ok(None) };
+        let pass = self.on(cluster, &mut ground);
+        self.ground = Some(ground);
+        pass
+    }
+
+    /// On this ground. Where that is not enough, nothing was taken note of.
+    fn on(&mut self, cluster: &impl Cluster, ground: &mut Ground) -> anyhow::Result<Option<Pass>> {
+        let enough = |_: &ClusterSnapshot, changed: &Changes| match changed {
+            Changes::All => false,
+            Changes::Some(keys) => !keys.iter().any(|k| WHOLE.contains(&k.kind)),
+        };
+        let mut peek = self.seen;
+        if !cluster.read_since(&mut peek, enough) {
+            return Ok(None);
+        }
+        if ground.stale {
+            ground.records = Arc::from(ipam::read(&self.setup.ipam_dir)?);
+            ground.stale = false;
+        }
+        let attached = cluster.read(|s| Uids::of(&ground.records, s));
+        if cluster.read(|s| resolve::host_ports::unsettled(s, &self.setup.node, &attached.all())) {
+            return Ok(None);
+        }
+        let ports = self.host_ports.here(&ground.records, &attached, BTreeSet::new());
+        let mut heard = Heard::default();
+        let followed = self.meaning(cluster, &ground.facts, &ground.records, &ports, ground.lingers, &mut heard);
+        // What came since the peek, and what changes the fabric though its kind seldom does, such as the first Service.
+        let unfinished = heard.all
+            || WHOLE.iter().any(|k| heard.of(*k) > 0)
+            || Fabric.compile(&followed.intent, &ground.facts.caps) != ground.want;
+        Ok(Some(Pass { unfinished, ..self.serve(cluster, ground, followed, heard) }))
+    }
+
+    /// What the cluster means for this node.
+    fn meaning(
+        &mut self,
+        cluster: &impl Cluster,
+        facts: &Facts,
+        records: &[ipam::Record],
+        ports: &PortsHere,
+        vxlan_in_use: bool,
+        heard: &mut Heard,
+    ) -> Followed {
+        let (setup, resolver) = (&self.setup, &mut self.resolver);
+        cluster.read_since(&mut self.seen, |s, changed| {
+            heard.add(s, changed);
+            let local = LocalState { vxlan_in_use, ports: ports.clone(), ..local_state(setup, facts, records, s) };
+            resolver.follow(s, &local, changed)
+        })
+    }
+
+    /// The table of Services.
+    fn serve(&mut self, cluster: &impl Cluster, ground: &Ground, followed: Followed, heard: Heard) -> Pass {
+        let Followed { intent, problems, services, endpoints } = followed;
+        self.host_ports.remember(&intent);
+        let mut refused: Vec<Refused> = problems.into_iter().map(refused_input).collect();
+        refused.extend(ground.want.refused.iter().cloned());
         let began = Instant::now();
-        let Done { result, refused: unsaid, full } = self.table.pass(&intent, &facts.caps, &services);
+        let Done { result, refused: unsaid, full } = self.table.pass(&intent, &ground.facts.caps, &services);
         let nft = PlanePass { plane: Plane::Nftables, result, took: began.elapsed(), refused: unsaid.len() };
         refused.extend(unsaid);
         let node_ranges =
             cluster.read(|s| s.nodes.get(&self.setup.node).map(|n| n.pod_cidrs.to_vec()).unwrap_or_default());
-        let planes = vec![fabric, nft];
-        Ok(Pass { node_ranges, lingers, intent, endpoints, facts, records, planes, services, full, heard, refused })
+        let Ground { facts, records, lingers, .. } = ground;
+        let (facts, records) = (Arc::clone(facts), Arc::clone(records));
+        Pass {
+            node_ranges,
+            lingers: *lingers,
+            intent,
+            endpoints,
+            facts,
+            records,
+            planes: vec![nft],
+            services,
+            full,
+            heard,
+            refused,
+            unfinished: false,
+        }
     }
 }
 
@@ -298,7 +397,7 @@ pub fn local_state(setup: &Setup, facts: &Facts, records: &[ipam::Record], snaps
         vxlan_in_use: false,
         services_elsewhere: setup.services_elsewhere,
         networks: facts.networks.clone(),
-        ports: resolve::host_ports::PortsHere::default(),
+        ports: PortsHere::default(),
     }
 }
 
@@ -316,3 +415,6 @@ pub fn attachments(records: &[ipam::Record]) -> BTreeMap<AttachmentKey, Attachme
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

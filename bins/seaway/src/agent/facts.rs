@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::{Context, bail};
-use kernel_api::rt::{Link, LinkKind, RouteTo};
-use kernel_api::{RequestError, Rtnetlink};
+use kernel_api::Rtnetlink;
+use kernel_api::rt::{Address, Link, LinkKind, ObservedRoute, RouteTo};
 use plan::{Caps, HostLink, Uplink};
 use types::{Cidr, IfName, Mac, OwnedName};
 
@@ -51,23 +51,41 @@ pub struct Facts {
     pub networks: BTreeMap<Box<str>, Result<resolve::networks::Config, String>>,
 }
 
+/// What nobody observes: how the uplink is chosen, and what this kernel lacks.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// A person's choice.
+    pub choice: Option<&'a IfaceChoice>,
+    /// The Node's InternalIPs decide the uplink where neither a choice nor a default route does.
+    pub node_addresses: &'a BTreeSet<IpAddr>,
+    /// Kernel features that are missing.
+    pub missing: &'a BTreeSet<String>,
+}
+
 /// Looks at links, addresses and routes.
-///
-/// `node_addresses` (the Node's InternalIPs) decide the uplink where neither a choice nor a default route does.
 ///
 /// # Errors
 /// When the kernel cannot be asked, or the chosen interface is not there.
-pub fn observe(
-    rt: &mut impl Rtnetlink,
-    choice: Option<&IfaceChoice>,
-    node_addresses: &BTreeSet<IpAddr>,
-    missing: &BTreeSet<String>,
-) -> anyhow::Result<Facts> {
+pub fn observe(rt: &mut impl Rtnetlink, given: Given<'_>) -> anyhow::Result<Facts> {
     let links = rt.links().context("look at the machine's interfaces")?;
     let addresses = rt.addresses().context("look at the machine's addresses")?;
+    of(&links, &addresses, given, || Ok(default_route_link(&rt.routes().context("look at the machine's routes")?)))
+}
+
+/// What these links and addresses say. `default` names the link of the default route.
+///
+/// # Errors
+/// When the chosen interface is not there, and those of `default`.
+pub fn of(
+    links: &[Link],
+    addresses: &[Address],
+    given: Given<'_>,
+    default: impl FnOnce() -> anyhow::Result<Option<IfName>>,
+) -> anyhow::Result<Facts> {
+    let Given { choice, node_addresses, missing } = given;
     let mut facts = Facts { caps: Caps { missing: missing.clone(), ..Caps::default() }, ..Facts::default() };
     let mut up: BTreeSet<&IfName> = BTreeSet::new();
-    for l in &links {
+    for l in links {
         match OwnedName::recognise(&l.name) {
             Ok(n) if n.is_pod_link() => {
                 if !l.up {
@@ -105,7 +123,7 @@ pub fn observe(
     for l in facts.caps.links.values_mut() {
         l.addresses.sort();
     }
-    facts.caps.uplink = uplink(rt, choice, node_addresses, &links, &facts.caps)?;
+    facts.caps.uplink = uplink(choice, node_addresses, links, &facts.caps, default)?;
     Ok(facts)
 }
 
@@ -117,11 +135,11 @@ fn is_link_local(a: IpAddr) -> bool {
 }
 
 fn uplink(
-    rt: &mut impl Rtnetlink,
     choice: Option<&IfaceChoice>,
     node_addresses: &BTreeSet<IpAddr>,
     links: &[Link],
     caps: &Caps,
+    default: impl FnOnce() -> anyhow::Result<Option<IfName>>,
 ) -> anyhow::Result<Option<Uplink>> {
     let by_addr = |want: &dyn Fn(IpAddr) -> bool| {
         caps.links.iter().find(|(_, l)| l.addresses.iter().any(|(a, _)| want(*a))).map(|(n, _)| n.clone())
@@ -140,21 +158,20 @@ fn uplink(
         // route's only stands in while the Node has no address.
         None => match by_addr(&|a| node_addresses.contains(&a)) {
             Some(n) => Some(n),
-            None => {
-                default_route_link(rt).context("look at the machine's routes")?.filter(|n| caps.links.contains_key(n))
-            }
+            None => default()?.filter(|n| caps.links.contains_key(n)),
         },
     };
     Ok(name.and_then(|n| links.iter().find(|l| l.name == n)).map(|l| Uplink { name: l.name.clone(), mtu: l.mtu }))
 }
 
-fn default_route_link(rt: &mut impl Rtnetlink) -> Result<Option<IfName>, RequestError> {
-    let mut defaults: Vec<_> = rt.routes()?.into_iter().map(|r| r.route).filter(|r| r.dst.len() == 0).collect();
+/// The link that the best default route leads through.
+pub fn default_route_link(routes: &[ObservedRoute]) -> Option<IfName> {
+    let mut defaults: Vec<_> = routes.iter().map(|r| &r.route).filter(|r| r.dst.len() == 0).collect();
     defaults.sort_by_key(|r| (r.family(), r.metric));
-    Ok(defaults.into_iter().find_map(|r| match r.to {
-        RouteTo::Via { link, .. } | RouteTo::Link(link) => Some(link),
+    defaults.into_iter().find_map(|r| match &r.to {
+        RouteTo::Via { link, .. } | RouteTo::Link(link) => Some(link.clone()),
         _ => None,
-    }))
+    })
 }
 
 pub use resolve::annotations::vxlan_mac;

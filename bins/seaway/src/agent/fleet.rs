@@ -141,7 +141,8 @@ pub async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
 /// link's own. The rest is that of `first`.
 fn own(iface: Option<&IfaceChoice>, first: &Own) -> anyhow::Result<Own> {
     let mut rt = kernel::Rt::open().context("open rtnetlink")?;
-    let facts = facts::observe(&mut rt, iface, &BTreeSet::new(), &BTreeSet::new())?;
+    let none = (BTreeSet::new(), BTreeSet::new());
+    let facts = facts::observe(&mut rt, facts::Given { choice: iface, node_addresses: &none.0, missing: &none.1 })?;
     let mut own = Own { v4: None, v6: None, ..first.clone() };
     let Some(uplink) = facts.caps.uplink else { return Ok(own) };
     let wanted = |a: &IpAddr| match iface {

@@ -35,7 +35,7 @@ impl Mend {
         let mtu = pod_mtu(pass).filter(|_| pass.ok());
         let mut links = BTreeMap::new();
         let mut dead = BTreeMap::new();
-        for r in &pass.records {
+        for r in pass.records.iter() {
             if cni::namespace_gone(r) {
                 let since = self.dead.get(&r.key).copied().unwrap_or(now);
                 if now.saturating_sub(since) >= DEAD {
@@ -174,9 +174,9 @@ impl Mend {
 }
 
 /// Limits that the pods' annotations say otherwise by now.
-fn limits(ipam_dir: &Path, pass: &Pass) -> bool {
+pub fn limits(ipam_dir: &Path, pass: &Pass) -> bool {
     let mut done = true;
-    for r in &pass.records {
+    for r in pass.records.iter() {
         let name = r.pod.as_ref().map(|p| types::ObjectName::new(&p.namespace, &p.name));
         let Some(spec) = name.and_then(|n| pass.intent.pods.get(&n)) else { continue };
         let another = r.pod.as_ref().and_then(|p| p.uid.as_ref()).is_some_and(|u| *u != spec.uid);

@@ -20,6 +20,7 @@ mod health_check;
 mod host_ports;
 mod http;
 mod lock;
+mod look;
 mod mend;
 mod network_status;
 mod pools;
@@ -45,10 +46,11 @@ use types::NodeName;
 
 pub use datapath::{Setup, local_state, refused_input};
 pub use events::{Told, tell};
-pub use facts::{IfaceChoice, observe as observe_facts, vxlan_mac};
+pub use facts::{IfaceChoice, vxlan_mac};
 pub use fleet::SUBNET_FILE;
 pub use foreign::ServiceProxy;
 pub use lock::one_agent;
+pub use look::look;
 pub use pools::{Pools as PoolsKeeper, Shared as PoolsShared};
 
 /// The network of one node: run it as root on every node.
@@ -199,6 +201,7 @@ fn turn(
         checks: tokio::sync::watch::channel(health_check::Checks::default()).0,
         no_local: report::NoLocal::default(),
         unprogrammed: report::Unprogrammed::default(),
+        failing: BTreeMap::new(),
     }
 }
 

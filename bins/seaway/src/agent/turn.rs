@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use fabric::{FabricKernel, Joined};
-use kernel::{Ct, DirWatch, Monitor, Nftables, Rt, Sysctls};
+use fabric::FabricKernel;
+use kernel::{Ct, DirWatch, Monitor, Nftables};
 use kernel_api::conntrack::Flow;
 use plan::{Caps, Next, Pacer, PacerInput, PacerState, Refused};
 use plane_nft::NftKernel;
@@ -28,7 +28,8 @@ use super::flannel;
 use super::foreign::{self, ServiceProxy};
 use super::health_check;
 use super::http::Shared;
-use super::mend::Mend;
+use super::look::{self, Eyes, Host, Look};
+use super::mend::{self, Mend};
 use super::network_status::{Statuses, statuses};
 use super::pools;
 use super::publish::Wanted;
@@ -40,6 +41,10 @@ use super::table::Table;
 const GATHER: Duration = Duration::from_millis(5);
 /// First and longest pause after a failed pass.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How often the loop turns while a look at the machine lasts.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A look that lasts for so long does not end any more: the loop is stuck.
+const BLIND: Duration = Duration::from_secs(30);
 
 /// What the thread is given.
 pub struct Turn {
@@ -81,16 +86,16 @@ pub struct Turn {
     pub no_local: report::NoLocal,
     /// What was heard of and not yet programmed.
     pub unprogrammed: report::Unprogrammed,
+    /// What is wrong with a plane since its last pass.
+    pub failing: BTreeMap<Plane, String>,
 }
 
-/// Links, routes and sysctls of one namespace behind one value.
-type Host = Joined<Rt, Sysctls>;
-
-type Real = Datapath<Host, Nftables, NftKernel<Nftables, Ct>, Monitor>;
+/// The datapath of the real kernel.
+pub type Real = Datapath<Host, Nftables, NftKernel<Nftables, Ct>, Monitor>;
 
 /// The datapath of this thread's namespace, with a monitor of what others do to it.
-fn open(setup: Setup) -> anyhow::Result<Real> {
-    let host = Joined { rt: Rt::open().context("open rtnetlink")?, sysctls: Sysctls::open().context("open sysctls")? };
+pub fn open(setup: Setup) -> anyhow::Result<Real> {
+    let host = look::host()?;
     let nft = || Nftables::open().context("open nf_tables: the kernel needs CONFIG_NF_TABLES");
     let ct = Ct::open().context("open conntrack: the kernel needs CONFIG_NF_CT_NETLINK")?;
     let (reads, writes) = (nft()?, nft()?);
@@ -126,100 +131,86 @@ impl Turn {
             .with_context(|| format!("--ipam-dir {}: create it", self.setup.ipam_dir.display()))?;
         let mut records = DirWatch::open(&self.setup.ipam_dir)
             .with_context(|| format!("--ipam-dir {}: watch it", self.setup.ipam_dir.display()))?;
+        let mut eyes = Eyes::open(self.setup.clone())?;
         let mut mend = Mend::default();
-        let mut pacer = Pacer::new(GATHER, RETRY.0, RETRY.1);
+        // Of whole passes, and of those over Services alone.
+        let mut whole = Pacer::new(GATHER, RETRY.0, RETRY.1);
+        let mut quick = whole.clone();
         let mut last = Duration::ZERO;
-        pacer.step(PacerInput::Dirty, Duration::ZERO);
+        quick.step(PacerInput::Dirty, Duration::ZERO);
         loop {
             let now = self.shared.start.elapsed();
-            let resync = (last + self.resync).saturating_sub(now);
-            let wait = match pacer.state() {
-                PacerState::Idle => resync,
+            let until = |p: &Pacer| match p.state() {
+                PacerState::Idle => Duration::MAX,
                 PacerState::At(t) => t.saturating_sub(now),
             };
-            let wait = if datapath.table.ears.has_heard() { Duration::ZERO } else { wait };
-            let fds = [woken.as_fd(), records.as_fd(), datapath.table.ears.as_fd()];
+            let resync = (last + self.resync).saturating_sub(now);
+            let next = if eyes.busy().is_some() { LOOK_AGAIN } else { resync.min(until(&whole)) };
+            let wait = if datapath.table.ears.has_heard() { Duration::ZERO } else { next.min(until(&quick)) };
+            let fds = [woken.as_fd(), records.as_fd(), datapath.table.ears.as_fd(), eyes.as_fd()];
             let ready = kernel::poll(&fds, Some(wait)).context("wait for changes")?;
             let now = self.shared.start.elapsed();
             if ready.first() == Some(&true) {
                 let mut buffer = [0; 4096];
                 std::io::Read::read(&mut woken, &mut buffer).context("read the wake-up pipe")?;
-                pacer.step(PacerInput::Dirty, now);
+                quick.step(PacerInput::Dirty, now);
             }
             if records.changed().context("read what changed among the CNI plugin's records")? {
                 self.pools.changed.notify_one();
-                pacer.step(PacerInput::Dirty, now);
+                datapath.recorded();
+                quick.step(PacerInput::Dirty, now);
+                whole.step(PacerInput::Dirty, now);
             }
             let changed = datapath.table.ears.changed().context("read the kernel's changes")?;
             if changed.table {
                 datapath.table.forget();
+                quick.step(PacerInput::Dirty, now);
             } else if let Some(generation) = changed.generation {
                 datapath.table.others_went_to(generation);
             }
-            if changed.rt || changed.nft || now >= last + self.resync {
-                if changed.nft || now >= last + self.resync {
+            let resync = eyes.busy().is_none() && now >= last + self.resync;
+            if changed.rt || changed.nft || resync {
+                if changed.nft || resync {
                     self.foreign = None;
                 }
-                pacer.step(PacerInput::Dirty, now);
+                whole.step(PacerInput::Dirty, now);
             }
-            self.shared.health(|h| h.turned(now));
-            if pacer.take(now) {
+            if eyes.busy().is_none_or(|t| t < BLIND) {
+                self.shared.health(|h| h.turned(now));
+            }
+            if let Some(seen) = eyes.take()? {
+                let outcome = self.whole(&mut datapath, &mut mend, seen);
+                whole.step(outcome, self.shared.start.elapsed());
+                // It was over Services too.
+                quick.cancel();
+            }
+            if quick.take(now) && self.in_sync() {
+                if !self.services(&mut datapath) {
+                    whole.step(PacerInput::Dirty, now);
+                }
+                quick.step(PacerInput::Succeeded, self.shared.start.elapsed());
+            }
+            if eyes.busy().is_none() && whole.take(now) {
                 last = now;
-                if self.reader.read(|_, sync| sync.all()) {
-                    let outcome = self.pass(&mut datapath, &mut mend);
-                    let now = self.shared.start.elapsed();
-                    pacer.step(if outcome { PacerInput::Succeeded } else { PacerInput::Failed }, now);
+                if self.in_sync() {
+                    eyes.ask(datapath.node_addresses(&self.reader))?;
                 }
             }
         }
     }
 
-    /// One pass and everything that follows from it. Says whether all went well.
-    fn pass(&mut self, datapath: &mut Real, mend: &mut Mend) -> bool {
-        let began = Instant::now();
-        let pass = match datapath.pass(&self.reader) {
-            Ok(mut p) => {
-                let problems = self.pools.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                p.refused.extend(problems.into_iter().map(refused_input));
-                let mode = self.service_proxy;
-                let look = || Nftables::open().map(|mut n| foreign::look(&mut n, mode, &p.intent)).unwrap_or_default();
-                p.refused.extend(self.foreign.get_or_insert_with(look).iter().cloned());
-                p
-            }
-            Err(e) => {
-                let why = format!("nothing was planned: {e:#}");
-                let took = began.elapsed();
-                telemetry::reconcile_line(&PassLine { heard: "", planes: &[], refused: 0, took, why: Some(&why) });
-                let now = self.shared.start.elapsed();
-                self.shared.health(|h| {
-                    for p in Plane::ALL {
-                        h.pass(*p, Err(why.clone()), now);
-                    }
-                });
-                return false;
-            }
+    fn in_sync(&self) -> bool {
+        self.reader.read(|_, sync| sync.all())
+    }
+
+    /// A whole pass and everything that follows from it.
+    fn whole(&mut self, datapath: &mut Real, mend: &mut Mend, seen: anyhow::Result<Look>) -> PacerInput {
+        let began = seen.as_ref().map_or_else(|_| Instant::now(), |s| s.began);
+        let pass = match seen.and_then(|s| datapath.pass(&self.reader, s)) {
+            Ok(p) => p,
+            Err(e) => return self.unplanned(&e, began),
         };
-        self.report(&pass, began.elapsed());
-        self.no_local.follow(&self.shared.metrics.proxy, &pass.intent, &pass.services);
-        let walks = datapath.table.kernel.take_walks();
-        report::proxy(&self.shared.metrics.proxy, &pass, &walks, &mut self.unprogrammed);
-        // Also of a pass that failed: endpoints that are gone are gone.
-        let _ = self.checks.send_if_modified(|c| c.update(&pass.intent, &pass.services));
-        let now = self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s));
-        let _ = self.network_status.send_if_modified(|s| {
-            let changed = *s != now;
-            *s = now;
-            changed
-        });
-        // Early: runtimes may be waiting for them.
-        let pods = self.setup.ipam_dir.join(conflist::PODS);
-        let told = cni::podspec::publish(&pods, &pass.intent.pods, &mut self.pods);
-        if let Err(e) = &told {
-            tracing::error!("{}: {e}", pods.display());
-        }
-        if pass.planes.iter().any(|p| matches!(&p.result, Err(e) if e.next() != Next::RetrySoon)) {
-            datapath.table.forget();
-        }
+        let told = self.follow(datapath, &pass, began);
         let mended = mend.run(&self.setup.ipam_dir, &pass, self.shared.start.elapsed());
         if pass.ok() {
             let _ = self.published.send_if_modified(|w| {
@@ -237,7 +228,71 @@ impl Turn {
         } else {
             self.network(fabric_failure(&pass));
         }
-        pass.ok() && told.is_ok() && mended && !pass.lingers && !datapath.table.is_uncertain()
+        let done = pass.ok() && told && mended && !pass.lingers && !datapath.table.is_uncertain();
+        if done { PacerInput::Succeeded } else { PacerInput::Failed }
+    }
+
+    /// A pass over Services alone, of the machine as it was last seen. Says false when a whole one is needed.
+    fn services(&mut self, datapath: &mut Real) -> bool {
+        let began = Instant::now();
+        match datapath.services(&self.reader) {
+            Ok(Some(pass)) => {
+                let told = self.follow(datapath, &pass, began);
+                let limited = mend::limits(&self.setup.ipam_dir, &pass);
+                pass.ok() && told && limited && !pass.unfinished && !datapath.table.is_uncertain()
+            }
+            Ok(None) => false,
+            Err(e) => {
+                self.unplanned(&e, began);
+                false
+            }
+        }
+    }
+
+    /// A pass that could not even begin.
+    fn unplanned(&mut self, e: &anyhow::Error, began: Instant) -> PacerInput {
+        let why = format!("nothing was planned: {e:#}");
+        let took = began.elapsed();
+        telemetry::reconcile_line(&PassLine { heard: "", planes: &[], refused: 0, took, why: Some(&why) });
+        let now = self.shared.start.elapsed();
+        self.shared.health(|h| {
+            for p in Plane::ALL {
+                h.pass(*p, Err(why.clone()), now);
+            }
+        });
+        PacerInput::Failed
+    }
+
+    /// What follows from every pass. Says whether all went well.
+    fn follow(&mut self, datapath: &mut Real, pass: &Pass, began: Instant) -> bool {
+        let mut refused = pass.refused.clone();
+        let problems = self.pools.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        refused.extend(problems.into_iter().map(refused_input));
+        let mode = self.service_proxy;
+        let look = || Nftables::open().map(|mut n| foreign::look(&mut n, mode, &pass.intent)).unwrap_or_default();
+        refused.extend(self.foreign.get_or_insert_with(look).iter().cloned());
+        self.report(pass, refused, began.elapsed());
+        self.no_local.follow(&self.shared.metrics.proxy, &pass.intent, &pass.services);
+        let walks = datapath.table.kernel.take_walks();
+        report::proxy(&self.shared.metrics.proxy, pass, &walks, &mut self.unprogrammed);
+        // Also of a pass that failed: endpoints that are gone are gone.
+        let _ = self.checks.send_if_modified(|c| c.update(&pass.intent, &pass.services));
+        let now = self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s));
+        let _ = self.network_status.send_if_modified(|s| {
+            let changed = *s != now;
+            *s = now;
+            changed
+        });
+        // Early: runtimes may be waiting for them.
+        let pods = self.setup.ipam_dir.join(conflist::PODS);
+        let told = cni::podspec::publish(&pods, &pass.intent.pods, &mut self.pods);
+        if let Err(e) = &told {
+            tracing::error!("{}: {e}", pods.display());
+        }
+        if pass.planes.iter().any(|p| matches!(&p.result, Err(e) if e.next() != Next::RetrySoon)) {
+            datapath.table.forget();
+        }
+        told.is_ok()
     }
 
     /// Tells the Node's condition.
@@ -250,11 +305,14 @@ impl Turn {
         });
     }
 
-    fn report(&mut self, pass: &Pass, took: Duration) {
-        let due = self.told.due(&pass.refused, self.shared.start.elapsed());
+    fn report(&mut self, pass: &Pass, refused: Vec<Refused>, took: Duration) {
+        let due = self.told.due(&refused, self.shared.start.elapsed());
         events::tell(&self.recorder, Some(&self.setup.node), &due);
         let (now, m) = (self.shared.start.elapsed(), &self.shared.metrics);
         let (mut planes, mut wrong) = (Vec::new(), Vec::new());
+        for p in &pass.planes {
+            self.failing.remove(&p.plane);
+        }
         for p in &pass.planes {
             let (outcome, ops, why) = match &p.result {
                 Ok(0) => (Outcome::Unchanged, 0, None),
@@ -264,14 +322,18 @@ impl Turn {
             m.reconciled(p.plane, outcome, p.took, ops, SystemTime::now());
             m.refused(p.plane, p.refused);
             planes.push((p.plane, outcome, ops));
-            wrong.extend(why.as_ref().map(|e| format!("{}: {e}", p.plane)));
+            if let Some(e) = &why {
+                let said = format!("{}: {e}", p.plane);
+                wrong.push(said.clone());
+                self.failing.insert(p.plane, said);
+            }
             self.shared.health(|h| h.pass(p.plane, why.map_or(Ok(()), Err), now));
         }
         let (heard, why) = (pass.heard.to_string(), wrong.join("; "));
         telemetry::reconcile_line(&PassLine {
             heard: &heard,
             planes: &planes,
-            refused: pass.refused.len(),
+            refused: refused.len(),
             took,
             why: Some(why.as_str()).filter(|w| !w.is_empty()),
         });
@@ -283,10 +345,10 @@ impl Turn {
             peers: i.peers.len(),
         });
         let mut status = self.shared.status.lock().unwrap_or_else(PoisonError::into_inner);
-        for r in pass.refused.iter().filter(|r| !status.refused.contains(r)) {
+        for r in refused.iter().filter(|r| !status.refused.contains(r)) {
             tracing::warn!("refused: {r}");
         }
-        for r in status.refused.iter().filter(|r: &&Refused| !pass.refused.contains(r)) {
+        for r in status.refused.iter().filter(|r: &&Refused| !refused.contains(r)) {
             tracing::info!("no longer refused: {r}");
         }
         let announcing = std::mem::take(&mut status.announcing);
@@ -300,10 +362,10 @@ impl Turn {
             services: i.services.len(),
             service_proxy: self.service_proxy.to_string(),
             foreign: self.foreign.clone().unwrap_or_default(),
-            refused: pass.refused.clone(),
+            refused,
             // Told by who is asked for the status.
             denied: Vec::new(),
-            failing: wrong,
+            failing: self.failing.values().cloned().collect(),
         };
     }
 }

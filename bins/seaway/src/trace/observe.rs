@@ -14,7 +14,7 @@ use source::{Source, Target, WatchConfig};
 use types::NodeName;
 
 use super::walk::NodeView;
-use crate::agent::{Setup, local_state, observe_facts};
+use crate::agent::{Setup, local_state, look};
 
 /// Everything a trace looks at.
 pub struct Seen {
@@ -73,11 +73,6 @@ fn node(
     let addresses = snapshot.nodes.get(name).map(|n| n.internal_ips.iter().copied().collect()).unwrap_or_default();
     let host = Joined { rt: Rt::open_in(netns)?, sysctls: Sysctls::open_in(netns) };
     let mut fabric = FabricKernel::new(host, &Caps::default());
-    let facts = observe_facts(fabric.kernel(), None, &addresses, &std::collections::BTreeSet::new())?;
-    fabric.set_caps(&facts.caps);
-    let observed = fabric.observe()?;
-    let mut nft = NftKernel::new(Nftables::open_in(netns)?, Ct::open_in(netns)?);
-    let nft = nft.observe()?;
     let setup = Setup {
         node: name.clone(),
         cni_conf_dir: Default::default(),
@@ -86,6 +81,10 @@ fn node(
         missing: Default::default(),
         services_elsewhere: false,
     };
+    let seen = look(&mut fabric, &setup, &addresses)?;
+    let (facts, observed) = (seen.facts, seen.have?);
+    let mut nft = NftKernel::new(Nftables::open_in(netns)?, Ct::open_in(netns)?);
+    let nft = nft.observe()?;
     let intent = resolve::resolve(snapshot, &local_state(&setup, &facts, records, snapshot)).intent;
     let compiled = Fabric.compile(&intent, &facts.caps).image;
     let uplink = facts.caps.uplink.as_ref().map_or_else(|| "?".to_owned(), |u| u.name.to_string());

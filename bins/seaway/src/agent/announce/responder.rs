@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use types::{Family, IfName, Mac};
 
 use crate::agent::Setup;
-use crate::agent::facts;
+use crate::agent::facts::{self, Given};
 
 /// After a change of links, until they are looked at: many come together.
 const GATHER: Duration = Duration::from_millis(10);
@@ -160,7 +160,14 @@ impl Responder {
         let node = &self.setup.node;
         let addresses =
             self.reader.read(|s, _| s.nodes.get(node).map(|n| n.internal_ips.iter().copied().collect::<BTreeSet<_>>()));
-        let facts = facts::observe(rt, self.setup.iface.as_ref(), &addresses.unwrap_or_default(), &self.setup.missing)?;
+        let facts = facts::observe(
+            rt,
+            Given {
+                choice: self.setup.iface.as_ref(),
+                node_addresses: &addresses.unwrap_or_default(),
+                missing: &self.setup.missing,
+            },
+        )?;
         let ports = rt
             .links()
             .context("look at the machine's interfaces")?
