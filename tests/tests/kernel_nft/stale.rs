@@ -13,6 +13,7 @@ use plan::{Caps, Dataplane, Plan};
 use plane_nft::NftPlane;
 use types::{Family, Proto};
 
+use crate::sctp;
 use crate::world::{
     DUAL, PODS, Server, World, at, cluster, connect, key, nft, service, sh, to_pods, udp_ask, udp_socket,
 };
@@ -200,6 +201,47 @@ fn only_the_stale_entries_go() {
             assert_eq!(udp_ask(s).or_else(|_| udp_ask(s)).unwrap().0, "b", "{to} was {who}'s");
         }
     }
+}
+
+/// The same of SCTP: entries to the endpoint that goes, those to the one that stays.
+#[test]
+fn sctp_entries_go_with_their_endpoint_and_no_others() {
+    let mut w = World::new();
+    // Nobody answers an INIT here, and then the kernel forgets it after 3 s by itself.
+    sh(&w.node, "echo 600 > /proc/sys/net/netfilter/nf_conntrack_sctp_timeout_cookie_wait");
+    let mut i = cluster(DUAL);
+    let sigtran = key("sigtran", Proto::Sctp);
+    let mut svc = service(DUAL, 5, 2905);
+    svc.node_port = Some(30905);
+    to_pods(&mut svc, &PODS[..2], 9999);
+    i.services.insert(sigtran.clone(), svc.into());
+    w.converge(&i);
+    let places = [("a", &w.pods[0]), ("b", &w.pods[1])];
+    for f in Family::BOTH {
+        for _ in 0..10 {
+            sctp::reached(&w.pods[2], None, at(cluster_ip(f, 5), 2905), &places).unwrap();
+            sctp::reached(&w.node, None, at(cluster_ip(f, 5), 2905), &places).unwrap();
+            sctp::reached(&w.out, Some(world(f, 1)), at(node_addr(f, 0), 30905), &places).unwrap();
+        }
+    }
+    let entries = |w: &World| {
+        let mut all = BTreeSet::new();
+        let mut put = |f: &Flow| {
+            let (o, r) = (f.original, f.reply);
+            all.extend((f.proto == Proto::Sctp).then_some((o.src, o.sport, o.dst, r.src, r.dport)));
+        };
+        Ct::open_in(&w.node).unwrap().each(None, &mut put).unwrap();
+        all
+    };
+    let gone = Family::BOTH.map(|f| pod_addr(f, 0, PODS[0]));
+    let (dead, living): (BTreeSet<_>, BTreeSet<_>) = entries(&w).into_iter().partition(|e| gone.contains(&e.3));
+    assert!(dead.len() + living.len() == 60 && !dead.is_empty() && !living.is_empty(), "{dead:?} {living:?}");
+    to_pods(Arc::make_mut(i.services.get_mut(&sigtran).unwrap()), &PODS[1..2], 9999);
+    w.converge(&i);
+    assert_eq!(entries(&w), living);
+    // The Service goes, and all of its.
+    w.converge(&cluster(DUAL));
+    assert_eq!(entries(&w), BTreeSet::new());
 }
 
 /// An agent that died between the commit and the forgetting: the mark is in the kernel, and the next pass sees it.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use types::{Family, ObjectName, OwnedName, Proto};
 
 use crate::world::{PODS, World};
-use rows::{CASES, Case, SERVICE};
+use rows::{Case, SERVICE, cases};
 
 /// The address of a name in one family, see [`rows`].
 fn addr(name: &str, f: Family) -> IpAddr {
@@ -30,6 +30,7 @@ fn addr(name: &str, f: Family) -> IpAddr {
         "node1" => node_addr(f, 1),
         "world" => world(f, 1),
         "vip" => cluster_ip(f, 1),
+        "vip2" => cluster_ip(f, 2),
         "free" => cluster_ip(f, 200),
         "ext" => external_ip(f, 1),
         "lb" => external_ip(f, 2),
@@ -122,7 +123,7 @@ fn packet(from: &str, to: &str, f: Family) -> Packet {
 /// Both addresses of a name, for the text of objects: `$vip4`, `$vip6`.
 fn fill(text: &str) -> String {
     let mut out = text.to_owned();
-    for name in ["vip", "ext", "lb", "proxied", "node", "node1"] {
+    for name in ["vip", "ext", "lb", "proxied", "node", "node1", "node2"] {
         for (f, digit) in [(Family::V4, '4'), (Family::V6, '6')] {
             out = out.replace(&format!("${name}{digit}"), &addr(name, f).to_string());
         }
@@ -133,13 +134,14 @@ fn fill(text: &str) -> String {
 fn node(name: &str, zone: &str, addresses: &[IpAddr], n: u8) -> Value {
     let addresses: Vec<Value> = addresses.iter().map(|a| json!({"type": "InternalIP", "address": a})).collect();
     let cidrs = Family::BOTH.map(|f| intent::generate::pod_cidr(f, n).to_string());
+    let labels = if zone.is_empty() { json!({}) } else { json!({"topology.kubernetes.io/zone": zone}) };
     json!({"apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+        "metadata": {"name": name, "labels": labels},
         "spec": {"podCIDRs": cidrs}, "status": {"addresses": addresses}})
 }
 
 /// The slices of one line, one of each family.
-fn slices(n: usize, line: &str) -> Vec<Value> {
+fn slices(service: &str, n: usize, line: &str) -> Vec<Value> {
     let (families, line) = match line.split_once(' ') {
         Some(("4", rest)) => (&Family::BOTH[..1], rest),
         Some(("6", rest)) => (&Family::BOTH[1..], rest),
@@ -172,6 +174,7 @@ fn slices(n: usize, line: &str) -> Vec<Value> {
                         "unready" => json!({"ready": false}),
                         "going" => json!({"ready": false, "serving": true, "terminating": true}),
                         "gone" => json!({"ready": false, "serving": false, "terminating": true}),
+                        "leaving" => json!({"ready": true, "serving": false, "terminating": true}),
                         _ => panic!("no such condition: {w}"),
                     }
                 }
@@ -181,12 +184,12 @@ fn slices(n: usize, line: &str) -> Vec<Value> {
     };
     let each = families.iter().map(|f| {
         let list: Vec<Value> = endpoints.split(", ").map(|e| endpoint(e, *f)).collect();
-        let mut labels = json!({"kubernetes.io/service-name": "web"});
+        let mut labels = json!({"kubernetes.io/service-name": service});
         if headless {
             labels["service.kubernetes.io/headless"] = "".into();
         }
         json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": format!("web-{n}-{}", f.to_string().to_lowercase()), "namespace": "default",
+            "metadata": {"name": format!("{service}-{n}-{}", f.to_string().to_lowercase()), "namespace": "default",
                 "resourceVersion": version, "labels": labels},
             "addressType": f.to_string(), "ports": ports, "endpoints": list})
     });
@@ -202,7 +205,7 @@ fn objects(case: &Case) -> Vec<Value> {
     let mut service = json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "web", "namespace": "default", "labels": {}}, "status": {"loadBalancer": {}}});
     let mut data = json!({"clusterCIDR": "10.244.0.0/16,fd00:10:244::/48", "backend": "host-gw"});
-    let mut further = Vec::new();
+    let (mut further, mut zone) = (Vec::new(), "a".to_owned());
     for (k, v) in over {
         match k.as_str() {
             "labels" => service["metadata"]["labels"] = v,
@@ -211,6 +214,8 @@ fn objects(case: &Case) -> Vec<Value> {
                 "metadata": {"name": "kubernetes"}, "spec": {"cidrs": v}})),
             "pools" => further.push(json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool",
                 "metadata": {"name": "public"}, "spec": {"addresses": v}})),
+            "zone" => zone = v.as_str().unwrap().to_owned(),
+            "newcomer" => further.extend(newcomer(v)),
             "settings" => v.as_object().unwrap().iter().for_each(|(k, v)| data[k] = v.clone()),
             _ => spec[k] = v,
         }
@@ -219,11 +224,25 @@ fn objects(case: &Case) -> Vec<Value> {
     service["spec"] = spec;
     let own: Vec<IpAddr> = Family::BOTH.iter().flat_map(|f| [addr("node", *f), addr("node2", *f)]).collect();
     let other = Family::BOTH.map(|f| addr("node1", f));
-    let mut out = vec![node("node0", "a", &own, 0), node("node1", "b", &other, 1), service];
+    let mut out = vec![node("node0", &zone, &own, 0), node("node1", "b", &other, 1), service];
     out.push(json!({"apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "seaway", "namespace": "kube-system"}, "data": data}));
     out.append(&mut further);
-    out.extend(case.slices.iter().enumerate().flat_map(|(n, s)| slices(n, s)));
+    out.extend(case.slices.iter().enumerate().flat_map(|(n, s)| slices("web", n, s)));
+    out
+}
+
+/// A younger Service at `vip2` with an endpoint p2:8081 behind each of its ports.
+fn newcomer(mut spec: Value) -> Vec<Value> {
+    let vips = Family::BOTH.map(|f| addr("vip2", f).to_string());
+    spec["clusterIP"] = json!(vips[0]);
+    spec["clusterIPs"] = json!(vips);
+    spec["ipFamilies"] = json!(["IPv4", "IPv6"]);
+    let ports: Vec<String> =
+        spec["ports"].as_array().unwrap().iter().map(|p| format!("{}=8081", p["name"].as_str().unwrap())).collect();
+    let mut out = slices("new", 0, &format!("{}: p2", ports.join(",")));
+    out.push(json!({"apiVersion": "v1", "kind": "Service", "spec": spec,
+        "metadata": {"name": "new", "namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z"}}));
     out
 }
 
@@ -275,7 +294,7 @@ fn asks(case: &Case) -> Vec<(Family, &str, &str, String)> {
 #[test]
 fn verdict_and_trace() {
     let mut wrong = Vec::new();
-    for case in CASES {
+    for case in cases() {
         let intent = intent_of(&objects(case));
         let image = NftPlane.compile(&intent, &Caps::default()).image;
         for (f, from, to, want) in asks(case) {
@@ -299,7 +318,8 @@ fn the_kernel_and_real_packets() {
     let mut w = World::new();
     let _servers = packets::servers(&w);
     let mut wrong = Vec::new();
-    for case in CASES {
+    let mut sources = packets::Sources::default();
+    for case in cases() {
         let intent = intent_of(&objects(case));
         let image = w.converge(&intent);
         for (f, from, to, want) in asks(case) {
@@ -311,6 +331,8 @@ fn the_kernel_and_real_packets() {
                 wrong.push(format!("{}: {f} {from} to {to}: {why}, want {want}", case.name));
             }
         }
+        sources.look(&w);
     }
+    wrong.extend(sources.not_random());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
