@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
+use plan::Dataplane as _;
 use resolve::{ClusterSnapshot, Event, Kind, LocalState};
 use serde_json::{Value, json};
 
@@ -28,6 +29,8 @@ pub const BODIES: &[(&str, Body)] = &[
     ("netlink_nft", kernel::fuzz::nft_message),
     ("netlink_ct", kernel::fuzz::ct_message),
     ("foreign_rules", foreign_rules),
+    ("nft_table", nft_table),
+    ("services", services),
     ("neighbour_question", kernel::fuzz::neighbour_question),
     ("api_object", api_object),
     ("node_annotations", node_annotations),
@@ -141,7 +144,12 @@ fn put(s: &mut ClusterSnapshot, v: &Value) {
 }
 
 fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
-    let local = LocalState {
+    Some(resolve::resolve(s, &local()?))
+}
+
+/// node1.
+fn local() -> Option<LocalState> {
+    Some(LocalState {
         node: "node1".parse().ok()?,
         attachments: Default::default(),
         on_link: vec!["192.0.2.0/24".parse().ok()?],
@@ -152,8 +160,7 @@ fn resolved(s: &ClusterSnapshot) -> Option<resolve::Resolved> {
         services_elsewhere: false,
         networks: Default::default(),
         ports: Default::default(),
-    };
-    Some(resolve::resolve(s, &local))
+    })
 }
 
 /// An object of the API: the first byte chooses the kind. Taking it in and out again leaves nothing behind.
@@ -270,6 +277,70 @@ pub fn foreign_rules(data: &[u8]) {
         let of_a_hook = rules.chains.iter().any(|c| c.hook.is_some() && f.object.ends_with(&c.name));
         assert!(of_a_hook || kube_proxy, "what no packet meets is in nobody's way: {f}");
     }
+}
+
+/// Services and EndpointSlices, one a line, that come one after the other: followed, they mean what they mean from
+/// scratch, and the rules that are made of them do with packets what the specification says.
+pub fn services(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (mut s, mut resolver) = (cluster(), resolve::Resolver::default());
+    let Some(local) = local() else { return };
+    let mut changed = resolve::Changes::All;
+    for line in text.lines().take(12) {
+        drop(resolver.follow(&s, &local, &changed));
+        let parsed = serde_json::from_str::<Value>(line).ok().and_then(|v| resolve::parse(&v));
+        changed = resolve::Changes::Some(match parsed {
+            Some(p) => resolve::apply(&mut s, Event::Put(p)).into_iter().collect(),
+            None => BTreeSet::new(),
+        });
+    }
+    let r = resolve::resolve(&s, &local);
+    let followed = resolver.follow(&s, &local, &changed);
+    assert!(*followed.intent == r.intent && followed.problems == r.problems, "followed, it is another");
+    let image = plane_nft::NftPlane.compile(&r.intent, &plan::Caps::default()).image;
+    for p in r.intent.services.iter().take(12).flat_map(|(k, p)| packets(&r.intent, k, p)) {
+        let want = intent::translate(&r.intent, &p).without_paths();
+        assert_eq!(plane_nft::NftPlane.trace(&image, &p), want, "{p:?}");
+    }
+    let names = || s.services.keys();
+    for view in names().filter_map(|n| resolve::explain::explain(&s, &r.intent, &r.problems, n)) {
+        let (used, all) = view.counts();
+        assert!(used <= all && view.notes.iter().all(|n| !n.is_empty()));
+    }
+}
+
+/// From the node, a pod of another node and the world, to everything that a Service port is asked by.
+fn packets(i: &intent::NodeIntent, key: &intent::ServiceKey, p: &intent::ServicePort) -> Vec<intent::Packet> {
+    use intent::{L4, Origin, Packet};
+    let at = p.cluster_ips.iter().copied().chain(p.outside_ips()).take(6).map(|a| (a, p.port));
+    let node_port = p.node_port.into_iter().flat_map(|n| i.node_port_addresses.iter().map(move |a| (*a, n)));
+    let mut out = Vec::new();
+    for (dst, port) in at.chain(node_port) {
+        let own = i.addresses.iter().copied().find(|a| a.is_ipv4() == dst.is_ipv4());
+        let [far, world] = if dst.is_ipv4() { ["10.244.2.9", "203.0.113.77"] } else { ["fd00:2::9", "2001:db8:77::1"] };
+        let outside = [far, world].into_iter().filter_map(|a| Some((Origin::Outside, a.parse().ok()?)));
+        for (origin, src) in own.map(|a| (Origin::Host, a)).into_iter().chain(outside) {
+            let l4 = L4::Ports { proto: key.proto, src: 40_000, dst: port };
+            out.push(Packet { origin, src, dst, l4 });
+        }
+    }
+    out
+}
+
+/// Our own table as the kernel tells of it, damaged: it is read, and from there the way to what should be is planned.
+pub fn nft_table(data: &[u8]) {
+    let table = kernel::fuzz::table(data);
+    let have = plane_nft::parse(Some(&table));
+    let Some(r) = resolved(&cluster()) else { return };
+    let want = plane_nft::NftPlane.compile(&r.intent, &plan::Caps::default()).image;
+    let batches = plane_nft::NftPlane.plan(&want, &have);
+    assert!(have != want || batches.iter().all(Vec::is_empty), "nothing is to be done where all is as it should be");
+    for op in batches.iter().flatten() {
+        assert!(!op.to_string().is_empty());
+    }
+    // And away with it.
+    let _ = plane_nft::NftPlane.plan(&plane_nft::Image::default(), &have);
+    let _ = plane_nft::render::image(&have);
 }
 
 /// A manifest as `seaway plan --from` reads it.

@@ -76,6 +76,20 @@ fn seeds_get_in() {
     for seed in seeds("pod_spec") {
         serde_json::from_slice::<intent::PodSpec>(&seed).unwrap();
     }
+    for seed in seeds("nft_table") {
+        let image = plane_nft::parse(Some(&kernel::fuzz::table(&seed)));
+        let full = image.sets.values().filter(|s| s.elements.len() > 1).count();
+        assert!(
+            image.chains.len() > 20 && image.sets.len() > 20 && full > 5,
+            "{} {} {full}",
+            image.chains.len(),
+            image.sets.len()
+        );
+    }
+    for seed in seeds("services") {
+        let text = String::from_utf8(seed).unwrap();
+        assert!(text.lines().all(|l| resolve::parse(&serde_json::from_str(l).unwrap()).is_some()), "{text}");
+    }
     let folder = source::read_text(Path::new("x"), &String::from_utf8(seeds("manifest").remove(0)).unwrap());
     assert_eq!((folder.snapshot.services.len(), folder.problems.len()), (1, 0), "{:?}", folder.problems);
 }

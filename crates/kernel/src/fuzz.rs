@@ -59,6 +59,32 @@ pub fn nft_message(data: &[u8]) {
     let _ = nft::join(elements, ends);
 }
 
+/// One table with its chains, sets, rules and elements, as far as these bytes tell of one.
+#[must_use]
+pub fn table(data: &[u8]) -> kernel_api::nft::Table {
+    use nft::consts::{ELEMS_SET, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM, NEWTABLE};
+    let mut out = kernel_api::nft::Table::default();
+    each(data, |m| match m.kind & 0xff {
+        NEWTABLE => out.flags = nft::decode::table_flags(m),
+        NEWCHAIN => out.chains.extend(nft::decode::chain(m)),
+        NEWSET => out.sets.extend(nft::decode::set(m)),
+        NEWRULE => out.rules.extend(nft::decode::rule(m)),
+        NEWSETELEM => {
+            let (mut elements, mut ends): (Vec<Element>, Vec<Vec<u8>>) = (Vec::new(), Vec::new());
+            nft::decode::elements(m, &mut elements, &mut ends);
+            let set = nft::decode::attrs(m).get(ELEMS_SET).and_then(crate::netlink::cstr).unwrap_or_default();
+            let more = nft::join(elements, ends);
+            // A long list comes in several messages.
+            match out.elements.iter_mut().find(|(name, _)| name == set) {
+                Some((_, list)) => list.extend(more),
+                None => out.elements.push((set.to_owned(), more)),
+            }
+        }
+        _ => {}
+    });
+    out
+}
+
 /// Others' tables, chains and rules, as far as these bytes tell of any.
 #[must_use]
 pub fn foreign(data: &[u8], names: &[&str]) -> kernel_api::foreign::Ruleset {

@@ -350,7 +350,7 @@ fn payload(base: PayloadBase, offset: u32, len: u32, v6: bool) -> Term {
         Some((text, t)) => Term { text: text.into(), of: Of::Typed(t) },
         None => {
             let base = if base == PayloadBase::Network { "nh" } else { "th" };
-            Term { text: format!("@{base},{},{}", offset * 8, len * 8), of: Of::Number }
+            Term { text: format!("@{base},{},{}", u64::from(offset) * 8, u64::from(len) * 8), of: Of::Number }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! nf_tables over nfnetlink: one transaction per commit, whole tables read back as values.
 
-mod consts;
+pub(crate) mod consts;
 pub(crate) mod decode;
 pub(crate) mod encode;
 mod expr;
