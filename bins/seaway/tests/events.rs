@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Lab, eventually, ok};
+use serde_json::{Value, json};
 
 fn kubectl(lab: &Lab, args: &[&str]) -> String {
     let mut c = Command::new("kubectl");
@@ -41,6 +42,61 @@ fn a_refusal_is_an_event_at_its_object() {
     assert!(text.contains("NotHonoured") && text.contains("data.backnd"), "{text}");
     let text = kubectl(&lab, &["-n", "kube-system", "get", "events"]);
     assert!(text.contains("configmap/seaway") && text.contains("Warning"), "{text}");
+}
+
+/// Two that want one port, an address of a family that the Service has not, a pool that is exhausted, a port that a process
+/// of the node has: each is told at its Service, with the field and the cure.
+#[test]
+fn what_a_service_asks_for_and_cannot_have_is_an_event_at_it() {
+    let lab = Lab::up(&["--nodes", "2", "--ip", "dual"]);
+    let node1 = kernel::Netns::open(format!("/run/netns/{}-node1", lab.name)).unwrap();
+    let _process = node1.run(|| std::net::TcpListener::bind("0.0.0.0:32123")).unwrap().unwrap();
+    let create = |path: &str, v: &Value| lab.api("POST", path, Some(("application/json", &v.to_string())));
+    let pool = json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": "small"},
+        "spec": {"addresses": ["172.31.1.200/32"]}});
+    create("/apis/seaway.io/v1alpha1/loadbalancerpools", &pool);
+    let service = |name: &str, spec: Value| {
+        let mut spec = spec;
+        spec["ports"] = json!([{"port": 80}]);
+        spec["ipFamilies"] = json!(["IPv4"]);
+        spec["ipFamilyPolicy"] = "SingleStack".into();
+        let v = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
+        create("/api/v1/namespaces/default/services", &v)
+    };
+    service("a-first", json!({"externalIPs": ["192.0.2.77"]}));
+    service("b-second", json!({"externalIPs": ["192.0.2.77"]}));
+    service("c-family", json!({"externalIPs": ["2001:db8::77"]}));
+    let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32123});
+    service("d-checked", local);
+    service("e-exhausted", json!({"type": "LoadBalancer"}));
+    for (name, reason, parts) in [
+        (
+            "b-second",
+            "NotHonoured",
+            ["spec.externalIPs", "192.0.2.77 port 80/TCP is already served by Service default/a-first: choose another"],
+        ),
+        (
+            "c-family",
+            "NotHonoured",
+            ["spec.externalIPs", "no IPv6 cluster address, so 2001:db8::77 is not served: add the family"],
+        ),
+        ("d-checked", "FailedToStartServiceHealthcheck", ["spec.healthCheckNodePort", "stop who has the port"]),
+        ("e-exhausted", "", ["LoadBalancerPool small is in use", "add addresses to it"]),
+    ] {
+        eventually(&format!("{name} is told"), Duration::from_secs(30), || {
+            let says = |e: &Value| parts.iter().all(|p| e["message"].as_str().is_some_and(|m| m.contains(p)));
+            let is = |e: &&Value| {
+                e["involvedObject"]["name"] == name
+                    && e["involvedObject"]["kind"] == "Service"
+                    && e["type"] == "Warning"
+            };
+            let all = lab.objects("events", "default");
+            all.iter().filter(is).any(|e| says(e) && (reason.is_empty() || e["reason"] == reason)).then_some(())
+        });
+    }
+    // Who was first has it, and is told nothing.
+    let all = lab.objects("events", "default");
+    assert!(all.iter().all(|e| e["involvedObject"]["name"] != "a-first"), "{all:?}");
 }
 
 #[test]
