@@ -18,4 +18,4 @@ pub use model::{
 };
 pub use packet::{Choice, Drop, L4, Leg, Masquerade, Origin, Packet, Path, Reject, Snat, Verdict};
 pub use pod::{Bandwidth, Mode, Network, PodSpec, Wiring};
-pub use verdict::{path, translate, verdict};
+pub use verdict::{Front, front, path, translate, verdict};

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use types::{Cidr, Family, FlatSet, PortKey};
 
-use crate::model::{AttachmentKey, Endpoint, NodeIntent, PolicyPeer, PolicyRule, Reach, ServicePort, TrafficPolicy};
+use crate::model::{
+    AttachmentKey, Endpoint, NodeIntent, PolicyPeer, PolicyRule, Reach, ServiceKey, ServicePort, TrafficPolicy,
+};
 use crate::packet::{Choice, Drop, Leg, Masquerade, Origin, Packet, Path, Reject, Snat, Verdict};
 
 /// What must happen to `packet` on the node of `intent`.
@@ -36,33 +38,57 @@ pub fn verdict(intent: &NodeIntent, packet: &Packet) -> Verdict {
     if out.is_empty() { Verdict::Drop(Drop::Policy) } else { Verdict::Forward(out) }
 }
 
+/// By which of its addresses a Service port is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Front {
+    /// Its address inside the cluster.
+    Cluster,
+    /// A load balancer's address.
+    Balancer,
+    /// One of `spec.externalIPs`.
+    External,
+    /// Its port on the node's addresses.
+    NodePort,
+}
+
+/// The Service port that a packet is addressed to, and by which of its addresses.
+#[must_use]
+pub fn front<'a>(intent: &'a NodeIntent, packet: &Packet) -> Option<(&'a ServiceKey, &'a ServicePort, Front)> {
+    let port = packet.port()?;
+    let family = Family::of(packet.dst);
+    let of_proto = || intent.services.iter().filter(|(k, _)| k.proto == port.proto).map(|(k, s)| (k, &**s));
+    // An address and port that a Service names itself comes before a node port of another: `externalIPs` may hold a
+    // node's address. Of two Services that promise the same, the first by name has it.
+    let named = of_proto().filter(|(_, s)| s.port == port.port).find_map(|(key, svc)| {
+        let front = if svc.cluster_ips.contains(&packet.dst) {
+            Front::Cluster
+        } else if svc.balancer_ips.contains(&packet.dst) {
+            Front::Balancer
+        } else if svc.external_ips.contains(&packet.dst) {
+            Front::External
+        } else {
+            return None;
+        };
+        Some((key, svc, front))
+    });
+    let by_port = || {
+        let mut serving = of_proto().filter(|(_, s)| s.node_port == Some(port.port) && s.families.has(family));
+        serving.next().map(|(key, svc)| (key, svc, Front::NodePort))
+    };
+    named.or_else(|| if intent.node_port_addresses.contains(&packet.dst) { by_port() } else { None })
+}
+
 /// The part of [`verdict`] that services and masquerade decide; the legs have no path.
 #[must_use]
 pub fn translate(intent: &NodeIntent, packet: &Packet) -> Verdict {
-    let Some(port) = packet.port() else { return untranslated(intent, packet) };
-    let family = Family::of(packet.dst);
-    let of_proto = || intent.services.iter().filter(|(k, _)| k.proto == port.proto).map(|(_, s)| s);
-    // An address and port that a Service names itself comes before a node port of another: `externalIPs` may hold a
-    // node's address. Of two Services that promise the same, the first by name has it.
-    for svc in of_proto().filter(|s| s.port == port.port) {
-        if svc.cluster_ips.contains(&packet.dst) {
-            return choose(intent, packet, svc, svc.internal_policy, false);
-        }
-        let balancer = svc.balancer_ips.contains(&packet.dst);
-        if balancer && !svc.admits(packet.src) {
-            return Verdict::Drop(Drop::SourceRange);
-        }
-        if balancer || svc.external_ips.contains(&packet.dst) {
-            return choose(intent, packet, svc, svc.external_policy, true);
+    match front(intent, packet) {
+        None => untranslated(intent, packet),
+        Some((_, svc, Front::Cluster)) => choose(intent, packet, svc, svc.internal_policy, false),
+        Some((_, svc, Front::Balancer)) if !svc.admits(packet.src) => Verdict::Drop(Drop::SourceRange),
+        Some((_, svc, Front::Balancer | Front::External | Front::NodePort)) => {
+            choose(intent, packet, svc, svc.external_policy, true)
         }
     }
-    if intent.node_port_addresses.contains(&packet.dst) {
-        let mut serving = of_proto().filter(|s| s.node_port == Some(port.port) && s.families.has(family));
-        if let Some(svc) = serving.next() {
-            return choose(intent, packet, svc, svc.external_policy, true);
-        }
-    }
-    untranslated(intent, packet)
 }
 
 /// What becomes of a packet that no Service translates: it goes on, unless it is to an address of Services alone.

@@ -1,6 +1,8 @@
 //! What a Service means on one node and why, for people: each endpoint with the reason it is not used. What is used is
 //! read from the resolved intent; the reasons are those by which `services` leaves an endpoint out.
 
+mod notes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -48,6 +50,12 @@ pub struct ServiceView {
     /// The only sources that may use the load balancer's addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_ranges: Vec<Cidr>,
+    /// Where load balancers ask whether the node has endpoints (`spec.healthCheckNodePort`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_port: Option<u16>,
+    /// Why traffic of this node goes where it goes, beyond what is said of each endpoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Every endpoint of every port.
     pub endpoints: Vec<EndpointView>,
     /// What is wrong with it and its slices.
@@ -70,6 +78,9 @@ pub struct PortView {
     /// The port of the nodes' addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_port: Option<u16>,
+    /// That port is not served: see the problems.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub node_port_lost: bool,
 }
 
 /// An endpoint of one port.
@@ -197,10 +208,17 @@ pub fn explain(
         namespace: name.namespace.to_string(),
         name: name.name.to_string(),
         kind: kind(svc).into(),
-        not_proxied,
+        not_proxied: not_proxied.clone(),
         cluster_ips: if svc.headless { Vec::new() } else { svc.cluster_ips.to_vec() },
         external_ips: all(|p| p.outside_ips().collect()),
-        ports: svc.ports.iter().map(port_view).collect(),
+        ports: {
+            let served = matches!(svc.kind, ServiceType::NodePort | ServiceType::LoadBalancer);
+            let lost = |p: &SvcPort| {
+                let programmed = ports_of.get(&(&*p.name, p.port.proto));
+                served && p.node_port.is_some() && programmed.is_some_and(|s| s.node_port.is_none())
+            };
+            svc.ports.iter().map(|p| port_view(p, lost(p))).collect()
+        },
         internal_policy: svc.internal_policy,
         external_policy: has_outside.then_some(svc.external_policy),
         affinity_seconds: match svc.affinity {
@@ -208,6 +226,12 @@ pub fn explain(
             Affinity::ClientIp { timeout } => Some(timeout),
         },
         source_ranges: if svc.kind == ServiceType::LoadBalancer { svc.source_ranges.to_vec() } else { Vec::new() },
+        health_check_port: svc.health_check_port.filter(|_| not_proxied.is_none()),
+        notes: {
+            let here = notes::Here { snapshot, node: &intent.node, has_outside };
+            let slices: Vec<&EndpointSlice> = slices.iter().map(|(_, s)| *s).collect();
+            notes::all(&here, svc, &ports_of, &slices)
+        },
         endpoints,
         // `Service/default/web:http` is of the Service as well.
         problems: problems
@@ -240,7 +264,7 @@ fn not_proxied(svc: &Service) -> Option<String> {
     }
 }
 
-fn port_view(p: &SvcPort) -> PortView {
+fn port_view(p: &SvcPort, node_port_lost: bool) -> PortView {
     PortView {
         name: p.name.to_string(),
         proto: p.port.proto,
@@ -250,6 +274,7 @@ fn port_view(p: &SvcPort) -> PortView {
             TargetPort::Name(n) => n.to_string(),
         },
         node_port: p.node_port,
+        node_port_lost,
     }
 }
 

@@ -15,7 +15,7 @@ use crate::problem::Problem;
 use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Service, ServiceType, SvcPort};
 
 use claims::{Claim, Claims, Wanted};
-pub(crate) use endpoints::{Rank, rank};
+pub(crate) use endpoints::{Rank, of_port, rank};
 use endpoints::{Usable, endpoints};
 
 /// The node label that zone hints are compared with.

@@ -117,6 +117,69 @@ fn each_reason() {
     assert_eq!((v.endpoints[0].state, v.endpoints[0].used), (State::TerminatingServing, true));
 }
 
+/// Address, node, conditions, zones and nodes that it is meant for.
+type Hinted<'a> = (&'a str, &'a str, Value, &'a [&'a str], &'a [&'a str]);
+
+/// What is said of the Service as a whole.
+#[test]
+fn whether_hints_are_followed_and_what_is_dropped() {
+    let hinted = |list: &[Hinted<'_>]| {
+        let plain: Vec<_> = list.iter().map(|(a, on, c, ..)| (*a, *on, c.clone())).collect();
+        let mut s = slice("s", &plain);
+        for (e, (.., zones, nodes)) in s["endpoints"].as_array_mut().unwrap().iter_mut().zip(list) {
+            let names = |of: &[&str]| of.iter().map(|n| json!({"name": n})).collect::<Vec<_>>();
+            e["hints"] = json!({"forZones": names(zones), "forNodes": names(nodes)});
+        }
+        s
+    };
+    let (ok, none): (Value, &[&str]) = (json!({}), &[]);
+    let (here, there) = (("10.244.1.2", "node1"), ("10.244.2.2", "node2"));
+    let of = |zones: [&[&str]; 2], nodes: [&[&str]; 2]| {
+        let list =
+            [(here.0, here.1, ok.clone(), zones[0], nodes[0]), (there.0, there.1, ok.clone(), zones[1], nodes[1])];
+        view(&[service(json!({})), hinted(&list)]).notes
+    };
+    assert_eq!(of([none, none], [none, none]), Vec::<String>::new());
+    assert_eq!(of([&["a"], &["b"]], [none, none]), ["hints are followed: those meant for zone a"]);
+    assert_eq!(of([none, none], [&["node1"], &["node2"]]), ["hints are followed: those meant for clients on node1"]);
+    assert_eq!(of([&["a"], none], [none, none]), ["hints are not followed: only 1 of 2 ready endpoints have any"]);
+    assert_eq!(of([&["c"], &["b"]], [none, none]), ["hints are not followed: none is meant for zone a"]);
+    assert_eq!(of([none, none], [&["x"], &["y"]]), ["hints are not followed: none is meant for clients on node1"]);
+
+    let going = json!({"ready": false, "serving": true, "terminating": true});
+    let local = |policy: Value, endpoints: &[(&str, &str, Value)]| {
+        let mut spec = json!({"type": "LoadBalancer", "healthCheckNodePort": 32000});
+        spec.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
+        view(&[service(spec), slice("s", endpoints)])
+    };
+    let both = json!({"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"});
+    let v = local(both.clone(), &[(there.0, there.1, ok.clone())]);
+    assert_eq!(v.health_check_port, Some(32000));
+    assert_eq!(
+        v.notes,
+        [
+            "inside the cluster: dropped on node1, as the policy is Local and no endpoint is here",
+            "from outside: dropped on node1, as the policy is Local and no endpoint is here"
+        ]
+    );
+    let v = local(both, &[(here.0, here.1, going.clone()), (there.0, there.1, ok.clone())]);
+    assert!(v.notes[1].starts_with("from outside: none on node1 is ready, those that still serve"), "{:?}", v.notes);
+    let v = local(json!({}), &[(here.0, here.1, going)]);
+    assert_eq!(v.notes, ["no endpoint is ready: those that still serve while they terminate are used"]);
+
+    // Of two ports, one of which has no endpoint here.
+    let ports =
+        json!({"externalTrafficPolicy": "Local", "ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53}]});
+    let mut dns = slice("t", &[(there.0, there.1, ok.clone())]);
+    dns["ports"] = json!([{"name": "dns", "port": 53, "protocol": "TCP"}]);
+    let mut spec = json!({"type": "NodePort"});
+    spec.as_object_mut().unwrap().extend(ports.as_object().unwrap().clone());
+    let v = view(&[service(spec), slice("s", &[(here.0, here.1, ok.clone())]), dns]);
+    assert_eq!(v.notes, ["dns: from outside: dropped on node1, as the policy is Local and no endpoint is here"]);
+    let v = view(&[service(json!({})), slice("s", &[(here.0, here.1, json!({"ready": false}))])]);
+    assert_eq!(v.notes, ["no endpoint is ready: connections are refused at once"]);
+}
+
 #[test]
 fn one_listed_twice_is_one_and_as_the_slice_says_that_was_written_last() {
     let mut old = slice("old", &[("10.244.1.2", "node1", json!({"ready": false}))]);

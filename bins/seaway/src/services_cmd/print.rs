@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use intent::TrafficPolicy;
-use resolve::explain::{EndpointView, PortView, ServiceView};
+use resolve::explain::{EndpointView, PortView, ServiceView, State};
 
 use super::gather::Report;
 
@@ -124,7 +124,8 @@ pub fn one(r: &Report, s: &ServiceView, width: Option<u16>) -> String {
     }
     for (n, p) in s.ports.iter().enumerate() {
         let name = if p.name.is_empty() { String::new() } else { format!("{} ", p.name) };
-        let node = p.node_port.map(|n| format!(", node port {n}")).unwrap_or_default();
+        let lost = if p.node_port_lost { " (not served: see problems)" } else { "" };
+        let node = p.node_port.map(|n| format!(", node port {n}{lost}")).unwrap_or_default();
         let what = if n == 0 { "ports" } else { "" };
         line(what, format!("{name}{}/{} to {}{node}", p.port, p.proto, p.target));
     }
@@ -132,11 +133,26 @@ pub fn one(r: &Report, s: &ServiceView, width: Option<u16>) -> String {
         let external = s.external_policy.map(|p| format!(", from outside {}", policy(p))).unwrap_or_default();
         line("policy", format!("inside the cluster {}{external}", policy(s.internal_policy)));
     }
+    if let (None, Some(p)) = (&s.not_proxied, s.external_policy) {
+        line(
+            "clients",
+            match p {
+                TrafficPolicy::Cluster => format!("who comes from outside is seen as {} (policy Cluster)", r.node),
+                TrafficPolicy::Local => "who comes from outside is seen as it is (policy Local)".into(),
+            },
+        );
+    }
     if let Some(n) = s.affinity_seconds {
-        line("affinity", format!("a client keeps its endpoint for {n} s"));
+        line("affinity", format!("a client keeps its endpoint until {n} s after its last new connection"));
     }
     if !s.source_ranges.is_empty() {
         line("sources", format!("only {} may use the load balancer's addresses", list_of(&s.source_ranges)));
+    }
+    if let Some(n) = s.health_check_port {
+        line("health", format!("load balancers ask node port {n} whether a ready endpoint is here"));
+    }
+    for (n, note) in s.notes.iter().enumerate() {
+        line(if n == 0 { "here" } else { "" }, note.clone());
     }
     for (n, p) in s.problems.iter().enumerate() {
         line(if n == 0 { "problems" } else { "" }, p.to_string());
@@ -175,6 +191,7 @@ fn used(s: &ServiceView, e: &EndpointView) -> String {
         return "-".into();
     }
     match (&e.internal_unused, &e.external_unused, s.external_policy.is_some()) {
+        (None, None, _) if e.state == State::TerminatingServing => "yes: no other is ready".into(),
         (None, None, _) => "yes".into(),
         (Some(why), _, false) => format!("no: {why}"),
         (Some(why), Some(other), _) if why == other => format!("no: {why}"),

@@ -166,12 +166,24 @@ fn pick<'a, V>(
     Ok(prefix.and_then(|ok| map.iter().find(|(n, v)| here(n) && n.name.starts_with(&begin) && ok(v))))
 }
 
+/// The node that answers on the link for one of these addresses.
+fn announcer<'a>(s: &'a ClusterSnapshot, targets: &[IpAddr]) -> Option<(&'a NodeName, &'a resolve::Node)> {
+    let lease = |ip: &IpAddr| {
+        let name = ObjectName::new(resolve::settings::NAMESPACE, &announce::l2::address_lease(*ip));
+        s.leases.get(&name).map(|l| &*l.holder)
+    };
+    let holder = targets.iter().find_map(lease)?;
+    s.nodes.iter().find(|(n, _)| n.as_str() == holder)
+}
+
 fn from(seen: &Seen, lab: &LabName, src: &str, targets: &[IpAddr]) -> anyhow::Result<From> {
     let s = &seen.snapshot;
     if src == "outside" {
-        // A packet from outside comes to the node that it is addressed to, or to the first by the outside's route.
+        // A packet from outside comes to the node that it is addressed to, or that answers for a load balancer's
+        // address, or to the first by the outside's route.
         let at = s.nodes.iter().find(|(_, n)| n.addresses().any(|a| targets.contains(&a)));
-        let (node, _) = at.or_else(|| s.nodes.iter().next()).context("the lab has no nodes")?;
+        let node = at.or_else(|| announcer(s, targets)).or_else(|| s.nodes.iter().next());
+        let (node, _) = node.context("the lab has no nodes")?;
         return Ok(From {
             node: node.clone(),
             origin: Origin::Outside,

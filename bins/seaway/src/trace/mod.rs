@@ -4,6 +4,7 @@ mod ends;
 mod observe;
 mod probe;
 pub mod walk;
+mod words;
 
 use std::process::ExitCode;
 

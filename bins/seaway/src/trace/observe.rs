@@ -9,7 +9,7 @@ use kernel::{Ct, Netns, Nftables, Rt, Sysctls};
 use lab::LabName;
 use plan::{Caps, Dataplane, Kernel};
 use plane_nft::NftKernel;
-use resolve::ClusterSnapshot;
+use resolve::{ClusterSnapshot, Kind};
 use source::{Source, Target, WatchConfig};
 use types::NodeName;
 
@@ -32,8 +32,10 @@ impl Seen {
         let s = &self.snapshot;
         let pod = s.pods.iter().find(|(_, p)| !p.host_network && p.ips.contains(&addr)).map(|(n, _)| n.to_string());
         let node = || s.nodes.iter().find(|(_, n)| n.addresses().any(|a| a == addr)).map(|(n, _)| n.to_string());
-        let service =
-            || s.services.iter().find(|(_, v)| v.cluster_ips.contains(&addr)).map(|(n, _)| format!("Service {n}"));
+        let has = |v: &resolve::Service| {
+            v.cluster_ips.contains(&addr) || v.external_ips.contains(&addr) || v.ingress_ips.contains(&addr)
+        };
+        let service = || s.services.iter().find(|(_, v)| has(v)).map(|(n, _)| format!("Service {n}"));
         pod.or_else(node).or_else(service)
     }
 }
@@ -44,7 +46,10 @@ pub fn observe(lab: &LabName) -> anyhow::Result<Seen> {
     let snapshot = runtime.block_on(async {
         let target = Target::Unix(lab.dir().api_sock());
         let api = source::connect(&target).await?;
-        let mut source = Source::start(&api, WatchConfig::agent());
+        let mut config = WatchConfig::agent();
+        // Who answers for a load balancer's address.
+        config.kinds.insert(Kind::Lease);
+        let mut source = Source::start(&api, config);
         tokio::time::timeout(std::time::Duration::from_secs(10), source.wait_in_sync())
             .await
             .with_context(|| format!("{target}: the lab's API server does not answer; see `seaway lab status`"))?;
@@ -84,9 +89,11 @@ fn node(
     let seen = look(&mut fabric, &setup, &addresses)?;
     let (facts, observed) = (seen.facts, seen.have?);
     let mut nft = NftKernel::new(Nftables::open_in(netns)?, Ct::open_in(netns)?);
-    let nft = nft.observe()?;
+    let mut image = nft.observe()?;
+    // Which clients of session affinity keep which endpoint.
+    nft.remembered(&mut image)?;
     let intent = resolve::resolve(snapshot, &local_state(&setup, &facts, records, snapshot)).intent;
     let compiled = Fabric.compile(&intent, &facts.caps).image;
     let uplink = facts.caps.uplink.as_ref().map_or_else(|| "?".to_owned(), |u| u.name.to_string());
-    Ok(NodeView { fabric: observed.named_by(&compiled), nft, intent, uplink })
+    Ok(NodeView { fabric: observed.named_by(&compiled), nft: image, intent, uplink })
 }

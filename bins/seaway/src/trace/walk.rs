@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fabric::{Fabric, Step};
-use intent::{Endpoint, L4, Leg, NodeIntent, Origin, Packet, Path, Snat, Verdict};
+use intent::{L4, Leg, NodeIntent, Origin, Packet, Path, Snat, Verdict};
 use plan::Dataplane;
 use plane_nft::NftPlane;
 use serde::Serialize;
 use types::NodeName;
+
+use super::words;
+
+/// What has an address, for people.
+pub type Names<'a> = &'a dyn Fn(IpAddr) -> Option<String>;
 
 /// A node as observed, with the names that its intent gives things.
 #[derive(Debug)]
@@ -114,17 +119,11 @@ impl Report {
 
 struct Walk<'a> {
     nodes: &'a BTreeMap<NodeName, NodeView>,
-    /// Which pod has an address, for people.
-    name: &'a dyn Fn(IpAddr) -> Option<String>,
+    name: Names<'a>,
 }
 
 /// Follows `packet` from `start`. `name` says what has an address (a pod, a node, a Service), for people.
-pub fn walk(
-    nodes: &BTreeMap<NodeName, NodeView>,
-    start: &NodeName,
-    packet: &Packet,
-    name: &dyn Fn(IpAddr) -> Option<String>,
-) -> Report {
+pub fn walk(nodes: &BTreeMap<NodeName, NodeView>, start: &NodeName, packet: &Packet, name: Names<'_>) -> Report {
     let w = Walk { nodes, name };
     let mut report = Report { packet: w.describe(packet), common: Vec::new(), ways: Vec::new() };
     let Some(view) = nodes.get(start) else {
@@ -144,17 +143,12 @@ pub fn walk(
     }
     match NftPlane.trace(&view.nft, packet) {
         Verdict::Reject(r) => {
-            report.common.push(hop(start, Stage::Stop, format!("nftables rejects it: {r}")));
+            report.common.push(hop(start, Stage::Stop, words::rejected(&view.intent, packet, r)));
         }
-        Verdict::Drop(d) => report.common.push(hop(start, Stage::Stop, format!("nftables drops it: {d}"))),
+        Verdict::Drop(d) => report.common.push(hop(start, Stage::Stop, words::dropped(&view.intent, packet, d))),
         Verdict::Forward(legs) => {
-            let translated: Vec<Endpoint> = legs.iter().filter_map(|l| l.translated).collect();
-            if !translated.is_empty() {
-                let of = |e: &Endpoint| w.named(e.addr).map_or_else(|| e.to_string(), |n| format!("{e} ({n})"));
-                let list: Vec<String> = translated.iter().map(of).collect();
-                let what = w.named(packet.dst).unwrap_or_else(|| packet.dst.to_string());
-                report.common.push(hop(start, Stage::Service, format!("{what}: one of {}", list.join(", "))));
-            }
+            let choice = words::choice(&view.intent, packet, &legs, name);
+            report.common.extend(choice.map(|text| hop(start, Stage::Service, text)));
             report.ways = legs.iter().map(|l| w.way(start, view, packet, l)).collect();
         }
     }
@@ -230,7 +224,7 @@ impl Walk<'_> {
             hops.push(hop(
                 node,
                 Stage::Nat,
-                format!("source {} becomes an address of {node} (masquerade: {why})", packet.src),
+                format!("source {} becomes an address of {node} (masquerade: {})", packet.src, words::masquerade(why)),
             ));
         }
         let p = translated(packet, leg, view);
@@ -289,11 +283,11 @@ impl Walk<'_> {
                 match NftPlane.trace(&there.nft, &q) {
                     Verdict::Forward(_) => self.route(&next, there, &q, hops, depth + 1),
                     Verdict::Reject(r) => {
-                        hops.push(hop(&next, Stage::Stop, format!("nftables rejects it: {r}")));
+                        hops.push(hop(&next, Stage::Stop, words::rejected(&there.intent, &q, r)));
                         false
                     }
                     Verdict::Drop(d) => {
-                        hops.push(hop(&next, Stage::Stop, format!("nftables drops it: {d}")));
+                        hops.push(hop(&next, Stage::Stop, words::dropped(&there.intent, &q, d)));
                         false
                     }
                 }

@@ -75,7 +75,11 @@ pub(crate) fn rank(slice: &EndpointSlice, e: &SliceEndpoint) -> Rank {
 /// What the slices say of each endpoint of a port in one family. While an endpoint is moved from one slice to another it
 /// may be in both: then the slice that was written last speaks. And when a new pod has the address of one that is not
 /// quite gone, the new pod's entry does.
-fn of_port<'a>(slices: &[&'a EndpointSlice], port: &SvcPort, family: Family) -> BTreeMap<Endpoint, &'a SliceEndpoint> {
+pub(crate) fn of_port<'a>(
+    slices: &[&'a EndpointSlice],
+    port: &SvcPort,
+    family: Family,
+) -> BTreeMap<Endpoint, &'a SliceEndpoint> {
     let mut out: BTreeMap<Endpoint, (Rank, &SliceEndpoint)> = BTreeMap::new();
     for s in slices.iter().filter(|s| s.family == Some(family) && !s.headless) {
         // A port name may have several numbers, here or in several slices: where pods name different ones.
