@@ -16,6 +16,7 @@ use crate::pods::{
     BEYOND_HISTORY, Owned, Pods, adopt, beyond_history, count, erase, labels_at, reference, replicas, share, status,
     taken, template_hash,
 };
+use crate::progress::{Rollout, conditions};
 
 /// The label that a pod's template hash is in, as Kubernetes' own.
 const HASH: &str = "pod-template-hash";
@@ -24,7 +25,7 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 /// Annotations of a Deployment that say something about it alone begin so.
 const OWN: &str = "deployment.kubernetes.io/";
 
-pub(crate) fn reconcile(snapshot: &ClusterSnapshot, owned: &Owned<'_>, out: &mut Outcome) {
+pub(crate) fn reconcile(snapshot: &ClusterSnapshot, owned: &Owned<'_>, now: &str, out: &mut Outcome) {
     let none = Pods::default();
     let mut sets: BTreeMap<&str, Vec<Set<'_>>> = BTreeMap::new();
     for (key, set) in snapshot.workloads.iter().filter(|(k, w)| k.kind == Kind::ReplicaSet && !w.terminating) {
@@ -41,7 +42,7 @@ pub(crate) fn reconcile(snapshot: &ClusterSnapshot, owned: &Owned<'_>, out: &mut
         let fits = |s: &&Set<'_>| s.key.name.namespace == key.name.namespace && s.set.labels.matches(&wanted);
         let adopted: Vec<&Set<'_>> = orphans.iter().filter(|_| !wanted.is_empty()).filter(fits).collect();
         if adopted.is_empty() {
-            one(snapshot, key, d, sets.remove(&*d.uid).unwrap_or_default(), out);
+            one(snapshot, key, d, sets.remove(&*d.uid).unwrap_or_default(), now, out);
         } else {
             // The rest when they are its own.
             out.writes.extend(adopted.iter().map(|s| adopt(key, d, Kind::ReplicaSet, &s.key.name)));
@@ -95,7 +96,7 @@ fn bounds(d: &Workload, replicas: i64) -> (i64, i64) {
     }
 }
 
-fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, mut sets: Vec<Set<'_>>, out: &mut Outcome) {
+fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, mut sets: Vec<Set<'_>>, now: &str, out: &mut Outcome) {
     let want = replicas(d);
     let hash = template_hash(d);
     sets.sort_by_key(|s| s.revision);
@@ -105,6 +106,7 @@ fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, mut sets: Vec<Set<'_
     let recreate = d.spec.pointer("/strategy/type").and_then(Value::as_str) == Some("Recreate");
     let bounds = if recreate { (0, 0) } else { bounds(d, want) };
     let paused = d.spec.get("paused").and_then(Value::as_bool) == Some(true);
+    let mut made = false;
     if paused {
         // Its size is followed, its template is not.
         resize(old.iter_mut().chain(&mut new).collect(), want, bounds);
@@ -128,7 +130,10 @@ fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, mut sets: Vec<Set<'_
                     // One that is being deleted makes way.
                     Some(s) if s.owner.as_ref().is_some_and(|o| o.uid == d.uid) => {}
                     Some(_) => out.problems.push(taken(key, set.kind, &set.name)),
-                    None => out.writes.push(make(key, d, (&hash, set.name), size, number)),
+                    None => {
+                        made = true;
+                        out.writes.push(make(key, d, (&hash, set.name), size, number));
+                    }
                 }
             }
         }
@@ -147,7 +152,18 @@ fn one(snapshot: &ClusterSnapshot, key: &Key, d: &Workload, mut sets: Vec<Set<'_
         forget(d, &old, out);
     }
     let name = new.as_ref().map_or_else(|| format!("{}-{hash}", key.name.name), |s| s.key.name.name.to_string());
-    out.writes.extend(report(key, d, &all, new.as_ref(), want, want - bounds.1, (paused, &name)));
+    let rollout = Rollout {
+        now,
+        want,
+        least: want - bounds.1,
+        total: all.iter().map(|s| count(&s.pods.active)).sum(),
+        updated: new.as_ref().map_or(0, |s| count(&s.pods.active)),
+        ready: all.iter().map(|s| s.pods.ready()).sum(),
+        paused,
+        made,
+        set: &name,
+    };
+    report(key, d, &rollout, out);
 }
 
 /// The number of the newest template: one more than all others have.
@@ -271,44 +287,21 @@ fn forget(d: &Workload, old: &[Set<'_>], out: &mut Outcome) {
     out.writes.extend(gone.map(|s| erase(s.key.kind, &s.key.name, &s.set.uid, BEYOND_HISTORY)));
 }
 
-fn report(
-    key: &Key,
-    d: &Workload,
-    all: &[&Set<'_>],
-    new: Option<&Set<'_>>,
-    want: i64,
-    least: i64,
-    (paused, name): (bool, &str),
-) -> Option<ApiWrite> {
-    let total: i64 = all.iter().map(|s| count(&s.pods.active)).sum();
-    let ready: i64 = all.iter().map(|s| s.pods.ready()).sum();
-    let updated = new.map_or(0, |s| count(&s.pods.active));
-    let condition = |kind: &str, status: &str, reason: &str, message: String| json!({"type": kind, "status": status, "reason": reason, "message": message});
-    let available = if ready >= least {
-        condition("Available", "True", "MinimumReplicasAvailable", "Deployment has minimum availability.".into())
-    } else {
-        let why = "Deployment does not have minimum availability.";
-        condition("Available", "False", "MinimumReplicasUnavailable", why.into())
-    };
-    let progressing = if paused {
-        condition("Progressing", "Unknown", "DeploymentPaused", "Deployment is paused".into())
-    } else if updated == want && total == want && ready == want {
-        let message = format!("ReplicaSet {name:?} has successfully progressed.");
-        condition("Progressing", "True", "NewReplicaSetAvailable", message)
-    } else {
-        condition("Progressing", "True", "ReplicaSetUpdated", format!("ReplicaSet {name:?} is progressing."))
-    };
-    status(
+/// Writes the status, and says when to look again.
+fn report(key: &Key, d: &Workload, r: &Rollout<'_>, out: &mut Outcome) {
+    let (conditions, wait) = conditions(d, r);
+    out.again = out.again.into_iter().chain(wait).min();
+    out.writes.extend(status(
         key,
         d,
         json!({
             "observedGeneration": d.generation,
-            "replicas": total,
-            "updatedReplicas": updated,
-            "readyReplicas": ready,
-            "availableReplicas": ready,
-            "unavailableReplicas": (want - ready).max(0),
-            "conditions": [available, progressing],
+            "replicas": r.total,
+            "updatedReplicas": r.updated,
+            "readyReplicas": r.ready,
+            "availableReplicas": r.ready,
+            "unavailableReplicas": (r.want - r.ready).max(0),
+            "conditions": conditions,
         }),
-    )
+    ));
 }

@@ -12,6 +12,7 @@ mod node_cidr;
 pub mod offline;
 mod pods;
 pub mod pools;
+mod progress;
 mod replicaset;
 mod scheduler;
 mod slices;
@@ -19,6 +20,7 @@ mod slices;
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::str::FromStr;
+use std::time::Duration;
 
 use resolve::api::ApiWrite;
 use resolve::{ClusterSnapshot, Kind, Problem};
@@ -142,6 +144,8 @@ pub struct Outcome {
     pub writes: Vec<ApiWrite>,
     /// What cannot be done, and the fix.
     pub problems: Vec<Problem>,
+    /// After how long there may be more to do although nothing has changed.
+    pub again: Option<Duration>,
 }
 
 /// The time of a pass that has none.
@@ -164,7 +168,7 @@ pub fn reconcile_with(snapshot: &ClusterSnapshot, options: &Options, memory: &mu
         match which {
             Which::NodeCidr => node_cidr::reconcile(snapshot, options, &mut out),
             Which::EndpointSlice => slices::reconcile(snapshot, &mut out),
-            Which::Deployment => deployment::reconcile(snapshot, owned(), &mut out),
+            Which::Deployment => deployment::reconcile(snapshot, owned(), now, &mut out),
             Which::ReplicaSet => replicaset::reconcile(snapshot, owned(), &mut out),
             Which::DaemonSet => daemonset::reconcile(snapshot, owned(), &mut out),
             Which::Scheduler => scheduler::reconcile(snapshot, &mut out),

@@ -73,7 +73,7 @@ pub fn settle(objects: &[Value], options: &Options, service_cidrs: &[Cidr]) -> S
     let mut problems = Vec::new();
     for _ in 0..PASSES {
         let snapshot = world.snapshot();
-        let Outcome { writes, problems: found } = reconcile(&snapshot, options);
+        let Outcome { writes, problems: found, .. } = reconcile(&snapshot, options);
         problems = found;
         let before = world.objects.clone();
         for w in &writes {

@@ -195,10 +195,10 @@ pub(crate) fn status(key: &Key, workload: &Workload, want: Value) -> Option<ApiW
         let have = workload.status.get(k);
         match v {
             Value::Number(n) => have.and_then(Value::as_i64).unwrap_or(0) == n.as_i64().unwrap_or(0),
-            Value::Array(conditions) => conditions.iter().all(|c| {
-                have.and_then(Value::as_array).is_some_and(|h| {
-                    h.iter().any(|h| ["type", "status", "reason"].iter().all(|k| h.get(k) == c.get(k)))
-                })
+            Value::Array(conditions) => have.and_then(Value::as_array).is_some_and(|have| {
+                let said =
+                    |c: &Value| have.iter().any(|h| ["type", "status", "reason"].iter().all(|k| h.get(k) == c.get(k)));
+                have.len() == conditions.len() && conditions.iter().all(said)
             }),
             other => have == Some(other),
         }

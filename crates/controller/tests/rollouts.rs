@@ -243,3 +243,88 @@ fn a_daemonsets_templates_are_revisions() {
     sim.settle();
     assert_eq!(numbers(&sim), of(&[]));
 }
+
+/// Status, reason and when it last changed, of a Deployment's condition.
+fn progress(sim: &Sim, kind: &str) -> (String, String, String) {
+    let s = sim.snapshot();
+    let all = deployment(&s).status["conditions"].as_array().unwrap().clone();
+    let c = all.iter().find(|c| c["type"] == kind).unwrap();
+    let field = |f: &str| c[f].as_str().unwrap().to_owned();
+    (field("status"), field("reason"), field("lastTransitionTime"))
+}
+
+fn says(status: &str, reason: &str, since: &str) -> (String, String, String) {
+    (status.into(), reason.into(), format!("1970-01-01T00:{since}Z"))
+}
+
+#[test]
+fn a_rollout_that_gets_nowhere_in_time_has_failed_until_it_gets_further() {
+    let mut sim = Sim::new(&[node("node1"), workload("Deployment", "web", 4, "a")]);
+    assert_eq!(progress(&sim, "Progressing"), says("True", "NewReplicaSetAvailable", "00:00"));
+    assert_eq!(sim.outcome().again, None, "what is complete has no deadline");
+    // Kubernetes' default of ten minutes, from the last step.
+    sim.broken = "b";
+    (sim.now, sim.edit(Kind::Deployment, "web")["metadata"]["generation"]) = (60, 2.into());
+    image(&mut sim, Kind::Deployment, "web", "b");
+    sim.step();
+    assert_eq!(progress(&sim, "Progressing"), says("True", "NewReplicaSetCreated", "00:00"));
+    sim.now = 70;
+    sim.settle();
+    assert_eq!(progress(&sim, "Progressing"), says("True", "ReplicaSetUpdated", "00:00"));
+    assert_eq!(sim.outcome().again.map(|d| d.as_secs()), Some(601));
+    sim.now = 670;
+    assert!(!sim.step());
+    assert_eq!(sim.outcome().again.map(|d| d.as_secs()), Some(1));
+    sim.now = 671;
+    sim.settle();
+    assert_eq!(progress(&sim, "Progressing"), says("False", "ProgressDeadlineExceeded", "11:11"));
+    // What served goes on serving, and what has failed stays so without another look.
+    assert_eq!((progress(&sim, "Available").0.as_str(), sim.outcome().again), ("True", None));
+    sim.now = 800;
+    assert!(!sim.step());
+    // Back to what works: a rollout like any other.
+    image(&mut sim, Kind::Deployment, "web", "a");
+    sim.settle();
+    assert_eq!(progress(&sim, "Progressing"), says("True", "NewReplicaSetAvailable", "13:20"));
+    // A pod that is lost much later is no rollout.
+    let lost = sim.snapshot().pods.keys().next().unwrap().clone();
+    sim.objects.remove(&Key { kind: Kind::Pod, name: lost });
+    (sim.now, sim.broken) = (3000, "a");
+    sim.settle();
+    assert_eq!(ready(&sim.snapshot()), 3);
+    assert_eq!(progress(&sim, "Progressing"), says("True", "NewReplicaSetAvailable", "13:20"));
+    sim.now = 30_000;
+    assert!(!sim.step());
+}
+
+#[test]
+fn a_deadline_stands_still_while_paused_and_can_be_none() {
+    let mut sim = Sim::new(&[node("node1"), workload("Deployment", "web", 2, "a")]);
+    sim.broken = "b";
+    sim.edit(Kind::Deployment, "web")["spec"]["progressDeadlineSeconds"] = 5.into();
+    image(&mut sim, Kind::Deployment, "web", "b");
+    sim.settle();
+    sim.edit(Kind::Deployment, "web")["spec"]["paused"] = true.into();
+    sim.now = 100;
+    sim.settle();
+    assert_eq!(progress(&sim, "Progressing"), says("Unknown", "DeploymentPaused", "01:40"));
+    sim.edit(Kind::Deployment, "web")["spec"]["paused"] = false.into();
+    sim.now = 200;
+    sim.settle();
+    assert_eq!(progress(&sim, "Progressing"), says("Unknown", "DeploymentResumed", "01:40"));
+    assert_eq!(sim.outcome().again.map(|d| d.as_secs()), Some(6));
+    sim.now = 206;
+    sim.settle();
+    assert_eq!(progress(&sim, "Progressing"), says("False", "ProgressDeadlineExceeded", "03:26"));
+    // Another's condition stays, whatever we write.
+    let foreign = json!({"type": "Example", "status": "True", "reason": "Mine"});
+    sim.edit(Kind::Deployment, "web")["status"]["conditions"].as_array_mut().unwrap().push(foreign);
+    // The greatest number is none.
+    sim.edit(Kind::Deployment, "web")["spec"]["progressDeadlineSeconds"] = i32::MAX.into();
+    sim.now = 20_000;
+    sim.settle();
+    let s = sim.snapshot();
+    let kinds: Vec<_> =
+        deployment(&s).status["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
+    assert_eq!((kinds, sim.outcome().again), (vec!["Available", "Example"], None));
+}

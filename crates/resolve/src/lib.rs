@@ -35,7 +35,7 @@ pub use events::{Event, Object, Parsed, apply};
 pub use follow::{Changes, Followed, Resolver};
 pub use intent::{Backend, TrafficPolicy};
 pub use labels::Labels;
-pub use parse::{parse, parse_as};
+pub use parse::{parse, parse_as, unix_millis};
 pub use pods::wiring_of;
 pub use problem::Problem;
 pub use services::unusable_endpoint;

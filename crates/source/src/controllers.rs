@@ -36,15 +36,16 @@ pub struct Passed<'a> {
     pub took: Duration,
 }
 
-/// Runs `reconcile` on the snapshot of `watch` at every change and carries out what it returns, until `shutdown`. `report` hears
-/// of every pass that writes, once.
+/// Runs `reconcile` on the snapshot of `watch` at every change and carries out what it returns, until `shutdown`. With the
+/// writes it says after how long to be run again although nothing has changed, if that matters. `report` hears of every
+/// pass that writes, once.
 ///
 /// Level-triggered: a write that fails, a conflict, an event that was lost are all healed by the next pass, since
 /// `reconcile` compares what is with what should be. It is never called before every kind is in sync.
 pub async fn run_controllers(
     api: &Api,
     watch: WatchConfig,
-    mut reconcile: impl FnMut(&ClusterSnapshot) -> Vec<ApiWrite>,
+    mut reconcile: impl FnMut(&ClusterSnapshot) -> (Vec<ApiWrite>, Option<Duration>),
     mut report: impl FnMut(Passed<'_>),
     shutdown: impl Future<Output = ()>,
 ) {
@@ -57,7 +58,7 @@ pub async fn run_controllers(
     let mut pause = RETRY.0;
     loop {
         let began = Instant::now();
-        let writes = source.read(|snapshot, _| reconcile(snapshot));
+        let (writes, again) = source.read(|snapshot, _| reconcile(snapshot));
         let mut applied = Vec::new();
         for write in &writes {
             let outcome = tokio::select! {
@@ -82,7 +83,7 @@ pub async fn run_controllers(
                 tokio::time::sleep(pause).await;
             } else {
                 // Whichever comes first.
-                let _ = tokio::time::timeout(RESYNC, source.changed()).await;
+                let _ = tokio::time::timeout(again.map_or(RESYNC, |a| a.min(RESYNC)), source.changed()).await;
                 tokio::time::sleep(GATHER).await;
             }
         };

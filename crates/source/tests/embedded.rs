@@ -430,7 +430,7 @@ async fn controllers_make_a_deployment_reachable_and_follow_it() {
                 }
             };
             let watch = WatchConfig { kinds: options.kinds(), pods_of: None };
-            let reconcile = |s: &_| controller::reconcile(s, &options).writes;
+            let reconcile = |s: &_| (controller::reconcile(s, &options).writes, None);
             run_controllers(&api, watch, reconcile, report, std::future::pending()).await;
         }
     });

@@ -197,3 +197,24 @@ fn a_replicaset_of_ones_own_and_how_things_are_explained() {
         assert!(out.contains(said), "{what}: {out}");
     }
 }
+
+#[test]
+fn a_rollout_that_cannot_go_on_fails_by_itself() {
+    let k = Kube::up(&["--nodes", "1"]);
+    k.file("apps.yaml", APPS);
+    k.ok("apply -f apps.yaml");
+    k.ok("rollout status deploy/web --timeout=60s");
+    assert_eq!(k.ok("get deploy web -o jsonpath={.spec.progressDeadlineSeconds}"), "600");
+    // A template that fits no node.
+    let template = r#"{"spec":{"progressDeadlineSeconds":2,"template":{"spec":{"nodeSelector":{"no":"such"}}}}}"#;
+    k.ok_with("patch deploy web -p", &[template]);
+    let (code, why) = k.fails("rollout status deploy/web --timeout=60s");
+    assert!(code == 1 && why.contains("deployment \"web\" exceeded its progress deadline"), "{why}");
+    let progressing = "jsonpath={.status.conditions[?(@.type==\"Progressing\")].reason}";
+    assert_eq!(k.ok(&format!("get deploy web -o {progressing}")), "ProgressDeadlineExceeded");
+    assert!(k.ok("describe deploy web").contains("ProgressDeadlineExceeded"));
+    k.ok("wait --for=condition=Available deploy/web --timeout=30s");
+    assert_eq!(k.ok("rollout undo deploy/web").trim(), "deployment.apps/web rolled back");
+    assert!(k.ok("rollout status deploy/web --timeout=60s").contains("successfully rolled out"));
+    assert_eq!(k.ok(&format!("get deploy web -o {progressing}")), "NewReplicaSetAvailable");
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use controller::offline::{Settled, merge, settle};
-use controller::{Options, reconcile};
+use controller::{Options, Outcome, lb::Memory, reconcile_with};
 use resolve::api::{ApiWrite, WriteOp};
 use resolve::{ClusterSnapshot, Event, Key, Kind, apply, parse_as};
 use serde_json::{Value, json};
@@ -41,13 +41,17 @@ pub fn run(objects: &[Value]) -> Settled {
 /// A cluster whose pods become ready one pass after they are made and vanish one pass after they are deleted.
 pub struct Sim {
     pub objects: BTreeMap<Key, Value>,
+    /// Seconds since 1970, at most a day of them.
+    pub now: u64,
+    /// Pods of this image never become ready.
+    pub broken: &'static str,
     clock: u64,
 }
 
 impl Sim {
     pub fn new(objects: &[Value]) -> Self {
         let settled = run(objects);
-        Self { objects: settled.objects, clock: 0 }
+        Self { objects: settled.objects, now: 0, broken: "", clock: 0 }
     }
 
     pub fn snapshot(&self) -> ClusterSnapshot {
@@ -58,14 +62,21 @@ impl Sim {
         s
     }
 
+    /// What the controllers would do now.
+    pub fn outcome(&self) -> Outcome {
+        let now = format!("1970-01-01T{:02}:{:02}:{:02}Z", self.now / 3600, self.now / 60 % 60, self.now % 60);
+        reconcile_with(&self.snapshot(), &Options::default(), &mut Memory::default(), &now)
+    }
+
     /// One pass of the controllers and one of the nodes; `false` when nothing changed.
     pub fn step(&mut self) -> bool {
         let before = self.objects.clone();
-        let writes = reconcile(&self.snapshot(), &Options::default()).writes;
+        let writes = self.outcome().writes;
         // What was going is gone; what was bound is ready.
         self.objects.retain(|_, v| v.pointer("/metadata/deletionTimestamp").is_none());
         for v in self.objects.values_mut() {
-            if v["kind"] == "Pod" && v.pointer("/spec/nodeName").is_some() && v.get("status").is_none() {
+            let broken = v["spec"]["containers"][0]["image"] == self.broken;
+            if v["kind"] == "Pod" && v.pointer("/spec/nodeName").is_some() && v.get("status").is_none() && !broken {
                 self.clock += 1;
                 let ip = format!("10.244.9.{}", self.clock % 250 + 1);
                 v["status"] = json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [{"type": "Ready", "status": "True"}]});

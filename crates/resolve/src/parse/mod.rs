@@ -13,6 +13,7 @@ use crate::events::{Object, Parsed};
 use crate::settings::Settings;
 use crate::snapshot::{Key, Kind};
 use at::{At, Complaints};
+pub use objects::unix_millis;
 
 /// Reads an object that says its own `apiVersion` and `kind`; `None` when they are none of ours.
 #[must_use]

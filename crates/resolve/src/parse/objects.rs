@@ -346,8 +346,9 @@ pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
 /// The annotation by which endpoint controllers date a change.
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// RFC 3339 in UTC, as Go writes it, to milliseconds since 1970. `None` for anything else: it only dates a metric.
-fn unix_millis(text: &str) -> Option<u64> {
+/// RFC 3339 in UTC, as the API writes it, to milliseconds since 1970; `None` for anything else.
+#[must_use]
+pub fn unix_millis(text: &str) -> Option<u64> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let mut d = date.splitn(3, '-').map(|n| n.parse::<u64>().ok());
     let (year, month, day) = (d.next()??, d.next()??, d.next()??);
