@@ -88,8 +88,19 @@ fn status(context: &Context, ips: &[IpAddr], old: &Value, ready: &Result<(), Str
     }})
 }
 
-/// Registers the node if it is not there and writes its status.
+/// Registers the node if it is not there and writes its status. What an agent writes there meanwhile is looked at again, so
+/// that its condition does not go.
 async fn publish(context: &Context, ips: &[IpAddr], ready: &Result<(), String>) -> Result<(), ApiError> {
+    loop {
+        match publish_over(context, ips, ready).await {
+            Err(e) if e.code() == Some(409) => tokio::time::sleep(Duration::from_millis(20)).await,
+            done => return done,
+        }
+    }
+}
+
+/// The same over the Node as it is now; 409 when it has become another.
+async fn publish_over(context: &Context, ips: &[IpAddr], ready: &Result<(), String>) -> Result<(), ApiError> {
     let name = &context.config.node;
     let path = format!("/api/v1/nodes/{name}");
     let old = match context.api.find(&path).await? {
@@ -101,7 +112,9 @@ async fn publish(context: &Context, ips: &[IpAddr], ready: &Result<(), String>) 
             context.api.create("/api/v1/nodes", &node).await?
         }
     };
-    context.api.merge(&format!("{path}/status"), &status(context, ips, &old, ready)).await?;
+    let mut patch = status(context, ips, &old, ready);
+    patch["metadata"] = json!({"resourceVersion": old["metadata"]["resourceVersion"]});
+    context.api.merge(&format!("{path}/status"), &patch).await?;
     Ok(())
 }
 
