@@ -3,11 +3,15 @@
 
 mod common;
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Lab, eventually, ok};
+use common::{Lab, Proc, eventually, ok, run};
 use serde_json::{Value, json};
+
+/// A loaded machine is slow.
+const LONG: Duration = Duration::from_secs(60);
 
 fn kubectl(lab: &Lab, args: &[&str]) -> String {
     let mut c = Command::new("kubectl");
@@ -144,4 +148,206 @@ fn a_pass_is_one_line_of_the_log() {
     {
         assert!(line.contains(part), "{part} in {line}");
     }
+}
+
+/// The Node's condition, once it is there.
+fn network(lab: &Lab, node: &str) -> Option<Value> {
+    let nodes = lab.objects("nodes", "");
+    let node = nodes.into_iter().find(|n| n["metadata"]["name"] == node)?;
+    node["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == "NetworkUnavailable").cloned()
+}
+
+/// A file's name in a folder's place, and the folder again when this goes.
+struct Hidden(std::path::PathBuf);
+
+impl Hidden {
+    fn new(dir: &Path) -> Self {
+        std::fs::rename(dir, dir.with_extension("hidden")).unwrap();
+        std::fs::write(dir, "").unwrap();
+        Self(dir.to_owned())
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::rename(self.0.with_extension("hidden"), &self.0);
+    }
+}
+
+/// While packets cannot be carried the Node says so, and why; the time of the change is that of the change alone.
+#[test]
+fn a_node_without_network_says_so_while_it_lasts() {
+    let lab = Lab::up(&["--nodes", "3", "--backend", "vxlan"]);
+    let is = |node: &str, status: &str, reason: &str| {
+        network(&lab, node).filter(|c| c["status"] == status && c["reason"] == reason)
+    };
+    let since = |c: &Value| c["lastTransitionTime"].as_str().unwrap().to_owned();
+    let begun = ["node1", "node2", "node3"]
+        .map(|n| since(&eventually("each node is up", LONG, || is(n, "False", "SeawayIsUp"))));
+
+    // Said anew, since the node's annotations were lost, it is no transition; nor is an agent that starts anew.
+    std::thread::sleep(Duration::from_millis(1100));
+    let note = || {
+        let nodes = lab.objects("nodes", "");
+        nodes.iter().find(|n| n["metadata"]["name"] == "node1").unwrap()["metadata"]["annotations"]["seaway.io/backend"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    lab.patch("/api/v1/nodes/node1", r#"{"metadata": {"annotations": {"seaway.io/backend": null}}}"#);
+    eventually("the annotation is back", LONG, note);
+    Proc::find(&lab, &["agent", "node1"]).iter().for_each(Proc::kill);
+    lab.run(&["heal"]);
+    eventually("the agent is ready again", LONG, || {
+        let asked = run(&mut lab.on_node("node1", &["curl", "-sf", "http://127.0.0.1:9642/readyz"]));
+        asked.status.success().then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(since(&network(&lab, "node1").unwrap()), begun[0]);
+
+    // node1: another program's device has the number and port of ours. node2: nothing can be written where runtimes look.
+    let backend = |to: &str| {
+        lab.patch("/api/v1/namespaces/kube-system/configmaps/seaway", &json!({"data": {"backend": to}}).to_string());
+    };
+    backend("host-gw");
+    eventually("the VXLAN device of node1 is gone", LONG, || {
+        (!run(&mut lab.on_node("node1", &["ip", "link", "show", "seaway.1"])).status.success()).then_some(())
+    });
+    let other = ["ip", "link", "add", "other", "type", "vxlan", "id", "1", "dstport", "8472", "local", "172.31.1.11"];
+    ok(&mut lab.on_node("node1", &other));
+    let conf = ok(Command::new("find").arg(lab.dir()).args(["-name", "10-seaway.conflist"]));
+    let conf = conf.lines().find(|l| l.contains("/node2/")).unwrap();
+    let hidden = Hidden::new(Path::new(conf).parent().unwrap());
+    backend("vxlan");
+    let down = eventually("node1 has no network", LONG * 2, || is("node1", "True", "RoutesNotProgrammed"));
+    assert!(down["message"].as_str().is_some_and(|m| m.contains("VNI")), "{down}");
+    assert!(since(&down) > begun[0], "{down}");
+    let conf_down = eventually("node2 can attach no pod", LONG * 2, || is("node2", "True", "NoPodNetwork"));
+    assert!(conf_down["message"].as_str().is_some_and(|m| m.contains("10-seaway.conflist")), "{conf_down}");
+    assert!(since(&conf_down) > begun[1], "{conf_down}");
+    let well = network(&lab, "node3").unwrap();
+    assert_eq!((&well["status"], since(&well)), (&"False".into(), begun[2].clone()), "what others lack is not its own");
+
+    // It lasts, though the agent tries again and again.
+    std::thread::sleep(Duration::from_secs(5));
+    let now = is("node1", "True", "RoutesNotProgrammed").unwrap();
+    assert_eq!(since(&now), since(&down));
+    ok(&mut lab.on_node("node1", &["ip", "link", "del", "other"]));
+    drop(hidden);
+    for (node, before) in [("node1", since(&down)), ("node2", since(&conf_down))] {
+        let up = eventually(&format!("the network of {node} is back"), LONG, || is(node, "False", "SeawayIsUp"));
+        assert!(since(&up) > before, "{up}");
+    }
+}
+
+/// An Event at an object with these words in its message: who said it, and with which reason.
+fn event(lab: &Lab, object: &str, words: &[&str]) -> Option<(String, String)> {
+    let text = |e: &Value, at: &str| e.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let all = lab.objects("events", "-A");
+    let about = |e: &&Value| {
+        let of = format!("{}/{}", text(e, "/involvedObject/kind"), text(e, "/involvedObject/name"));
+        of == object && words.iter().all(|w| text(e, "/message").contains(w))
+    };
+    all.iter().find(about).map(|e| (text(e, "/type"), text(e, "/reason")))
+}
+
+/// What people get wrong most, each told at the object that has to be mended.
+#[test]
+fn mistakes_are_told_at_their_objects() {
+    let lab = Lab::up(&["--nodes", "2", "--ip", "dual", "--backend", "vxlan"]);
+    let create = |path: &str, object: Value| {
+        lab.api("POST", path, Some(("application/json", &object.to_string())));
+    };
+    let told = |object: &str, reason: &str, words: &[&str]| {
+        let kind = if reason == "Announced" { "Normal" } else { "Warning" };
+        let got = eventually(&format!("{object}: {words:?}"), LONG, || event(&lab, object, words));
+        assert_eq!(got, (kind.to_owned(), reason.to_owned()), "{object}");
+    };
+    let refused = |object: &str, words: &[&str]| told(object, "NotHonoured", words);
+    const SERVICES: &str = "/api/v1/namespaces/default/services";
+    let service = |name: &str, spec: Value| {
+        let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
+        create(SERVICES, object);
+    };
+
+    // A node with another's pod range, one with another's address, and one whose address is in a pod range.
+    let nodes = lab.objects("nodes", "");
+    let first = nodes.iter().find(|n| n["metadata"]["name"] == "node1").unwrap();
+    let range = first["spec"]["podCIDRs"][0].as_str().unwrap();
+    // Who is older has it, by the second.
+    std::thread::sleep(Duration::from_millis(1100));
+    for (name, cidr, address) in [
+        ("twin", range, "172.31.1.71"),
+        ("alias", "10.244.200.0/24", "172.31.1.11"),
+        ("inside", "10.244.201.0/24", "10.244.202.1"),
+    ] {
+        let status = json!({"addresses": [{"type": "InternalIP", "address": address}]});
+        let spec = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
+        let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": spec});
+        create("/api/v1/nodes", object);
+        lab.patch(&format!("/api/v1/nodes/{name}/status"), &json!({"status": status}).to_string());
+    }
+    refused("Node/twin", &["spec.podCIDRs[0]", range, "overlaps", "of Node node1"]);
+    refused("Node/alias", &["status.addresses[InternalIP]", "172.31.1.11", "node1"]);
+    refused("Node/inside", &["10.244.202.1", "pod range", "data.clusterCIDR"]);
+
+    // An interface too small for a tunnel with IPv6 inside.
+    ok(&mut lab.on_node("node2", &["ip", "link", "set", "eth0", "mtu", "1300"]));
+    refused("Node/node2", &["the MTU of eth0 is 1300", "raise it to 1330", "host-gw"]);
+    ok(&mut lab.on_node("node2", &["ip", "link", "set", "eth0", "mtu", "1500"]));
+
+    // A pod that asks for what there is not.
+    let annotations = json!({"k8s.v1.cni.cncf.io/networks": "none"});
+    let pod = |name: &str, annotations: &Value, spec: Value| {
+        let metadata = json!({"name": name, "annotations": annotations});
+        create(
+            "/api/v1/namespaces/default/pods",
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}),
+        );
+    };
+    pod("lost", &annotations, json!({"nodeName": "node1", "containers": [{"name": "c", "image": "x"}]}));
+    refused("Pod/lost", &["metadata.annotations[k8s.v1.cni.cncf.io/networks]", "default/none"]);
+
+    // kube-proxy's port, when the agent starts and somebody has it.
+    Proc::find(&lab, &["agent", "node1"]).iter().for_each(Proc::kill);
+    let node1 = kernel::Netns::open(format!("/run/netns/{}-node1", lab.name)).unwrap();
+    let listen = || {
+        let bound = node1.run(|| std::net::TcpListener::bind("[::]:10256")).unwrap();
+        bound.ok()
+    };
+    let _process = eventually("the agent's port is free", LONG, listen);
+    lab.run(&["heal"]);
+    told("Node/node1", "FailedToStartProxierHealthcheck", &["cannot listen at", ":10256", "kube-proxy"]);
+
+    // And what goes well with an address outside.
+    let pool = json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": "public"},
+        "spec": {"addresses": ["172.31.1.200/32"]}});
+    create("/apis/seaway.io/v1alpha1/loadbalancerpools", pool);
+    service("announced", json!({"type": "LoadBalancer", "ports": [{"port": 80}]}));
+    told("Service/announced", "Announced", &["answers for 172.31.1.200 on the link"]);
+}
+
+/// Whoever reads an Event's reason finds it in the page for operators.
+#[test]
+fn each_reason_of_an_event_is_on_the_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let mut dirs = vec![root.join("bins/seaway/src/agent"), root.join("crates/source/src")];
+    let mut found = std::collections::BTreeSet::new();
+    while let Some(dir) = dirs.pop() {
+        for path in std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()) {
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            for after in ["reason: \"", "const REASON: &str = \""] {
+                found.extend(code.split(after).skip(1).map(|t| t.split('"').next().unwrap().to_owned()));
+            }
+        }
+    }
+    assert!(found.len() >= 6 && found.contains("NotHonoured"), "{found:?}");
+    let missing: Vec<_> = found.iter().filter(|r| !page.contains(&format!("`{r}`"))).collect();
+    assert!(missing.is_empty(), "docs/operations.md does not say what these Events are: {missing:?}");
 }
