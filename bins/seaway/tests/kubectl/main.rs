@@ -10,6 +10,7 @@ mod changing;
 mod inside;
 mod reading;
 mod rollouts;
+mod shown;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
