@@ -1,11 +1,16 @@
 //! `seaway controller`: what turns objects into other objects, where the cluster has nobody who does.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::{Arc, PoisonError};
 
 use anyhow::Context;
+use resolve::settings::{NAME, NAMESPACE};
 use source::{Target, WatchConfig};
 use types::ObjectName;
+
+use crate::controller_http::{self, Shared};
 
 /// The controllers' flags.
 #[derive(clap::Args)]
@@ -21,6 +26,9 @@ pub struct ControllerArgs {
     /// Work only while holding this Lease, so that several may run [default: work at once]
     #[arg(long, value_name = "NAMESPACE/NAME", env = "SEAWAY_LEASE", value_parser = lease)]
     lease: Option<ObjectName>,
+    /// Serve /healthz, /readyz, /status and /metrics here [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT", env = "SEAWAY_STATUS_LISTEN")]
+    status_listen: Option<SocketAddr>,
     /// Which to run; all when not given
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     only: Vec<controller::Which>,
@@ -38,11 +46,23 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
             source::connect_at(&args.api, &args.api_server).await.with_context(|| format!("--api {}", args.api))?;
         let mut leader = None;
         let recorder = source::Recorder::start(&api, "seaway-controller", "");
+        let shared = Arc::new(Shared {
+            metrics: telemetry::Controllers::new(telemetry::Build { version: env!("CARGO_PKG_VERSION"), commit: "" }),
+            denials: api.denials(),
+            problems: std::sync::Mutex::default(),
+        });
+        if let Some(at) = args.status_listen {
+            controller_http::start(at, Arc::clone(&shared)).await?;
+        }
+        // Where `kubectl describe` looks for who works and what keeps them from it; without a Lease, where their settings are.
+        let (kind, name) = match &args.lease {
+            Some(lease) => (resolve::Kind::Lease, lease.clone()),
+            None => (resolve::Kind::ConfigMap, ObjectName::new(NAMESPACE, NAME)),
+        };
+        tokio::spawn(api.denials().tell(recorder.clone(), resolve::Key { kind, name }));
         if let Some(lease) = args.lease {
-            // Where `kubectl describe` looks for who works and what keeps them from it.
-            let about = resolve::Key { kind: resolve::Kind::Lease, name: lease.clone() };
-            tokio::spawn(api.denials().tell(recorder.clone(), about));
             tracing::info!(%lease, "waiting for the Lease");
+            shared.metrics.waits(Some(format!("for Lease {lease}")));
             tokio::select! {
                 l = source::lead(&api, lease, identity()) => leader = Some(l),
                 () = &mut stop => return Ok(ExitCode::SUCCESS),
@@ -68,11 +88,13 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
         let (mut told, mut events) = (Vec::new(), crate::agent::Told::default());
         let (mut memory, start) = (controller::lb::Memory::default(), std::time::Instant::now());
         tracing::info!(api = %args.api, "controllers started");
+        shared.metrics.waits(None);
+        let told_to = Arc::clone(&shared);
         source::run_controllers(
             &api,
             WatchConfig { kinds: options.kinds(), pods_of: None },
             move |snapshot| {
-                let controller::Outcome { writes, problems } =
+                let controller::Outcome { writes, problems, again } =
                     controller::reconcile_with(snapshot, &options, &mut memory, &source::now());
                 let refused: Vec<_> =
                     problems.iter().filter(|p| on_balancers(p)).cloned().map(crate::agent::refused_input).collect();
@@ -80,10 +102,12 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
                 for p in problems.iter().filter(|p| !told.contains(*p)) {
                     tracing::warn!("{p}");
                 }
+                told_to.metrics.problems(problems.len());
+                told_to.problems.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&problems);
                 told = problems;
-                writes
+                (writes, again)
             },
-            report,
+            |pass| report(&shared.metrics, &pass),
             shutdown,
         )
         .await;
@@ -99,7 +123,7 @@ pub fn run(args: ControllerArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// One line for a pass that writes, each write for those who debug.
-fn report(pass: source::Passed<'_>) {
+fn report(metrics: &telemetry::Controllers, pass: &source::Passed<'_>) {
     let (mut wrote, mut failures) = (BTreeMap::<&str, usize>::new(), Vec::new());
     for a in &pass.applied {
         match &a.error {
@@ -109,6 +133,7 @@ fn report(pass: source::Passed<'_>) {
         tracing::debug!(failed = a.error.is_some(), "{}", a.write);
     }
     let done = pass.applied.len() - failures.len();
+    metrics.wrote(done, failures.len());
     let wrote = telemetry::counted(wrote);
     telemetry::controllers_line(&wrote, done, failures.len(), pass.took, failures.first().map(String::as_str));
 }

@@ -3,6 +3,7 @@
 mod agent;
 mod apiserver_cmd;
 mod controller_cmd;
+mod controller_http;
 mod docs_cmd;
 mod install_cmd;
 mod ipam_cmd;

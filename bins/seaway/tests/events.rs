@@ -264,11 +264,6 @@ fn mistakes_are_told_at_their_objects() {
         assert_eq!(got, (kind.to_owned(), reason.to_owned()), "{object}");
     };
     let refused = |object: &str, words: &[&str]| told(object, "NotHonoured", words);
-    const SERVICES: &str = "/api/v1/namespaces/default/services";
-    let service = |name: &str, spec: Value| {
-        let object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
-        create(SERVICES, object);
-    };
 
     // A node with another's pod range, one with another's address, and one whose address is in a pod range.
     let nodes = lab.objects("nodes", "");
@@ -297,15 +292,10 @@ fn mistakes_are_told_at_their_objects() {
     ok(&mut lab.on_node("node2", &["ip", "link", "set", "eth0", "mtu", "1500"]));
 
     // A pod that asks for what there is not.
-    let annotations = json!({"k8s.v1.cni.cncf.io/networks": "none"});
-    let pod = |name: &str, annotations: &Value, spec: Value| {
-        let metadata = json!({"name": name, "annotations": annotations});
-        create(
-            "/api/v1/namespaces/default/pods",
-            json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}),
-        );
-    };
-    pod("lost", &annotations, json!({"nodeName": "node1", "containers": [{"name": "c", "image": "x"}]}));
+    let lost = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "lost", "annotations": {"k8s.v1.cni.cncf.io/networks": "none"}},
+        "spec": {"nodeName": "node1", "containers": [{"name": "c", "image": "x"}]}});
+    create("/api/v1/namespaces/default/pods", lost);
     refused("Pod/lost", &["metadata.annotations[k8s.v1.cni.cncf.io/networks]", "default/none"]);
 
     // kube-proxy's port, when the agent starts and somebody has it.
@@ -323,7 +313,9 @@ fn mistakes_are_told_at_their_objects() {
     let pool = json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": "public"},
         "spec": {"addresses": ["172.31.1.200/32"]}});
     create("/apis/seaway.io/v1alpha1/loadbalancerpools", pool);
-    service("announced", json!({"type": "LoadBalancer", "ports": [{"port": 80}]}));
+    let announced = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "announced"},
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}});
+    create("/api/v1/namespaces/default/services", announced);
     told("Service/announced", "Announced", &["answers for 172.31.1.200 on the link"]);
 }
 

@@ -1,6 +1,7 @@
 //! The fabric's effects.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use kernel_api::rt::{Address, FdbEntry, Link, Neighbour, ObservedRoute, ObservedRule, PortVlan, RtRequest};
 use kernel_api::tc::{Filter, Hook, Qdisc};
@@ -212,6 +213,9 @@ impl<R: Rtnetlink, S> Rtnetlink for Joined<R, S> {
     }
     fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
         self.rt.routes()
+    }
+    fn link_towards(&mut self, to: IpAddr) -> Result<Option<IfName>, RequestError> {
+        self.rt.link_towards(to)
     }
     fn all_routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
         self.rt.all_routes()

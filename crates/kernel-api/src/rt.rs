@@ -37,7 +37,22 @@ pub trait Rtnetlink {
     /// # Errors
     /// When the dump fails.
     fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError>;
-    /// The same of every table but `local`.
+    /// The link that a packet of this machine to an address leaves by, `None` when no route leads there.
+    ///
+    /// The kernel's own lookup (`RTM_GETROUTE`) where there is a kernel; as written here, the longest route of the main
+    /// table, of these the one with the lowest metric.
+    ///
+    /// # Errors
+    /// When it cannot be asked for.
+    fn link_towards(&mut self, to: IpAddr) -> Result<Option<IfName>, RequestError> {
+        let routes = self.routes()?.into_iter().map(|r| r.route).filter(|r| r.dst.contains(to));
+        let best = routes.max_by_key(|r| (r.dst.len(), std::cmp::Reverse(r.metric)));
+        Ok(best.and_then(|r| match r.to {
+            RouteTo::Via { link, .. } | RouteTo::Link(link) => Some(link),
+            _ => None,
+        }))
+    }
+    /// As [`routes`](Self::routes), of every table but `local`.
     ///
     /// # Errors
     /// When the dump fails.
@@ -212,6 +227,9 @@ impl<T: Rtnetlink + ?Sized> Rtnetlink for &mut T {
     }
     fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
         (**self).routes()
+    }
+    fn link_towards(&mut self, to: IpAddr) -> Result<Option<IfName>, RequestError> {
+        (**self).link_towards(to)
     }
     fn all_routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
         (**self).all_routes()

@@ -145,7 +145,7 @@ impl Health {
 }
 
 /// The form of kube-apiserver's verbose health pages.
-fn text(name: &str, checks: &[(String, Result<(), String>)]) -> (bool, String) {
+pub(crate) fn text(name: &str, checks: &[(String, Result<(), String>)]) -> (bool, String) {
     let mut out = String::new();
     for (check, r) in checks {
         let _ = match r {

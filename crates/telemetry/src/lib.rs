@@ -3,6 +3,7 @@
 //! Tested by: unit tests here; `docs/settings.md` and `docs/metrics.md` are goldens of the tables.
 
 mod announcing;
+mod controllers;
 mod health;
 mod log;
 mod metrics;
@@ -12,6 +13,7 @@ mod proxy;
 pub mod settings;
 
 pub use announcing::Announcing;
+pub use controllers::{Controllers, Write};
 pub use health::{Answer, Health, answer};
 pub use log::{LogError, LogFormat, PassLine, controllers_line, counted, init, reconcile_line};
 pub use metrics::{Build, Kind, Metrics, NodeCounts, Outcome, Plane};

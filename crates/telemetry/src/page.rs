@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::controllers::Controllers;
 use crate::metrics::{Build, Metrics};
 use crate::settings::{COMMANDS, Place, SETTINGS, Setting};
 
@@ -78,10 +79,25 @@ metrics speak of what is not here: iptables rules, cleanups of nftables chains.
 |---|---|---|---|
 ";
 
+const CONTROLLERS: &str = "
+## `seaway controller`
+
+What controllers serve with `--status-listen`, from `crates/telemetry/src/controllers.rs`:
+
+| metric | type | labels | what |
+|---|---|---|---|
+";
+
 /// The whole page of metrics.
 #[must_use]
 pub fn metrics_page() -> String {
-    let text = Metrics::new(Build { version: "", commit: "" }).encode();
+    let build = Build { version: "", commit: "" };
+    let agent = rows(&Metrics::new(build).encode());
+    format!("{METRICS}{agent}{CONTROLLERS}{}", rows(&Controllers::new(build).encode(0)))
+}
+
+/// A row for each metric of a scrape.
+fn rows(text: &str) -> String {
     let (mut help, mut kind, mut labels) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for line in text.lines() {
         let words: Vec<&str> = line.splitn(4, ' ').collect();
@@ -99,7 +115,7 @@ pub fn metrics_page() -> String {
             }
         }
     }
-    let mut out = METRICS.to_owned();
+    let mut out = String::new();
     for (name, what) in help {
         let kind = kind.get(name).copied().unwrap_or_default();
         // A sample is the name, or the name with what its type adds.

@@ -283,6 +283,14 @@ pub const SETTINGS: &[Setting] = &[
         "Work only while holding this Lease, so that several controllers may run and one works. Not set: work at once.",
     ),
     process(
+        &["controller"],
+        "status-listen",
+        Some("SEAWAY_STATUS_LISTEN"),
+        "address:port",
+        "",
+        "Where `/healthz`, `/readyz`, `/status` and `/metrics` are served over HTTP. Not set: nowhere.",
+    ),
+    process(
         &["agent"],
         "iface",
         Some("SEAWAY_IFACE"),
@@ -290,6 +298,23 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "The interface that other nodes are reached by, its address, or a range that its address is in. Not set: the one with the \
          Node's InternalIP, else the default route's.",
+    ),
+    process(
+        &["agent"],
+        "iface-regex",
+        Some("SEAWAY_IFACE_REGEX"),
+        "regular expression",
+        "",
+        "In place of `--iface`: the first interface with an address in which the expression is found, else the first with \
+         such a name; anchor it with `^` and `$`.",
+    ),
+    process(
+        &["agent"],
+        "iface-can-reach",
+        Some("SEAWAY_IFACE_CAN_REACH"),
+        "IP address",
+        "",
+        "In place of `--iface`: the interface by which this machine's routes lead to that address.",
     ),
     process(
         &["agent"],

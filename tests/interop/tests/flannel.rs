@@ -80,7 +80,8 @@ impl Fleet {
     /// The agent on the node.
     fn agent(&mut self) -> usize {
         let program = arg(tools::seaway());
-        let args = ["agent", "--source", "etcd", "--etcd-endpoints", ETCD, "--iface", "up0", "--node", "n1"];
+        let args =
+            ["agent", "--source", "etcd", "--etcd-endpoints", ETCD, "--iface-regex", "^up[0-9]$", "--node", "n1"];
         self.node.start("agent", &[&[program.as_str()], &args[..]].concat())
     }
 
@@ -238,7 +239,10 @@ fn with_flannels_daemon(config: &str, families: &[usize]) {
     let program = arg(tools::seaway());
     let own =
         "--ipam-dir /var/lib/taken/ipam --cni-conf-dir /var/lib/taken/cni --flannel-subnet-file /var/lib/taken/env";
-    let common = format!("{program} agent --source etcd --etcd-endpoints {ETCD} --iface up0 --node n2 {own}");
+    let common = format!(
+        "{program} agent --source etcd --etcd-endpoints {ETCD} --iface-can-reach {} --node n2 {own}",
+        ADDRESSES[0]
+    );
     let taken = f.outside("taken", &common);
     wait("the same range", || f.node.read("/var/lib/taken/env").contains("FLANNEL_SUBNET"));
     assert_eq!(f.range_of(OUTSIDE[0]).unwrap(), theirs);

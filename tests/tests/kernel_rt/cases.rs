@@ -298,3 +298,41 @@ fn kernel_and_fake_agree_in_any_order() {
         }
     });
 }
+
+/// By which link a packet would leave: the kernel's own answer, and what the fake makes of its routes.
+#[test]
+fn kernel_and_fake_know_the_same_way() {
+    let up = |n: &str| RtRequest::LinkSet(SetLink { up: Some(true), ..SetLink::new(name(n)) });
+    let requests = [
+        veth("eth0", "far0"),
+        veth("eth1", "far1"),
+        up("far0"),
+        up("far1"),
+        RtRequest::AddressAdd(addr("eth0", "192.0.2.7/24")),
+        RtRequest::AddressAdd(addr("eth1", "198.51.100.7/24")),
+        RtRequest::AddressAdd(addr("eth1", "fd00:1::7/64")),
+        RtRequest::RouteReplace(route("0.0.0.0/0 via 192.0.2.1 dev eth0")),
+        RtRequest::RouteReplace(route("203.0.113.0/24 via 198.51.100.1 dev eth1")),
+        RtRequest::RouteReplace(route("blackhole 203.0.113.128/25")),
+        RtRequest::RouteReplace(route("fd00:2::/64 via fd00:1::1 dev eth1")),
+        RtRequest::RouteReplace(route("unreachable fd00:2:0:0:8000::/65")),
+    ];
+    let ns = Netns::new().unwrap();
+    let (mut kernel, mut fake) = (Rt::open_in(&ns).unwrap(), FakeRt::new());
+    kernel.run(&requests).unwrap();
+    fake.run(&requests).unwrap();
+    for (to, want) in [
+        ("192.0.2.9", Some("eth0")),
+        ("8.8.8.8", Some("eth0")),
+        ("198.51.100.9", Some("eth1")),
+        ("203.0.113.9", Some("eth1")),
+        ("203.0.113.200", None),
+        ("fd00:2::9", Some("eth1")),
+        ("fd00:2::8000:0:0:9", None),
+        ("2001:db8::1", None),
+    ] {
+        let (to, want) = (to.parse().unwrap(), want.map(name));
+        assert_eq!(kernel.link_towards(to).unwrap(), want, "the kernel, {to}");
+        assert_eq!(fake.link_towards(to).unwrap(), want, "the fake, {to}");
+    }
+}

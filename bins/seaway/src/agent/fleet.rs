@@ -12,7 +12,7 @@ use kernel_api::Rtnetlink;
 use source::etcd::{Etcd, EtcdConfig};
 use source::flannel::{self, Own, Store, Subnets};
 use telemetry::Kind;
-use types::{Family, NodeName};
+use types::NodeName;
 
 use super::{AgentArgs, IfaceChoice, ServiceProxy, facts, http, turn};
 
@@ -99,7 +99,7 @@ pub async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
         public_v6: args.etcd.public_ipv6,
         ..Own::default()
     };
-    let (own, owned) = tokio::sync::watch::channel(own(args.iface.as_ref(), &first)?);
+    let (own, owned) = tokio::sync::watch::channel(own(args.iface.choice().as_ref(), &first)?);
     let etcd = Etcd::new(&args.etcd.config())?;
     let store = Store { etcd, prefix: args.etcd.etcd_prefix.clone(), ttl: TTL };
     let source = flannel::start(store, node.clone(), owned);
@@ -111,7 +111,7 @@ pub async fn main(args: AgentArgs, node: NodeName) -> anyhow::Result<()> {
     };
     let datapath = super::start(turn, woken)?;
     tracing::info!(node = %node, etcd = %args.etcd.etcd_endpoints.join(","), listen = %args.listen, "agent started");
-    let iface = args.iface.clone();
+    let iface = args.iface.choice();
     let looking = tokio::spawn(async move {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -145,16 +145,14 @@ fn own(iface: Option<&IfaceChoice>, first: &Own) -> anyhow::Result<Own> {
     let facts = facts::observe(&mut rt, facts::Given { choice: iface, node_addresses: &none.0, missing: &none.1 })?;
     let mut own = Own { v4: None, v6: None, ..first.clone() };
     let Some(uplink) = facts.caps.uplink else { return Ok(own) };
-    let wanted = |a: &IpAddr| match iface {
-        Some(IfaceChoice::Cidr(c)) if Family::of(*a) == c.family() => c.contains(*a),
-        _ => true,
-    };
-    for a in rt.addresses().context("look at the machine's addresses")? {
-        match a.addr {
-            IpAddr::V4(v4) if a.link == uplink.name && !v4.is_link_local() && wanted(&a.addr) => {
+    let all = rt.addresses().context("look at the machine's addresses")?;
+    let all: Vec<IpAddr> = all.into_iter().filter(|a| a.link == uplink.name).map(|a| a.addr).collect();
+    for a in iface.map_or_else(|| all.clone(), |i| i.chosen(&all)) {
+        match a {
+            IpAddr::V4(v4) if !v4.is_link_local() => {
                 own.v4.get_or_insert(v4);
             }
-            IpAddr::V6(v6) if a.link == uplink.name && !v6.is_unicast_link_local() && wanted(&a.addr) => {
+            IpAddr::V6(v6) if !v6.is_unicast_link_local() => {
                 own.v6.get_or_insert(v6);
             }
             _ => {}

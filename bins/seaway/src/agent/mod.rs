@@ -73,10 +73,8 @@ pub struct AgentArgs {
     /// Where the API server is, in place of what a pod's environment says: its real address
     #[arg(long, value_name = "URL", env = "SEAWAY_API_SERVER", default_value = "", hide_default_value = true)]
     api_server: source::Server,
-    /// The interface other nodes are reached by: its name, its address, or a CIDR that its address
-    /// is in [default: the one with the Node's InternalIP, else the default route's]
-    #[arg(long, value_name = "NAME|ADDRESS|CIDR", env = "SEAWAY_IFACE")]
-    iface: Option<IfaceChoice>,
+    #[command(flatten)]
+    iface: facts::IfaceArgs,
     /// Where the CNI plugin keeps its records
     #[arg(long, value_name = "DIR", env = "SEAWAY_IPAM_DIR", default_value = ipam::DEFAULT_DIR)]
     ipam_dir: PathBuf,
@@ -180,7 +178,7 @@ fn turn(
             node: node.clone(),
             cni_conf_dir,
             ipam_dir,
-            iface: args.iface.clone(),
+            iface: args.iface.choice(),
             missing,
             services_elsewhere: args.service_proxy == ServiceProxy::Off,
         },

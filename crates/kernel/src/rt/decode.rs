@@ -173,6 +173,11 @@ pub(crate) fn address(m: &Message<'_>, names: &Names) -> Option<Address> {
 }
 
 /// `RTM_NEWROUTE` of a table, or of every table but `local`.
+/// The link of the route that a lookup found.
+pub(crate) fn leaves_by(m: &Message<'_>, names: &Names) -> Option<IfName> {
+    m.attrs(12).get(RTA_OIF).and_then(ne32).and_then(|i| names.get(i))
+}
+
 pub(crate) fn route(m: &Message<'_>, names: &Names, only: Option<u32>) -> Option<ObservedRoute> {
     let [family, len, _, tos, table, protocol, scope, kind] = *m.payload.first_chunk()?;
     let flags = ne32(m.payload.get(8..)?)?;

@@ -123,6 +123,17 @@ fn family(a: IpAddr) -> u8 {
     (if a.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
 }
 
+/// Asks by which route packets to an address leave (`ip route get`).
+pub(crate) fn route_lookup(b: &mut Builder, to: IpAddr, seq: u32) {
+    b.begin(RTM_GETROUTE, REQUEST, seq);
+    let mut header = [0u8; 12];
+    // rtm_family, rtm_dst_len
+    (header[0], header[1]) = (family(to), if to.is_ipv4() { 32 } else { 128 });
+    b.bytes(&header);
+    attr_ip(b, RTA_DST, to);
+    b.end();
+}
+
 fn attr_ip(b: &mut Builder, kind: u16, a: IpAddr) {
     match a {
         IpAddr::V4(a) => b.attr(kind, &a.octets()),

@@ -11,6 +11,7 @@ pub(crate) mod tc;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use kernel_api::rt::{
@@ -342,6 +343,24 @@ impl Rtnetlink for Rt {
 
     fn routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {
         self.routes_of(Some(MAIN_TABLE))
+    }
+
+    fn link_towards(&mut self, to: IpAddr) -> Result<Option<IfName>, RequestError> {
+        let what = format!("route get {to}");
+        let names = self.names(&what)?;
+        let seq = self.socket.sequence(1);
+        let mut b = Builder::new();
+        encode::route_lookup(&mut b, to, seq);
+        b.add_flags(ACK);
+        let (mut found, mut refused) = (None, None);
+        let done = self.socket.exchange(b.as_bytes(), seq, seq, &mut |_, answer| match answer {
+            Ok(m) if m.kind == RTM_NEWROUTE => found = decode::leaves_by(&m, &names),
+            Ok(_) => {}
+            // No route, or one whose kind says so: unreachable, prohibit, blackhole.
+            Err(r) if [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL].contains(&r.errno) => {}
+            Err(r) => refused = Some(r),
+        });
+        done.err().or(refused).map_or(Ok(found), |r| Err(r.of(what, None)))
     }
 
     fn all_routes(&mut self) -> Result<Vec<ObservedRoute>, RequestError> {

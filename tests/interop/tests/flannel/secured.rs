@@ -14,6 +14,7 @@ const URL: &str = "https://192.0.2.1:2379";
 const PREFIX: &str = "/fleets/a";
 /// What others know this node by.
 const PUBLIC: &str = "203.0.113.7";
+const PUBLIC6: &str = "2001:db8::7";
 const PASSWORD: &str = "of the node's";
 
 /// Two authorities, of which the first signs the server's certificate and a client's.
@@ -172,7 +173,7 @@ fn by_certificate_and_password_below_another_prefix_and_known_by_another_address
     assert_eq!(s.all(), []);
 
     s.put(&format!("{PREFIX}/config"), r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#);
-    s.agent("agent", &[]);
+    let agent = s.agent("agent", &[]);
     wait_for("our lease", 60, || s.ours().is_some());
     let (key, value, lease) = s.ours().unwrap();
     assert!(key.starts_with("/fleets/a/subnets/10.5."), "{key}");
@@ -196,4 +197,19 @@ fn by_certificate_and_password_below_another_prefix_and_known_by_another_address
     let body = json!({"key": s.encoded(&key)});
     assert_eq!(s.attempt("/v3/kv/deleterange", &body).unwrap()["deleted"], "1");
     wait_for("our lease again", 60, || s.ours().is_some_and(|(k, ..)| k == key));
+
+    // Of IPv6 likewise.
+    s.node.kill(agent);
+    assert_eq!(s.attempt("/v3/kv/deleterange", &body).unwrap()["deleted"], "1");
+    let both = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
+    s.put(&format!("{PREFIX}/config"), both);
+    s.agent("agent", &[("--public-ipv6", PUBLIC6)]);
+    wait_for("a lease of both families", 60, || s.ours().is_some_and(|(_, v, _)| v.contains(PUBLIC6)));
+    let (key, value, _) = s.ours().unwrap();
+    assert!(key.contains("&fd00:5:"), "{key}");
+    let begins = r#"{"PublicIP":"203.0.113.7","PublicIPv6":"2001:db8::7","BackendType":"vxlan""#;
+    assert!(value.starts_with(begins) && value.contains("BackendV6Data"), "{value}");
+    wait("the device of IPv6", || s.node.attempt(&["ip", "link", "show", "seaw6.1"]).is_ok());
+    let device = s.node.run(&["ip", "-d", "link", "show", "seaw6.1"]);
+    assert!(device.contains(&format!("local {} ", ADDRESSES[1])), "{device}");
 }
