@@ -129,18 +129,22 @@ pub struct Given<'a> {
 pub fn observe(rt: &mut impl Rtnetlink, given: Given<'_>) -> anyhow::Result<Facts> {
     let links = rt.links().context("look at the machine's interfaces")?;
     let addresses = rt.addresses().context("look at the machine's addresses")?;
-    of(&links, &addresses, given, || Ok(default_route_link(&rt.routes().context("look at the machine's routes")?)))
+    of(&links, &addresses, given, |to| match to {
+        Some(to) => rt.link_towards(to).context("ask for a route"),
+        None => Ok(default_route_link(&rt.routes().context("look at the machine's routes")?)),
+    })
 }
 
-/// What these links and addresses say. `default` names the link of the default route.
+/// What these links and addresses say. `way` names the link by which packets to an address leave, without one that of the
+/// default route.
 ///
 /// # Errors
-/// When the chosen interface is not there, and those of `default`.
+/// When the chosen interface is not there, and those of `way`.
 pub fn of(
     links: &[Link],
     addresses: &[Address],
     given: Given<'_>,
-    default: impl FnOnce() -> anyhow::Result<Option<IfName>>,
+    way: impl FnOnce(Option<IpAddr>) -> anyhow::Result<Option<IfName>>,
 ) -> anyhow::Result<Facts> {
     let Given { choice, node_addresses, missing } = given;
     let mut facts = Facts { caps: Caps { missing: missing.clone(), ..Caps::default() }, ..Facts::default() };
@@ -183,7 +187,7 @@ pub fn of(
     for l in facts.caps.links.values_mut() {
         l.addresses.sort();
     }
-    facts.caps.uplink = uplink(choice, node_addresses, links, &facts.caps, default)?;
+    facts.caps.uplink = uplink(choice, node_addresses, links, &facts.caps, way)?;
     Ok(facts)
 }
 
@@ -199,7 +203,7 @@ fn uplink(
     node_addresses: &BTreeSet<IpAddr>,
     links: &[Link],
     caps: &Caps,
-    default: impl FnOnce() -> anyhow::Result<Option<IfName>>,
+    way: impl FnOnce(Option<IpAddr>) -> anyhow::Result<Option<IfName>>,
 ) -> anyhow::Result<Option<Uplink>> {
     let by_addr = |want: &dyn Fn(IpAddr) -> bool| {
         caps.links.iter().find(|(_, l)| l.addresses.iter().any(|(a, _)| want(*a))).map(|(n, _)| n.clone())
@@ -230,7 +234,7 @@ fn uplink(
                 ),
             }
         }
-        Some(IfaceChoice::Towards(to)) => match rt.link_towards(*to).context("ask for a route")? {
+        Some(IfaceChoice::Towards(to)) => match way(Some(*to))? {
             Some(n) if caps.links.contains_key(&n) => Some(n),
             Some(n) => bail!(
                 "--iface-can-reach {to}: the route leads to {n}, by which no other machine is reached: name an address \
@@ -242,7 +246,7 @@ fn uplink(
         // route's only stands in while the Node has no address.
         None => match by_addr(&|a| node_addresses.contains(&a)) {
             Some(n) => Some(n),
-            None => default()?.filter(|n| caps.links.contains_key(n)),
+            None => way(None)?.filter(|n| caps.links.contains_key(n)),
         },
     };
     Ok(name.and_then(|n| links.iter().find(|l| l.name == n)).map(|l| Uplink { name: l.name.clone(), mtu: l.mtu }))
@@ -292,8 +296,13 @@ mod tests {
         rt
     }
 
+    fn seen(rt: &mut FakeRt, choice: &IfaceChoice) -> anyhow::Result<Facts> {
+        let none = (BTreeSet::new(), BTreeSet::new());
+        observe(rt, Given { choice: Some(choice), node_addresses: &none.0, missing: &none.1 })
+    }
+
     fn chosen(choice: &IfaceChoice) -> Result<(String, u32), String> {
-        let facts = observe(&mut machine(), Some(choice), &BTreeSet::new(), &BTreeSet::new());
+        let facts = seen(&mut machine(), choice);
         facts.map(|f| f.caps.uplink.map(|u| (u.name.to_string(), u.mtu)).unwrap()).map_err(|e| e.to_string())
     }
 
@@ -325,12 +334,7 @@ mod tests {
             assert_eq!(by(to), *want, "{to}");
         }
         assert!(by("203.0.113.9").unwrap_err().contains("leads to lo"));
-        let bare = observe(
-            &mut FakeRt::new(),
-            Some(&IfaceChoice::Towards("192.0.2.9".parse().unwrap())),
-            &BTreeSet::new(),
-            &BTreeSet::new(),
-        );
+        let bare = seen(&mut FakeRt::new(), &IfaceChoice::Towards("192.0.2.9".parse().unwrap()));
         assert!(bare.unwrap_err().to_string().contains("--iface-can-reach 192.0.2.9: no route"));
     }
 

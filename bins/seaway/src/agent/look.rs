@@ -51,7 +51,10 @@ pub fn look<K: Rtnetlink + Sysctl>(
     let began = Instant::now();
     let rows = fabric.rows()?;
     let given = Given { choice: setup.iface.as_ref(), node_addresses, missing: &setup.missing };
-    let facts = facts::of(&rows.links, &rows.addresses, given, || Ok(facts::default_route_link(&rows.routes)))?;
+    let facts = facts::of(&rows.links, &rows.addresses, given, |to| match to {
+        Some(to) => fabric.kernel().link_towards(to).context("ask for a route"),
+        None => Ok(facts::default_route_link(&rows.routes)),
+    })?;
     fabric.set_caps(&facts.caps);
     Ok(Look { facts, have: fabric.image(rows), began })
 }
