@@ -48,20 +48,23 @@ fn a_refusal_is_an_event_at_its_object() {
     assert!(text.contains("configmap/seaway") && text.contains("Warning"), "{text}");
 }
 
-/// Two that want one port, an address of a family that the Service has not, a pool that is exhausted, a port that a process
+/// Two that want one port, an address of a family that the Service has not, a pool that is exhausted, ports that a process
 /// of the node has: each is told at its Service, with the field and the cure.
 #[test]
 fn what_a_service_asks_for_and_cannot_have_is_an_event_at_it() {
     let lab = Lab::up(&["--nodes", "2", "--ip", "dual"]);
     let node1 = kernel::Netns::open(format!("/run/netns/{}-node1", lab.name)).unwrap();
     let _process = node1.run(|| std::net::TcpListener::bind("0.0.0.0:32123")).unwrap().unwrap();
+    let _other = node1.run(|| std::net::TcpListener::bind("0.0.0.0:32124")).unwrap().unwrap();
     let create = |path: &str, v: &Value| lab.api("POST", path, Some(("application/json", &v.to_string())));
     let pool = json!({"apiVersion": "seaway.io/v1alpha1", "kind": "LoadBalancerPool", "metadata": {"name": "small"},
         "spec": {"addresses": ["172.31.1.200/32"]}});
     create("/apis/seaway.io/v1alpha1/loadbalancerpools", &pool);
     let service = |name: &str, spec: Value| {
         let mut spec = spec;
-        spec["ports"] = json!([{"port": 80}]);
+        if spec["ports"].is_null() {
+            spec["ports"] = json!([{"port": 80}]);
+        }
         spec["ipFamilies"] = json!(["IPv4"]);
         spec["ipFamilyPolicy"] = "SingleStack".into();
         let v = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
@@ -73,6 +76,7 @@ fn what_a_service_asks_for_and_cannot_have_is_an_event_at_it() {
     let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32123});
     service("d-checked", local);
     service("e-exhausted", json!({"type": "LoadBalancer"}));
+    service("f-process", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 32124}]}));
     for (name, reason, parts) in [
         (
             "b-second",
@@ -85,6 +89,7 @@ fn what_a_service_asks_for_and_cannot_have_is_an_event_at_it() {
             ["spec.externalIPs", "no IPv6 cluster address, so 2001:db8::77 is not served: add the family"],
         ),
         ("d-checked", "FailedToStartServiceHealthcheck", ["spec.healthCheckNodePort", "stop who has the port"]),
+        ("f-process", "NotHonoured", ["spec.ports[0].nodePort", "a process of node1 listens at 32124/TCP too"]),
         ("e-exhausted", "", ["LoadBalancerPool small is in use", "add addresses to it"]),
     ] {
         eventually(&format!("{name} is told"), Duration::from_secs(30), || {

@@ -2,7 +2,8 @@
 //! was chosen before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, BufRead as _, BufReader};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use anyhow::Context;
@@ -72,7 +73,8 @@ impl HostPorts {
 /// # Errors
 /// When the kernel does not say: then nothing may be chosen.
 pub fn others(nft: &mut impl Nft) -> anyhow::Result<BTreeSet<PortKey>> {
-    let mut out = listeners().context("look at who listens on the node")?;
+    let mut out: BTreeSet<PortKey> =
+        listeners().context("look at who listens on the node")?.into_iter().map(|(_, p)| p).collect();
     let mappings = observe(nft).context("look at the host ports that are mapped")?.mappings(|_: &Owner| true);
     out.extend(mappings.into_iter().map(|(m, _)| key(&m)));
     Ok(out)
@@ -102,8 +104,12 @@ fn key(m: &ipam::PortMapping) -> PortKey {
     PortKey { proto: m.proto, port: m.host_port }
 }
 
-/// The ports of the node's own sockets: of TCP those that listen, of UDP and SCTP all.
-fn listeners() -> io::Result<BTreeSet<PortKey>> {
+/// The addresses and ports of the node's own sockets: of TCP those that listen, of UDP and SCTP all. Of SCTP the address is
+/// not looked at.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn listeners() -> io::Result<BTreeSet<(IpAddr, PortKey)>> {
     let mut out = BTreeSet::new();
     for (file, proto) in [
         ("tcp", Proto::Tcp),
@@ -114,29 +120,52 @@ fn listeners() -> io::Result<BTreeSet<PortKey>> {
     ] {
         // Of this thread's namespace.
         let path = format!("/proc/thread-self/net/{file}");
-        let text = match std::fs::read_to_string(&path) {
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("{path}: {e}"));
+        let file = match std::fs::File::open(&path) {
             // A kernel without that family.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            r => r.map_err(|e| io::Error::new(e.kind(), format!("{path}: {e}")))?,
+            r => BufReader::new(r.map_err(named)?),
         };
         let one = if proto == Proto::Sctp { endpoint } else { socket };
-        out.extend(text.lines().skip(1).filter_map(|l| one(l, proto)).map(|port| PortKey { proto, port }));
+        for line in file.lines().skip(1) {
+            match one(&line.map_err(named)?) {
+                // The kernel tells of those that listen before all connections, which may be very many.
+                Some((_, _, listens)) if proto == Proto::Tcp && !listens => break,
+                Some((addr, port, _)) => drop(out.insert((addr, PortKey { proto, port }))),
+                None => {}
+            }
+        }
     }
     Ok(out)
 }
 
-/// A line of /proc/net/tcp or udp: number, local address, remote address, state (`TCP_LISTEN` is 10,
-/// include/net/tcp_states.h).
-fn socket(line: &str, proto: Proto) -> Option<u16> {
+/// A line of /proc/net/tcp or udp: number, local address, remote address, state; and whether that is `TCP_LISTEN`, which is 10
+/// (include/net/tcp_states.h).
+fn socket(line: &str) -> Option<(IpAddr, u16, bool)> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let (local, _, state) = (words.next()?, words.next()?, words.next()?);
-    let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok().filter(|p| *p > 0)?;
-    (proto != Proto::Tcp || state == "0A").then_some(port)
+    let (addr, port) = local.rsplit_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok().filter(|p| *p > 0)?;
+    // Words of 32 bits in the machine's order, of bytes in the network's.
+    let word = |at: usize| Some(u32::from_str_radix(addr.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
+    let addr = match addr.len() {
+        8 => IpAddr::from(word(0)?),
+        32 => {
+            let mut all = [0; 16];
+            for (n, to) in all.chunks_exact_mut(4).enumerate() {
+                to.copy_from_slice(&word(n)?);
+            }
+            IpAddr::from(all)
+        }
+        _ => return None,
+    };
+    Some((addr, port, state == "0A"))
 }
 
 /// A line of /proc/net/sctp/eps: the local port is the sixth word, in decimal (net/sctp/proc.c).
-fn endpoint(line: &str, _: Proto) -> Option<u16> {
-    line.split_ascii_whitespace().nth(5)?.parse().ok().filter(|p| *p > 0)
+fn endpoint(line: &str) -> Option<(IpAddr, u16, bool)> {
+    let port = line.split_ascii_whitespace().nth(5)?.parse().ok().filter(|p| *p > 0)?;
+    Some((Ipv4Addr::UNSPECIFIED.into(), port, true))
 }
 
 #[cfg(test)]
@@ -149,16 +178,22 @@ mod tests {
         let client = "   1: 0100007F:A1B2 0100007F:2580 01 00000000:00000000 02:00000000 00000000     0        0 2 1 0 20 4 0 10 -1";
         let udp6 = "  12: 00000000000000000000000000000000:0035 00000000000000000000000000000000:0000 07 00000000:00000000 0 0 0 0 0";
         let sctp = "ffff8800 ffff8801 2   10  31   9000    0     4711 0.0.0.0";
-        assert_eq!(socket(tcp, Proto::Tcp), Some(9600));
-        assert_eq!(socket(client, Proto::Tcp), None);
-        assert_eq!(socket(udp6, Proto::Udp), Some(53));
-        assert_eq!(endpoint(sctp, Proto::Sctp), Some(9000));
+        let at = |a: &str, port, listens| Some((a.parse::<IpAddr>().unwrap(), port, listens));
+        assert_eq!(socket(tcp), at("127.0.0.1", 9600, true));
+        assert_eq!(socket(client), at("127.0.0.1", 0xa1b2, false));
+        assert_eq!(socket(udp6), at("::", 53, false));
+        assert_eq!(
+            socket(&udp6.replacen("00000000000000000000000000000000", "B80D0120000000000000000001000000", 1)),
+            at("2001:db8::1", 53, false)
+        );
+        assert_eq!(endpoint(sctp), at("0.0.0.0", 9000, true));
         for cut in ["", "0:", "0: 1", "0: 0:zz 0 0A", " ENDPT     SOCK   STY SST HBKT"] {
-            assert_eq!((socket(cut, Proto::Udp), endpoint(cut, Proto::Sctp)), (None, None), "{cut}");
+            assert_eq!((socket(cut), endpoint(cut)), (None, None), "{cut}");
         }
         // This process's own.
-        let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = own.local_addr().unwrap().port();
-        assert!(listeners().unwrap().contains(&PortKey { proto: Proto::Tcp, port }));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let own = ("127.0.0.1".parse().unwrap(), PortKey { proto: Proto::Tcp, port });
+        assert!(listeners().unwrap().contains(&own));
     }
 }

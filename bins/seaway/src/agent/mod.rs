@@ -23,6 +23,7 @@ mod lock;
 mod look;
 mod mend;
 mod network_status;
+mod node_ports;
 mod pools;
 mod proxy_health;
 mod publish;
@@ -196,6 +197,7 @@ fn turn(
         network_status: tokio::sync::watch::channel(network_status::Statuses::new()).0,
         service_proxy: ServiceProxy::Off,
         foreign: None,
+        taken: Default::default(),
         checks: tokio::sync::watch::channel(health_check::Checks::default()).0,
         no_local: report::NoLocal::default(),
         unprogrammed: report::Unprogrammed::default(),

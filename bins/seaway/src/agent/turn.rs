@@ -27,10 +27,12 @@ use super::events;
 use super::flannel;
 use super::foreign::{self, ServiceProxy};
 use super::health_check;
+use super::host_ports;
 use super::http::Shared;
 use super::look::{self, Eyes, Host, Look};
 use super::mend::{self, Mend};
 use super::network_status::{Statuses, statuses};
+use super::node_ports::Taken;
 use super::pools;
 use super::publish::Wanted;
 use super::report;
@@ -80,6 +82,8 @@ pub struct Turn {
     pub service_proxy: ServiceProxy,
     /// What of others' rules gets in the way, as last seen; `None` when it is to be looked at.
     pub foreign: Option<Vec<Refused>>,
+    /// Node ports that processes have too.
+    pub taken: Taken,
     /// What load balancers are told.
     pub checks: watch::Sender<health_check::Checks>,
     /// Services that are dropped here.
@@ -269,6 +273,9 @@ impl Turn {
         let problems = self.pools.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
         refused.extend(problems.into_iter().map(refused_input));
         let mode = self.service_proxy;
+        let anew = self.foreign.is_none();
+        self.taken.follow(&pass.intent, &pass.services, anew, host_ports::listeners);
+        refused.extend(self.taken.all().cloned());
         let look = || Nftables::open().map(|mut n| foreign::look(&mut n, mode, &pass.intent)).unwrap_or_default();
         refused.extend(self.foreign.get_or_insert_with(look).iter().cloned());
         self.report(pass, refused, began.elapsed());
