@@ -47,15 +47,13 @@ J
 }
 range() { local c; c=$(kubectl get node "node$1" -o jsonpath='{.spec.podCIDR}'); [[ -n $c ]] && echo "$c"; }
 
-# The processes of the network, of these nodes.
-agents() {
-    local n p
-    for n in $(seq $NODES); do for p in $(ip netns pids "$PREFIX-node$n"); do
-        case $(cat "/proc/$p/comm" 2>/dev/null) in kube-proxy | seaway) echo "$p" ;; esac
-    done; done
-}
-# Hundredths of a second of CPU, with those of children that ended.
-ticks() { local t=0 p; for p in $(agents); do t=$((t + $(awk '{sub(/.*\) /, ""); print $12 + $13 + $14 + $15}' "/proc/$p/stat" 2>/dev/null || echo 0))); done; echo $t; }
+# Processes of these nodes by their names; their CPU in hundredths of a second, with that of children that ended; what
+# containerd's children took, which are the plugins, and on both sides alike what starts the shims.
+named() { local n p; for n in $(seq $NODES); do for p in $(ip netns pids "$PREFIX-node$n"); do case " $* " in *" $(cat "/proc/$p/comm" 2>/dev/null) "*) echo "$p" ;; esac; done; done; }
+agents() { named kube-proxy seaway; }
+sum() { local t=0 p f=$1; shift; for p in "$@"; do t=$((t + $(awk "{sub(/.*\\) /, \"\"); print $f}" "/proc/$p/stat" 2>/dev/null || echo 0))); done; echo $t; }
+ticks() { sum '$12 + $13 + $14 + $15' $(agents); }
+plugins_ticks() { sum '$14 + $15' $(named containerd); }
 rss() { local t=0 p; for p in $(agents); do t=$((t + $(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\) kB/\1/p' "/proc/$p/status" 2>/dev/null || echo 0))); done; echo $t; }
 ready() { (($(kubectl get nodes --no-headers | grep -cw Ready) == NODES)); }
 # A process of a pod that is not its sandbox, by the pod's cgroup.
@@ -66,7 +64,7 @@ process_of() {
 }
 
 measure() {
-    local client watcher asker before began i
+    local client watcher asker before before_plugins began i
     kubectl create namespace bench >/dev/null
     eventually 60 kubectl -n bench get serviceaccount default
     kubectl -n bench apply -f - >/dev/null <<Y
@@ -90,7 +88,7 @@ Y
     nsenter --net="/run/netns/$PREFIX-cp" "$BIN/kubectl" -n bench get pods -l group=bench --watch --no-headers >"$work/watch" & watcher=$!
     nsenter --target "$client" --net "$work/cluster" reach "$work/services" <"$work/watch" >"$work/delays" & asker=$!
     sleep 5
-    before=$(ticks); began=$EPOCHREALTIME
+    before=$(ticks) before_plugins=$(plugins_ticks) began=$EPOCHREALTIME
     kubectl -n bench create -f "$work/pods.yaml" >/dev/null
     kubectl -n bench wait --for=condition=Ready pod -l group=bench --timeout=600s >/dev/null
     note "all pods ready (s)" "$(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $began}")"
@@ -99,6 +97,7 @@ Y
     # Until the last of it is done: what was put off counts too.
     sleep 10
     note "CPU of the network's agents, all nodes (s)" "$(awk "BEGIN {print ($(ticks) - $before) / 100}")"
+    note "CPU of plugins and shims' starts, all nodes (s)" "$(awk "BEGIN {print ($(plugins_ticks) - $before_plugins) / 100}")"
     note "ready until reachable, p50 (s)" "$(quantile 0.5 <"$work/delays")"
     note "ready until reachable, p99 (s)" "$(quantile 0.99 <"$work/delays")"
     note "memory of the network's agents, a node (MiB)" "$(awk "BEGIN {printf \"%.1f\", $(rss) / 1024 / $NODES}")"
