@@ -39,8 +39,10 @@ use super::report;
 use super::status;
 use super::table::Table;
 
-/// Events that come within this time are one pass.
+/// Events that come within this time are one pass. A pass over Services alone is soon over, and what comes meanwhile waits
+/// for three times as long as it takes: a burst is gathered by that.
 const GATHER: Duration = Duration::from_millis(5);
+const GATHER_SERVICES: Duration = Duration::from_millis(1);
 /// First and longest pause after a failed pass.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How often the loop turns while a look at the machine lasts.
@@ -139,7 +141,7 @@ impl Turn {
         let mut mend = Mend::default();
         // Of whole passes, and of those over Services alone.
         let mut whole = Pacer::new(GATHER, RETRY.0, RETRY.1);
-        let mut quick = whole.clone();
+        let mut quick = Pacer::new(GATHER_SERVICES, RETRY.0, RETRY.1);
         let mut last = Duration::ZERO;
         quick.step(PacerInput::Dirty, Duration::ZERO);
         loop {
