@@ -114,3 +114,91 @@ proptest! {
         body(&spliced);
     }
 }
+
+/// What stands in place of something else: addresses that others have, ranges' ends, words of other fields, wrong types.
+const INSTEAD: &[&str] = &[
+    "null",
+    "[]",
+    "{}",
+    "true",
+    "0",
+    "1",
+    "80",
+    "30080",
+    "70000",
+    "-1",
+    r#""""#,
+    r#""None""#,
+    r#""Local""#,
+    r#""Cluster""#,
+    r#""ClientIP""#,
+    r#""NodePort""#,
+    r#""LoadBalancer""#,
+    r#""ExternalName""#,
+    r#""UDP""#,
+    r#""SCTP""#,
+    r#""http""#,
+    r#""web""#,
+    r#""lb""#,
+    r#""near""#,
+    r#""a""#,
+    r#""node1""#,
+    r#""node2""#,
+    r#""192.0.2.1""#,
+    r#""192.0.2.2""#,
+    r#""10.96.0.10""#,
+    r#""10.96.0.20""#,
+    r#""10.244.1.7""#,
+    r#""10.244.2.9""#,
+    r#""203.0.113.77""#,
+    r#""198.51.100.1""#,
+    r#""fd00:10:96::20""#,
+    r#""fd00:1::7""#,
+    r#""2001:db8:51::2""#,
+    r#""127.0.0.1""#,
+    r#""224.0.0.1""#,
+    r#""0.0.0.0/0""#,
+    r#""192.0.2.0/24""#,
+    r#"["10.96.0.10","fd00:10:96::10"]"#,
+    r#"["198.51.100.2","10.96.0.20","192.0.2.1"]"#,
+];
+
+/// The places of everything within a value that holds nothing else, and of lists.
+fn places(v: &serde_json::Value, at: &str, out: &mut Vec<String>) {
+    match v {
+        serde_json::Value::Object(m) => {
+            m.iter().for_each(|(k, v)| places(v, &format!("{at}/{}", k.replace('/', "~1")), out))
+        }
+        serde_json::Value::Array(a) => {
+            out.push(at.to_owned());
+            a.iter().enumerate().for_each(|(n, v)| places(v, &format!("{at}/{n}"), out));
+        }
+        _ => out.push(at.to_owned()),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Services and slices of all seeds, mixed, with other values here and there: they get past JSON.
+    #[test]
+    fn services_with_other_values(lines in proptest::collection::vec((any::<prop::sample::Index>(),
+        proptest::collection::vec((any::<prop::sample::Index>(), 0..INSTEAD.len()), 0..4)), 1..7)) {
+        let seeds = seeds("services").into_iter().map(|s| String::from_utf8(s).unwrap()).collect::<String>();
+        let all: Vec<serde_json::Value> = seeds.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let mut text = String::new();
+        for (line, changes) in &lines {
+            let mut v = line.get(&all).clone();
+            for (at, what) in changes {
+                let mut found = Vec::new();
+                places(&v, "", &mut found);
+                // Kind and version stay, or nobody reads it.
+                found.retain(|p| !matches!(p.as_str(), "/kind" | "/apiVersion"));
+                let place: &String = at.get(&found);
+                *v.pointer_mut(place).unwrap() = serde_json::from_str(INSTEAD[*what]).unwrap();
+            }
+            text += &format!("{v}\n");
+        }
+        bodies::services(text.as_bytes());
+    }
+}
