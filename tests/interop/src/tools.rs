@@ -189,6 +189,13 @@ impl Go {
         if done.is_dir() {
             return done;
         }
+        // Of the tests that need it at once, in one process or several, the first builds it.
+        fs::create_dir_all(&cache).unwrap();
+        let lock = fs::File::create(cache.join("lock")).unwrap();
+        lock.lock().unwrap();
+        if done.is_dir() {
+            return done;
+        }
         let (module, out) = (cache.join(format!("{name}.mod")), cache.join(format!("{name}.new")));
         for d in [&module, &out] {
             let _ = fs::remove_dir_all(d);
