@@ -81,11 +81,11 @@ import_seaway() {
 }
 node_ready() { [[ $(kubectl get node "node$1" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null) == True ]]; }
 # One node more than `up` made, ready and with Seaway; and one that leaves for good.
-join() {
+node_joins() {
     (source "$HERE/pki.sh"; cd "$STATE/pki"; node_certificate "$1")
     "$HERE/node" start "$1" && import_seaway "$1" && eventually 180 node_ready "$1" && way_to "$1"
 }
-leave() { kubectl delete node "node$1" >/dev/null; "$HERE/node" stop "$1"; }
+node_leaves() { kubectl delete node "node$1" >/dev/null; "$HERE/node" stop "$1"; }
 # The control plane is no node: its way to a node's pods leads over that node.
 way_to() {
     local c via ns
