@@ -17,7 +17,7 @@ use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::net::UnixStream;
-use tower::util::option_layer;
+use tower::util::{MapRequestLayer, option_layer};
 use tower::{BoxError, Layer, Service, ServiceExt};
 
 use crate::api::Api;
@@ -143,7 +143,28 @@ fn over_tls(config: &Config) -> Result<Client, SourceError> {
     let tls = config.rustls_https_connector_with_connector(tcp).map_err(bad)?;
     let http = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(tls).map_err(BoxError::from);
     let signed = option_layer(config.auth_layer().map_err(bad)?).layer(http);
-    Ok(Client::new(config.base_uri_layer().layer(signed), config.default_namespace.clone()))
+    let addressed = config.base_uri_layer().layer(signed);
+    Ok(Client::new(MapRequestLayer::new(of_now).layer(addressed), config.default_namespace.clone()))
+}
+
+/// kube's watcher begins with what there is at revision 0, and a server answers that with whatever its cache holds: from
+/// one that lags behind, an agent that starts would bring back Services of the past for a moment. Without a revision it is
+/// what there is when the server is asked (KEP-3157, "Consistent reads").
+fn of_now(mut request: http::Request<Body>) -> http::Request<Body> {
+    let uri = request.uri();
+    let Some(query) = uri.query().filter(|q| q.split('&').any(|p| p == "sendInitialEvents=true")) else {
+        return request;
+    };
+    let rest: Vec<&str> = query.split('&').filter(|p| *p != "resourceVersion=0").collect();
+    let mut parts = uri.clone().into_parts();
+    // What was taken out of an address that is one leaves one; if ever not, it goes as it was.
+    if let Ok(to) = format!("{}?{}", uri.path(), rest.join("&")).parse() {
+        parts.path_and_query = Some(to);
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
 }
 
 fn unix(path: PathBuf) -> Client {
@@ -226,6 +247,22 @@ mod tests {
         for bad in ["", "unix:"] {
             assert!(bad.parse::<Target>().unwrap_err().to_string().contains("write unix:/path"), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_first_list_is_of_now_and_a_watch_goes_on_from_where_it_was() {
+        let of = |params: &kube::api::WatchParams, version: &str| {
+            let request = kube::core::Request::new("/api/v1/services").watch(params, version).unwrap();
+            of_now(request.map(|_| Body::empty())).uri().to_string()
+        };
+        let first = of(&kube::api::WatchParams::default().initial_events().labels("a=b"), "0");
+        assert!(first.starts_with("/api/v1/services?&watch=true"), "{first}");
+        assert!(first.contains("&sendInitialEvents=true") && first.contains("&labelSelector=a%3Db"), "{first}");
+        assert!(first.contains("&resourceVersionMatch=NotOlderThan") && !first.contains("resourceVersion="), "{first}");
+        // From there on, and where a server has no streamed lists, nothing is taken out.
+        let later = of(&kube::api::WatchParams::default(), "7");
+        assert!(later.contains("&resourceVersion=7"), "{later}");
+        assert!(of(&kube::api::WatchParams::default(), "0").contains("&resourceVersion=0"));
     }
 
     #[test]

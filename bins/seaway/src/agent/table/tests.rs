@@ -155,3 +155,30 @@ fn a_large_commit_is_not_listened_to_and_who_meets_it_is_found_out() {
     })
     .unwrap();
 }
+
+#[test]
+fn changes_of_thousands_at_once_leave_what_a_whole_comparison_makes() {
+    let ns = Netns::new().unwrap();
+    ns.run(|| {
+        let mut t = open();
+        let mut i = intent(10);
+        t.pass(&i, &Caps::default(), &ServiceChanges::All).result.unwrap();
+        for n in [500, 20_000, 40_000, 15_000, 10, 9_000] {
+            let next = intent(n);
+            let were = |k: &ServiceKey| i.services.get(k).map(|p| (k.clone(), p.clone())).into_iter().collect();
+            let changed: BTreeMap<ObjectName, Ports> = next
+                .services
+                .keys()
+                .chain(i.services.keys())
+                .filter(|k| i.services.contains_key(*k) != next.services.contains_key(*k))
+                .map(|k| (k.service.clone(), were(k)))
+                .collect();
+            let done = t.pass(&next, &Caps::default(), &ServiceChanges::Some(changed));
+            assert!(!done.full && done.result.unwrap() > 1400, "{n}");
+            i = next;
+            t.forget();
+            assert_eq!(idle(&mut t, &i), (0, true), "{n}");
+        }
+    })
+    .unwrap();
+}
