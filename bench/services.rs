@@ -105,25 +105,26 @@ fn records(n: u32) -> [(String, String); 3] {
     ]
 }
 
+/// How many write at once.
+const LOADERS: u32 = 8;
+
 /// Services `from` to `to` with four endpoints each, written to etcd as a restored backup would be: the API server lists
 /// every address it ever gave before it gives one, so 45,000 would take it a third of an hour. On the first call also
 /// those that change.
 fn load(api: &str, etcd: &str, from: u32, to: u32) {
-    let mut store = Api::open(etcd);
-    for first in (from..to).step_by(40) {
-        // At most 128 operations a transaction (etcd's --max-txn-ops).
-        let puts: Vec<String> = (first..to.min(first + 40))
-            .flat_map(records)
-            .map(|(key, value)| {
-                format!(
-                    r#"{{"requestPut":{{"key":"{}","value":"{}"}}}}"#,
-                    base64(key.as_bytes()),
-                    base64(value.as_bytes())
-                )
-            })
-            .collect();
-        store.must("POST", "/v3/kv/txn", JSON, &format!(r#"{{"success":[{}]}}"#, puts.join(",")));
-    }
+    // A Service with what is its own is one transaction, as no two objects of a kind ever have one revision: a watch that is
+    // taken up again after a revision would miss the rest of it.
+    let put = |first: u32| {
+        let mut store = Api::open(etcd);
+        for n in (first..to).step_by(LOADERS as usize) {
+            let puts = records(n).map(|(key, value)| {
+                let (key, value) = (base64(key.as_bytes()), base64(value.as_bytes()));
+                format!(r#"{{"requestPut":{{"key":"{key}","value":"{value}"}}}}"#)
+            });
+            store.must("POST", "/v3/kv/txn", JSON, &format!(r#"{{"success":[{}]}}"#, puts.join(",")));
+        }
+    };
+    thread::scope(|s| (from..to.min(from + LOADERS)).for_each(|first| drop(s.spawn(move || put(first)))));
     let mut api = Api::open(api);
     if from == 0 {
         for n in 0..100 {

@@ -40,8 +40,8 @@ impl Sandbox {
     }
 
     fn call(&self, lab: &Lab, command: &str) -> Child {
-        let conf_dir = ok(Command::new("find").arg(lab.dir().join(self.node)).args(["-name", "10-seaway.conflist"]));
-        let list: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(conf_dir.trim()).unwrap()).unwrap();
+        let list = std::fs::read_to_string(lab.conflist(self.node)).unwrap();
+        let list: serde_json::Value = serde_json::from_str(&list).unwrap();
         let mut conf = list["plugins"][0].clone();
         conf["name"] = list["name"].clone();
         conf["cniVersion"] = list["cniVersion"].clone();

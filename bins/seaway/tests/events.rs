@@ -218,9 +218,7 @@ fn a_node_without_network_says_so_while_it_lasts() {
     });
     let other = ["ip", "link", "add", "other", "type", "vxlan", "id", "1", "dstport", "8472", "local", "172.31.1.11"];
     ok(&mut lab.on_node("node1", &other));
-    let conf = ok(Command::new("find").arg(lab.dir()).args(["-name", "10-seaway.conflist"]));
-    let conf = conf.lines().find(|l| l.contains("/node2/")).unwrap();
-    let hidden = Hidden::new(Path::new(conf).parent().unwrap());
+    let hidden = Hidden::new(lab.conflist("node2").parent().unwrap());
     backend("vxlan");
     let down = eventually("node1 has no network", LONG * 2, || is("node1", "True", "RoutesNotProgrammed"));
     assert!(down["message"].as_str().is_some_and(|m| m.contains("VNI")), "{down}");

@@ -239,12 +239,8 @@ fn one_agent_a_node_and_cleanup_leaves_nothing() {
     let agent = Proc::find(&lab, &["agent", "node1"]);
     assert_eq!(agent.len(), 1);
     let dir = lab.dir().join("node1");
-    let conf = ok(Command::new("find").arg(lab.dir()).args(["-name", "10-seaway.conflist"]));
-    let conf_dir = conf
-        .lines()
-        .find(|l| l.contains("/node1/"))
-        .map(|l| l.trim_end_matches("/10-seaway.conflist").to_owned())
-        .unwrap();
+    let conf = lab.conflist("node1");
+    let conf_dir = conf.parent().unwrap().display().to_string();
     let api = format!("unix:{}", lab.dir().join("api.sock").display());
     let ipam = dir.join("ipam").display().to_string();
     let args = ["agent", "--node", "node1", "--api", &api, "--ipam-dir", &ipam, "--cni-conf-dir", &conf_dir];
@@ -285,7 +281,7 @@ fn one_agent_a_node_and_cleanup_leaves_nothing() {
         let text = ok(&mut lab.on_node("node1", cmd));
         assert!(!text.contains(trace), "{cmd:?}: {text}");
     }
-    assert!(!dir.join("ipam").exists() && !std::path::Path::new(&conf_dir).join("10-seaway.conflist").exists());
+    assert!(!dir.join("ipam").exists() && !conf.exists());
     let nodes = lab.objects("nodes", "");
     let n = nodes.iter().find(|n| n["metadata"]["name"] == "node1").unwrap();
     assert!(!n["metadata"]["annotations"].to_string().contains("seaway.io/"), "{n}");

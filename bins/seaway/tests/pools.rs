@@ -132,10 +132,7 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
     eventually("the configuration names pools", Duration::from_secs(10), || {
         NODES
             .iter()
-            .all(|n| {
-                let file = ok(Command::new("find").arg(lab.dir().join(n)).args(["-name", "10-seaway.conflist"]));
-                std::fs::read_to_string(file.trim()).is_ok_and(|t| t.contains("pools.json"))
-            })
+            .all(|n| std::fs::read_to_string(lab.conflist(n)).is_ok_and(|t| t.contains("pools.json")))
             .then_some(())
     });
 

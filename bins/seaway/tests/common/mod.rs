@@ -95,6 +95,11 @@ impl Lab {
         PathBuf::from("/run/seaway/labs").join(&self.name)
     }
 
+    /// Where a node's agent writes the CNI configuration.
+    pub fn conflist(&self, node: &str) -> PathBuf {
+        self.dir().join(node).join("cni/10-seaway.conflist")
+    }
+
     /// A command in a node's network namespace.
     pub fn on_node(&self, node: &str, cmd: &[&str]) -> Command {
         let mut c = Command::new("nsenter");
