@@ -4,16 +4,13 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::health::{Answer, text};
-use crate::metrics::{Build, count, words};
-use crate::process::Process;
+use crate::metrics::{Build, Own, count, words};
 
 words! {
     /// What became of a write.
@@ -37,9 +34,7 @@ pub struct Controllers {
     leading: Gauge,
     writes: Family<WriteLabel, Counter>,
     problems: Gauge,
-    missing_rights: Gauge,
-    resident: Gauge,
-    virtual_size: Gauge,
+    own: Own,
     /// What keeps them from working, if anything does.
     waiting: Mutex<Option<String>>,
 }
@@ -53,9 +48,7 @@ impl Controllers {
             leading: Gauge::default(),
             writes: Family::default(),
             problems: Gauge::default(),
-            missing_rights: Gauge::default(),
-            resident: Gauge::default(),
-            virtual_size: Gauge::default(),
+            own: Own::default(),
             waiting: Mutex::new(Some("not started".into())),
         };
         for result in Write::ALL.iter().copied() {
@@ -73,18 +66,7 @@ impl Controllers {
             "Things that the controllers cannot do now; the log and Events name them",
             m.problems.clone(),
         );
-        r.register(
-            "seaway_missing_rights",
-            "Rights that the API server denies now; /status names the rules",
-            m.missing_rights.clone(),
-        );
-        r.register("process_resident_memory_bytes", "Resident memory size in bytes", m.resident.clone());
-        r.register("process_virtual_memory_bytes", "Virtual memory size in bytes", m.virtual_size.clone());
-        r.register(
-            "seaway_build",
-            "What was built",
-            Info::new(vec![("version", build.version), ("commit", build.commit)]),
-        );
+        m.own.register(r, build);
         m
     }
 
@@ -109,15 +91,8 @@ impl Controllers {
     /// The OpenMetrics text of everything, with this process's memory as it is now.
     #[must_use]
     pub fn encode(&self, denied: usize) -> String {
-        self.missing_rights.set(count(denied));
-        if let Some(p) = Process::own() {
-            self.resident.set(i64::try_from(p.resident).unwrap_or(i64::MAX));
-            self.virtual_size.set(i64::try_from(p.virtual_size).unwrap_or(i64::MAX));
-        }
-        let mut text = String::new();
-        // Writing to a String does not fail; a half text is still better than none if a metric's own encoder did.
-        let _ = encode(&mut text, &self.registry);
-        text
+        self.own.missing_rights.set(count(denied));
+        self.own.encode(&self.registry)
     }
 
     /// Answers a GET of a path: `/healthz`, `/livez` (the same), `/readyz`, `/metrics`, and a list of these at `/`.

@@ -154,13 +154,48 @@ pub struct Metrics {
     refused: Family<PlaneLabel, Gauge>,
     last_success: Family<PlaneLabel, Seconds>,
     in_sync: Family<KindLabel, Gauge>,
-    missing_rights: Gauge,
     attachments: Gauge,
     services: Gauge,
     endpoints: Gauge,
     peers: Gauge,
+    own: Own,
+}
+
+/// What agent and controllers say of themselves alike: the process, what it was built from, and what it may not do.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    pub(crate) missing_rights: Gauge,
     resident: Gauge,
     virtual_size: Gauge,
+}
+
+impl Own {
+    pub(crate) fn register(&self, r: &mut Registry, build: Build) {
+        r.register(
+            "seaway_missing_rights",
+            "Rights that the API server denies now; /status names the rules",
+            self.missing_rights.clone(),
+        );
+        r.register("process_resident_memory_bytes", "Resident memory size in bytes", self.resident.clone());
+        r.register("process_virtual_memory_bytes", "Virtual memory size in bytes", self.virtual_size.clone());
+        r.register(
+            "seaway_build",
+            "What was built",
+            Info::new(vec![("version", build.version), ("commit", build.commit)]),
+        );
+    }
+
+    /// The OpenMetrics text of all that is registered, with this process's memory as it is now.
+    pub(crate) fn encode(&self, registry: &Registry) -> String {
+        if let Some(p) = Process::own() {
+            self.resident.set(i64::try_from(p.resident).unwrap_or(i64::MAX));
+            self.virtual_size.set(i64::try_from(p.virtual_size).unwrap_or(i64::MAX));
+        }
+        let mut text = String::new();
+        // Writing to a String does not fail; a half text is still better than none if a metric's own encoder did.
+        let _ = encode(&mut text, registry);
+        text
+    }
 }
 
 /// 1 ms doubled 15 times: to 16 s, as kube-proxy's.
@@ -186,13 +221,11 @@ impl Metrics {
             refused: Family::default(),
             last_success: Family::default(),
             in_sync: Family::default(),
-            missing_rights: Gauge::default(),
             attachments: Gauge::default(),
             services: Gauge::default(),
             endpoints: Gauge::default(),
             peers: Gauge::default(),
-            resident: Gauge::default(),
-            virtual_size: Gauge::default(),
+            own: Own::default(),
         };
         m.register(build);
         for plane in Plane::ALL.iter().copied() {
@@ -227,24 +260,13 @@ impl Metrics {
             self.last_success.clone(),
         );
         r.register("seaway_in_sync", "Whether the source has the whole list of a kind: 1 or 0", self.in_sync.clone());
-        r.register(
-            "seaway_missing_rights",
-            "Rights that the API server denies now; /status names the rules",
-            self.missing_rights.clone(),
-        );
         r.register("seaway_attachments", "Pod interfaces on this node", self.attachments.clone());
         r.register("seaway_services", "Service ports in this node's intent", self.services.clone());
         r.register("seaway_endpoints", "Endpoints over all service ports", self.endpoints.clone());
         r.register("seaway_peers", "Other nodes", self.peers.clone());
         self.announcing.register(r);
         self.proxy.register(r);
-        r.register("process_resident_memory_bytes", "Resident memory size in bytes", self.resident.clone());
-        r.register("process_virtual_memory_bytes", "Virtual memory size in bytes", self.virtual_size.clone());
-        r.register(
-            "seaway_build",
-            "What was built",
-            Info::new(vec![("version", build.version), ("commit", build.commit)]),
-        );
+        self.own.register(r, build);
     }
 
     /// A pass ended: how, how long it took, how many ops were committed (also by one that failed later), and when.
@@ -271,7 +293,7 @@ impl Metrics {
 
     /// How many rights the API server denies.
     pub fn missing_rights(&self, n: usize) {
-        self.missing_rights.set(count(n));
+        self.own.missing_rights.set(count(n));
     }
 
     /// What the node has to do.
@@ -285,14 +307,7 @@ impl Metrics {
     /// The OpenMetrics text of everything, with this process's memory as it is now.
     #[must_use]
     pub fn encode(&self) -> String {
-        if let Some(p) = Process::own() {
-            self.resident.set(i64::try_from(p.resident).unwrap_or(i64::MAX));
-            self.virtual_size.set(i64::try_from(p.virtual_size).unwrap_or(i64::MAX));
-        }
-        let mut text = String::new();
-        // Writing to a String does not fail; a half text is still better than none if a metric's own encoder did.
-        let _ = encode(&mut text, &self.registry);
-        text
+        self.own.encode(&self.registry)
     }
 }
 

@@ -104,6 +104,7 @@ mod tests {
         assert_eq!((c.unavailable, c.reason, &*c.message), (true, "RoutesNotProgrammed", "no"));
         assert!(!n.follow(Ok(()), secs(71)).unwrap().unavailable);
     }
+
     #[test]
     fn the_time_of_the_transition_is_that_of_the_status() {
         let said = |unavailable, reason, message: &str| Condition { unavailable, reason, message: message.into() };

@@ -21,7 +21,7 @@ use telemetry::Plane;
 use types::{Cidr, Family, NodeName};
 
 use super::conf_files;
-use super::facts::{self, Facts, IfaceChoice};
+use super::facts::{self, Facts, Given, IfaceChoice};
 use super::host_ports::{self, HostPorts, Uids};
 use super::look::Look;
 use super::table::{Done, Ears, Table};
@@ -59,6 +59,19 @@ pub struct Setup {
     pub missing: BTreeSet<String>,
     /// Another proxy serves Services here.
     pub services_elsewhere: bool,
+}
+
+impl Setup {
+    /// The Node's own addresses, for a look at the machine.
+    pub fn node_addresses(&self, cluster: &impl Cluster) -> BTreeSet<IpAddr> {
+        let addresses = |n: &resolve::Node| n.internal_ips.iter().copied().collect();
+        cluster.read(|s| s.nodes.get(&self.node).map(addresses).unwrap_or_default())
+    }
+
+    /// What is given to it.
+    pub fn given<'a>(&'a self, node_addresses: &'a BTreeSet<IpAddr>) -> Given<'a> {
+        Given { choice: self.iface.as_ref(), node_addresses, missing: &self.missing }
+    }
 }
 
 /// The effects of both planes.
@@ -217,12 +230,6 @@ where
         if let Some(g) = &mut self.ground {
             g.stale = true;
         }
-    }
-
-    /// The Node's own addresses, for [`super::look::look`].
-    pub fn node_addresses(&self, cluster: &impl Cluster) -> BTreeSet<IpAddr> {
-        let addresses = |n: &resolve::Node| n.internal_ips.iter().copied().collect();
-        cluster.read(|s| s.nodes.get(&self.setup.node).map(addresses).unwrap_or_default())
     }
 
     /// A whole pass.

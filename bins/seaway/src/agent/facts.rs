@@ -278,6 +278,7 @@ mod tests {
         assert_ne!(vxlan_mac(&n("node1"), 1), vxlan_mac(&n("node2"), 1));
         assert_ne!(vxlan_mac(&n("node1"), 1), vxlan_mac(&n("node1"), 2));
     }
+
     fn machine() -> FakeRt {
         let mut rt = FakeRt::new();
         let (a, name) = (|s: &str| s.parse::<IpAddr>().unwrap(), |s: &str| s.parse::<IfName>().unwrap());

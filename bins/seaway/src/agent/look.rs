@@ -15,7 +15,7 @@ use kernel_api::{Rtnetlink, Sysctl};
 use plan::{Caps, KernelError};
 
 use super::datapath::Setup;
-use super::facts::{self, Facts, Given};
+use super::facts::{self, Facts};
 
 /// Links, routes and sysctls of one namespace behind one value.
 pub type Host = Joined<Rt, Sysctls>;
@@ -50,8 +50,7 @@ pub fn look<K: Rtnetlink + Sysctl>(
 ) -> anyhow::Result<Look> {
     let began = Instant::now();
     let rows = fabric.rows()?;
-    let given = Given { choice: setup.iface.as_ref(), node_addresses, missing: &setup.missing };
-    let facts = facts::of(&rows.links, &rows.addresses, given, |to| match to {
+    let facts = facts::of(&rows.links, &rows.addresses, setup.given(node_addresses), |to| match to {
         Some(to) => fabric.kernel().link_towards(to).context("ask for a route"),
         None => Ok(facts::default_route_link(&rows.routes)),
     })?;

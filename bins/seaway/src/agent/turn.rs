@@ -199,7 +199,7 @@ impl Turn {
             if eyes.busy().is_none() && whole.take(now) {
                 last = now;
                 if self.in_sync() {
-                    eyes.ask(datapath.node_addresses(&self.reader))?;
+                    eyes.ask(self.setup.node_addresses(&self.reader))?;
                 }
             }
         }
@@ -219,12 +219,7 @@ impl Turn {
         let told = self.follow(datapath, &pass, began);
         let mended = mend.run(&self.setup.ipam_dir, &pass, self.shared.start.elapsed());
         if pass.ok() {
-            let _ = self.published.send_if_modified(|w| {
-                let now = Some(resolve::annotations::published(&pass.intent, pass.vxlan_up()));
-                let changed = *w != now;
-                *w = now;
-                changed
-            });
+            tell(&self.published, Some(resolve::annotations::published(&pass.intent, pass.vxlan_up())));
             let pools = self.reader.read(|s, _| s.settings.ipam == Ipam::Pools);
             let written = self.conflist.update(&pass, pools);
             let told = self.flannel_subnet_file.as_deref().map(|f| flannel::update(f, &pass, pools));
@@ -286,12 +281,7 @@ impl Turn {
         report::proxy(&self.shared.metrics.proxy, pass, &walks, &mut self.unprogrammed);
         // Also of a pass that failed: endpoints that are gone are gone.
         let _ = self.checks.send_if_modified(|c| c.update(&pass.intent, &pass.services));
-        let now = self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s));
-        let _ = self.network_status.send_if_modified(|s| {
-            let changed = *s != now;
-            *s = now;
-            changed
-        });
+        tell(&self.network_status, self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s)));
         // Early: runtimes may be waiting for them.
         let pods = self.setup.ipam_dir.join(conflist::PODS);
         let told = cni::podspec::publish(&pods, &pass.intent.pods, &mut self.pods);
@@ -307,21 +297,14 @@ impl Turn {
     /// Tells the Node's condition.
     fn network(&mut self, outcome: Result<(), (&'static str, String)>) {
         let now = self.network.follow(outcome, self.shared.start.elapsed());
-        let _ = self.condition.send_if_modified(|c| {
-            let changed = *c != now;
-            *c = now;
-            changed
-        });
+        tell(&self.condition, now);
     }
 
     fn report(&mut self, pass: &Pass, refused: Vec<Refused>, took: Duration) {
         let due = self.told.due(&refused, self.shared.start.elapsed());
         events::tell(&self.recorder, Some(&self.setup.node), &due);
         let (now, m) = (self.shared.start.elapsed(), &self.shared.metrics);
-        let (mut planes, mut wrong) = (Vec::new(), Vec::new());
-        for p in &pass.planes {
-            self.failing.remove(&p.plane);
-        }
+        let mut planes = Vec::new();
         for p in &pass.planes {
             let (outcome, ops, why) = match &p.result {
                 Ok(0) => (Outcome::Unchanged, 0, None),
@@ -331,13 +314,14 @@ impl Turn {
             m.reconciled(p.plane, outcome, p.took, ops, SystemTime::now());
             m.refused(p.plane, p.refused);
             planes.push((p.plane, outcome, ops));
-            if let Some(e) = &why {
-                let said = format!("{}: {e}", p.plane);
-                wrong.push(said.clone());
-                self.failing.insert(p.plane, said);
-            }
+            match &why {
+                Some(e) => self.failing.insert(p.plane, format!("{}: {e}", p.plane)),
+                None => self.failing.remove(&p.plane),
+            };
             self.shared.health(|h| h.pass(p.plane, why.map_or(Ok(()), Err), now));
         }
+        let wrong: Vec<&str> =
+            pass.planes.iter().filter_map(|p| self.failing.get(&p.plane)).map(String::as_str).collect();
         let (heard, why) = (pass.heard.to_string(), wrong.join("; "));
         telemetry::reconcile_line(&PassLine {
             heard: &heard,
@@ -377,6 +361,15 @@ impl Turn {
             failing: self.failing.values().cloned().collect(),
         };
     }
+}
+
+/// Says what is so now, if it was not said yet.
+fn tell<T: PartialEq>(to: &watch::Sender<T>, now: T) {
+    let _ = to.send_if_modified(|said| {
+        let changed = *said != now;
+        *said = now;
+        changed
+    });
 }
 
 /// What keeps packets from other nodes, if the fabric's pass failed. Service rules that cannot be written are told

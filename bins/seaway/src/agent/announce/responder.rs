@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use types::{Family, IfName, Mac};
 
 use crate::agent::Setup;
-use crate::agent::facts::{self, Given};
+use crate::agent::facts;
 
 /// After a change of links, until they are looked at: many come together.
 const GATHER: Duration = Duration::from_millis(10);
@@ -157,17 +157,7 @@ impl Responder {
     }
 
     fn links(&self, rt: &mut Rt) -> anyhow::Result<Links> {
-        let node = &self.setup.node;
-        let addresses =
-            self.reader.read(|s, _| s.nodes.get(node).map(|n| n.internal_ips.iter().copied().collect::<BTreeSet<_>>()));
-        let facts = facts::observe(
-            rt,
-            Given {
-                choice: self.setup.iface.as_ref(),
-                node_addresses: &addresses.unwrap_or_default(),
-                missing: &self.setup.missing,
-            },
-        )?;
+        let facts = facts::observe(rt, self.setup.given(&self.setup.node_addresses(&self.reader)))?;
         let ports = rt
             .links()
             .context("look at the machine's interfaces")?

@@ -65,7 +65,7 @@ fn slice(name: &str, of: &str, address: &str) -> Value {
 
 /// A whole pass: the ops of the fabric and of the table.
 fn whole(d: &mut Real, eyes: &mut FabricKernel<Host>, c: &Told) -> (usize, usize) {
-    let seen = look(eyes, &d.setup, &d.node_addresses(c)).unwrap();
+    let seen = look(eyes, &d.setup, &d.setup.node_addresses(c)).unwrap();
     let pass = d.pass(c, seen).unwrap();
     assert!(!pass.unfinished);
     let ops = |n: usize| *pass.planes[n].result.as_ref().unwrap();
