@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Lab, SEAWAY, eventually, run};
+use serde_json::json;
 
 /// A loaded machine is slow.
 const LONG: Duration = Duration::from_secs(40);
@@ -111,6 +112,19 @@ fn why_a_packet_to_a_service_goes_where_it_goes() {
         &["at its cluster address has no ready endpoint", "seaway services default/empty"],
     );
     says(&lab, "client", "empty:81", &["is an address of Service default/empty, which serves 80/TCP there"]);
+
+    // Endpoints that somebody wrote himself, as the older object alone.
+    let pods = lab.pods();
+    let web = pods.iter().find(|p| p.name.starts_with("web-")).unwrap();
+    let v = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "manual"}, "spec": {"ports": [{"port": 80}]}});
+    lab.api("POST", "/api/v1/namespaces/default/services", Some(("application/json", &v.to_string())));
+    let subsets = json!([{"addresses": [{"ip": web.ips[0]}], "ports": [{"port": 8080}]}]);
+    let v = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "manual"}, "subsets": subsets});
+    lab.api("POST", "/api/v1/namespaces/default/endpoints", Some(("application/json", &v.to_string())));
+    let manual = at("manual", "", &format!("its cluster address: {}:8080", web.ips[0]));
+    says(&lab, "client", "manual:80", &[&manual, "It arrives."]);
+    lab.api("DELETE", "/api/v1/namespaces/default/endpoints/manual", None);
+    says(&lab, "client", "manual:80", &["Service default/manual", "has no ready endpoint"]);
 
     // And what the Service is to node1.
     let services = || {

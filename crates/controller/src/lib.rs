@@ -1,4 +1,4 @@
-//! Owns: what a control plane writes, as pure functions from a snapshot to API writes: node pod ranges, endpoint slices, Deployments' ReplicaSets, pods of these and of DaemonSets, scheduling, garbage collection; and the allocators of cluster IPs and node ports.
+//! Owns: what a control plane writes, as pure functions from a snapshot to API writes: node pod ranges, endpoint slices of Services and of Endpoints, Deployments' ReplicaSets, pods of these and of DaemonSets, scheduling, garbage collection; and the allocators of cluster IPs and node ports.
 //! Never does: I/O, clocks, or anything on a cluster that the cluster's own controllers do already: each is switched on by itself.
 //! Tested by: one module of cases each; a property in `tests/` that any cluster settles, in few passes, into a state that the next pass leaves alone.
 
@@ -7,6 +7,7 @@ mod daemonset;
 mod deployment;
 mod gc;
 pub mod lb;
+mod mirror;
 mod name;
 mod node_cidr;
 pub mod offline;
@@ -34,6 +35,8 @@ pub enum Which {
     NodeCidr,
     /// Writes EndpointSlices for Services with a selector.
     EndpointSlice,
+    /// Writes EndpointSlices for Endpoints of Services without one.
+    EndpointSliceMirroring,
     /// Makes the ReplicaSets of Deployments, and moves their pods from one to the next.
     Deployment,
     /// Makes and replaces the pods of ReplicaSets.
@@ -52,9 +55,10 @@ pub enum Which {
 
 impl Which {
     /// All of them: a lab or a standalone host, where nobody else does any.
-    pub const ALL: [Which; 9] = [
+    pub const ALL: [Which; 10] = [
         Which::NodeCidr,
         Which::EndpointSlice,
+        Which::EndpointSliceMirroring,
         Which::Deployment,
         Which::ReplicaSet,
         Which::DaemonSet,
@@ -70,6 +74,7 @@ impl Which {
         match self {
             Self::NodeCidr => "node-cidr",
             Self::EndpointSlice => "endpointslice",
+            Self::EndpointSliceMirroring => "endpointslice-mirroring",
             Self::Deployment => "deployment",
             Self::ReplicaSet => "replicaset",
             Self::DaemonSet => "daemonset",
@@ -86,6 +91,7 @@ impl Which {
         match self {
             Self::NodeCidr => &[Kind::Node, Kind::ConfigMap, Kind::Service],
             Self::EndpointSlice => &[Kind::Service, Kind::EndpointSlice, Kind::Pod],
+            Self::EndpointSliceMirroring => &[Kind::Service, Kind::EndpointSlice, Kind::Endpoints],
             Self::Deployment => &[Kind::Deployment, Kind::ReplicaSet, Kind::Pod],
             Self::ReplicaSet => &[Kind::ReplicaSet, Kind::Pod],
             Self::DaemonSet => &[Kind::DaemonSet, Kind::ControllerRevision, Kind::Node, Kind::Pod],
@@ -168,6 +174,7 @@ pub fn reconcile_with(snapshot: &ClusterSnapshot, options: &Options, memory: &mu
         match which {
             Which::NodeCidr => node_cidr::reconcile(snapshot, options, &mut out),
             Which::EndpointSlice => slices::reconcile(snapshot, &mut out),
+            Which::EndpointSliceMirroring => mirror::reconcile(snapshot, &mut out),
             Which::Deployment => deployment::reconcile(snapshot, owned(), now, &mut out),
             Which::ReplicaSet => replicaset::reconcile(snapshot, owned(), &mut out),
             Which::DaemonSet => daemonset::reconcile(snapshot, owned(), &mut out),

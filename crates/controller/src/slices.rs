@@ -16,14 +16,35 @@ pub const MANAGED_BY: &str = "endpointslice-controller.seaway.io";
 const MAX_ENDPOINTS: usize = 100;
 
 /// What distinguishes slices of one Service: all endpoints of a slice share family and ports.
-type Group = (Family, Box<[SlicePort]>);
+pub(crate) type Group = (Family, Box<[SlicePort]>);
 
-pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
-    let mut have: BTreeMap<ObjectName, BTreeMap<&ObjectName, &EndpointSlice>> = BTreeMap::new();
-    for (name, slice) in snapshot.slices.iter().filter(|(_, s)| &*s.managed_by == MANAGED_BY) {
+/// Whose slices.
+pub(crate) struct Of<'a> {
+    /// The Service, and the Endpoints where these are mirrored.
+    pub(crate) name: &'a ObjectName,
+    /// The kind of object that owns them.
+    pub(crate) kind: &'static str,
+    /// Its uid.
+    pub(crate) uid: &'a str,
+    pub(crate) headless: bool,
+    pub(crate) managed_by: &'static str,
+}
+
+/// The slices of one Service.
+pub(crate) type Have<'a> = BTreeMap<&'a ObjectName, &'a EndpointSlice>;
+
+/// The slices that one controller manages, by Service.
+pub(crate) fn managed<'a>(snapshot: &'a ClusterSnapshot, by: &str) -> BTreeMap<ObjectName, Have<'a>> {
+    let mut have: BTreeMap<ObjectName, Have<'a>> = BTreeMap::new();
+    for (name, slice) in snapshot.slices.iter().filter(|(_, s)| &*s.managed_by == by) {
         let service = ObjectName { namespace: name.namespace.clone(), name: slice.service.clone() };
         have.entry(service).or_default().insert(name, slice);
     }
+    have
+}
+
+pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
+    let mut have = managed(snapshot, MANAGED_BY);
     for (name, svc) in &snapshot.services {
         let mine = have.remove(name).unwrap_or_default();
         // Without a selector the endpoints are somebody else's; slices of ours from before are stale.
@@ -32,10 +53,16 @@ pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
         } else {
             wanted(snapshot, name, svc)
         };
-        service(snapshot, name, svc, want, mine, out);
+        let of = Of { name, kind: "Service", uid: &svc.uid, headless: svc.headless, managed_by: MANAGED_BY };
+        bring(snapshot, &of, want, mine, out);
     }
+    without("Service", have, out);
+}
+
+/// Slices of what is gone.
+pub(crate) fn without(kind: &str, have: BTreeMap<ObjectName, Have<'_>>, out: &mut Outcome) {
     for (name, slice) in have.into_values().flatten() {
-        out.writes.push(delete(name, format!("Service {} is gone", slice.service)));
+        out.writes.push(delete(name, format!("{kind} {} is gone", slice.service)));
     }
 }
 
@@ -97,14 +124,14 @@ fn ports(svc: &Service, pod: &Pod) -> Box<[SlicePort]> {
 }
 
 /// Brings the slices of one Service to what they should be, touching no slice whose endpoints did not change.
-fn service(
+pub(crate) fn bring(
     snapshot: &ClusterSnapshot,
-    name: &ObjectName,
-    svc: &Service,
+    of: &Of<'_>,
     want: BTreeMap<Group, BTreeSet<SliceEndpoint>>,
-    mut have: BTreeMap<&ObjectName, &EndpointSlice>,
+    mut have: Have<'_>,
     out: &mut Outcome,
 ) {
+    let name = of.name;
     let mut made: BTreeSet<String> = BTreeSet::new();
     for (group, mut left) in want {
         let (family, ports) = &group;
@@ -139,8 +166,8 @@ fn service(
                 continue;
             }
             let now: BTreeSet<SliceEndpoint> = slice.endpoints.iter().cloned().collect();
-            if now != kept || slice.owner_uid != svc.uid {
-                let mut body = render(name, svc, &group, &kept);
+            if now != kept || *slice.owner_uid != *of.uid {
+                let mut body = render(of, &group, &kept);
                 if let Some(m) = body.as_object_mut() {
                     m.remove("addressType"); // immutable
                 }
@@ -159,14 +186,14 @@ fn service(
                 chunk.insert(e);
             }
             let family_text = family.to_string();
-            let slice_name = free(&name.name, &[&svc.uid, &family_text], |n| {
+            let slice_name = free(&name.name, &[of.uid, &family_text], |n| {
                 made.contains(n) || snapshot.slices.contains_key(&ObjectName::new(&name.namespace, n))
             });
             made.insert(slice_name.clone());
             out.writes.push(ApiWrite {
                 resource: Kind::EndpointSlice.into(),
                 name: ObjectName::new(&name.namespace, &slice_name),
-                op: WriteOp::Create(render(name, svc, &group, &chunk)),
+                op: WriteOp::Create(render(of, &group, &chunk)),
                 why: format!("{} endpoints of Service {name}", chunk.len()),
             });
         }
@@ -182,13 +209,13 @@ fn sorted(ports: &[SlicePort]) -> Box<[SlicePort]> {
     p.into()
 }
 
-fn render(name: &ObjectName, svc: &Service, group: &Group, endpoints: &BTreeSet<SliceEndpoint>) -> Value {
+fn render(of: &Of<'_>, group: &Group, endpoints: &BTreeSet<SliceEndpoint>) -> Value {
     let (family, ports) = group;
     let mut labels = json!({
-        "kubernetes.io/service-name": &*name.name,
-        "endpointslice.kubernetes.io/managed-by": MANAGED_BY,
+        "kubernetes.io/service-name": &*of.name.name,
+        "endpointslice.kubernetes.io/managed-by": of.managed_by,
     });
-    if svc.headless {
+    if of.headless {
         labels["service.kubernetes.io/headless"] = "".into();
     }
     let endpoints: Vec<Value> = endpoints
@@ -202,7 +229,7 @@ fn render(name: &ObjectName, svc: &Service, group: &Group, endpoints: &BTreeSet<
                 v["nodeName"] = (**node).into();
             }
             if let Some(pod) = &e.pod {
-                v["targetRef"] = json!({"kind": "Pod", "namespace": &*name.namespace, "name": &**pod});
+                v["targetRef"] = json!({"kind": "Pod", "namespace": &*of.name.namespace, "name": &**pod});
             }
             v
         })
@@ -216,7 +243,7 @@ fn render(name: &ObjectName, svc: &Service, group: &Group, endpoints: &BTreeSet<
         "metadata": {
             "labels": labels,
             "ownerReferences": [{
-                "apiVersion": "v1", "kind": "Service", "name": &*name.name, "uid": &*svc.uid,
+                "apiVersion": "v1", "kind": of.kind, "name": &*of.name.name, "uid": of.uid,
                 "controller": true, "blockOwnerDeletion": true,
             }],
         },

@@ -39,6 +39,8 @@ fn objects() -> Vec<Value> {
                "spec": {"addresses": ["192.0.2.0/28"]}}),
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "l", "namespace": "default", "uid": "8"},
                "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.2", "ports": [{"port": 80}]}}),
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "l", "namespace": "default", "uid": "11"},
+               "subsets": [{"addresses": [{"ip": "192.0.2.99"}], "ports": [{"port": 8080}]}]}),
         json!({"apiVersion": "seaway.io/v1alpha1", "kind": "IPBlock", "metadata": {"name": "10-0-0-0-26"},
                "spec": {"cidr": "10.0.0.0/26", "pool": "p", "node": "gone"}}),
     ]

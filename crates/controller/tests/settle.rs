@@ -297,6 +297,73 @@ fn a_change_touches_one_slice_of_many() {
     assert!(matches!(writes[0].op, WriteOp::Delete { .. }));
 }
 
+/// Who knows only Endpoints is served as well: both families of them, whoever is not ready as such.
+#[test]
+fn endpoints_of_a_service_without_a_selector_are_mirrored() {
+    let endpoints = |subsets: Value| {
+        json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "outside", "namespace": "shop", "uid": "e"},
+            "subsets": subsets})
+    };
+    let subsets = json!([
+        {"addresses": [{"ip": "192.0.2.1", "nodeName": "node1"}, {"ip": "2001:db8::1"}],
+         "notReadyAddresses": [{"ip": "192.0.2.2", "targetRef": {"kind": "Pod", "name": "p"}}, {"ip": "192.0.2.1"}],
+         "ports": [{"name": "web", "port": 8080}, {"name": "dns", "port": 53, "protocol": "UDP"}]},
+        {"addresses": [{"ip": "192.0.2.3"}], "ports": [{"name": "web", "port": 9090, "protocol": "TCP"}]},
+    ]);
+    let outside = service("outside", json!({"ports": [{"name": "web", "port": 80}]}));
+    let objects = [outside.clone(), endpoints(subsets.clone())];
+    let s = run(&objects);
+    assert_eq!(s.problems, []);
+    let told: BTreeSet<String> = s
+        .snapshot
+        .slices
+        .values()
+        .flat_map(|x| {
+            assert_eq!((&*x.service, &*x.owner_uid), ("outside", "e"));
+            let ports: Vec<String> = x.ports.iter().map(|p| format!("{}:{}", p.name, p.port)).collect();
+            x.endpoints.iter().map(move |e| {
+                format!("{} {} {:?} {:?} {}", e.addr, ports.join(","), e.node.as_deref(), e.pod.as_deref(), e.ready)
+            })
+        })
+        .collect();
+    let want = [
+        "192.0.2.1 dns:53/UDP,web:8080/TCP Some(\"node1\") None true",
+        "192.0.2.2 dns:53/UDP,web:8080/TCP None Some(\"p\") false",
+        "192.0.2.3 web:9090/TCP None None true",
+        "2001:db8::1 dns:53/UDP,web:8080/TCP None None true",
+    ];
+    assert_eq!(told, want.map(str::to_owned).into());
+    assert_eq!(reconcile(&s.snapshot, &Options::default()).writes, []);
+
+    // What changes is changed; what is said not to be, or of a Service with a selector, or gone, has no slices.
+    let after = |event: Event| {
+        let mut snapshot = s.snapshot.clone();
+        apply(&mut snapshot, event);
+        reconcile(&snapshot, &Options::default()).writes
+    };
+    let put = |v: &Value| Event::Put(resolve::parse(v).unwrap());
+    let fewer = after(put(&endpoints(json!([subsets[0]]))));
+    assert!(fewer.len() == 1 && matches!(fewer[0].op, WriteOp::Delete { .. }), "{fewer:?}");
+    let more =
+        json!([subsets[0], {"addresses": [{"ip": "192.0.2.3"}, {"ip": "192.0.2.4"}], "ports": subsets[1]["ports"]}]);
+    let more = after(put(&endpoints(more)));
+    assert!(more.len() == 1 && matches!(more[0].op, WriteOp::Patch(_)), "{more:?}");
+    let mut apart = objects[1].clone();
+    apart["metadata"]["labels"] = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
+    let mut leader = objects[1].clone();
+    leader["metadata"]["annotations"] = json!({"control-plane.alpha.kubernetes.io/leader": "{}"});
+    let mut selecting = outside.clone();
+    selecting["spec"]["selector"] = json!({"app": "none"});
+    let key = |v: &Value| resolve::parse(v).unwrap().key;
+    for event in
+        [put(&apart), put(&leader), put(&selecting), Event::Delete(key(&outside)), Event::Delete(key(&objects[1]))]
+    {
+        let writes = after(event.clone());
+        let all = writes.iter().filter(|w| matches!(w.op, WriteOp::Delete { .. })).count();
+        assert_eq!((all, writes.len()), (3, 3), "{event:?}: {writes:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]

@@ -10,7 +10,8 @@ use crate::networks::Definition;
 use crate::pools::{IpBlock, IpPool, IpReservation};
 use crate::problem::Problem;
 use crate::settings::Settings;
-use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Namespace, Node, Pod, Service};
+use crate::slices::{EndpointSlice, Endpoints};
+use crate::snapshot::{ClusterSnapshot, Key, Kind, Namespace, Node, Pod, Service};
 use crate::workload::{Revision, Workload};
 
 /// One object, slim.
@@ -47,6 +48,8 @@ pub enum Object {
     ServiceCidr(Box<[Cidr]>),
     /// A Lease of an announcer.
     Lease(Lease),
+    /// An Endpoints object.
+    Endpoints(Endpoints),
 }
 
 /// What came of reading one object's JSON.
@@ -211,6 +214,9 @@ fn put(s: &mut ClusterSnapshot, p: Parsed, touched: &mut Vec<Key>) {
         Some(Object::Lease(o)) => {
             s.leases.insert(name, o);
         }
+        Some(Object::Endpoints(o)) => {
+            s.endpoints.insert(name, o);
+        }
     }
     if problems.is_empty() {
         changed |= s.problems.remove(&key).is_some();
@@ -274,6 +280,9 @@ fn remove(s: &mut ClusterSnapshot, key: &Key, touched: &mut Vec<Key>) {
         }
         Kind::Lease => {
             s.leases.remove(&key.name);
+        }
+        Kind::Endpoints => {
+            s.endpoints.remove(&key.name);
         }
     }
     s.problems.remove(key);

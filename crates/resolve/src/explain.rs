@@ -12,9 +12,8 @@ use types::{Cidr, Family, NodeName, ObjectName, Proto};
 
 use crate::problem::Problem;
 use crate::services::{Rank, rank, unusable_endpoint};
-use crate::snapshot::{
-    ClusterSnapshot, EndpointSlice, Key, Kind, Service, ServiceType, SliceEndpoint, SvcPort, TargetPort,
-};
+use crate::slices::{EndpointSlice, SliceEndpoint};
+use crate::snapshot::{ClusterSnapshot, Key, Kind, Service, ServiceType, SvcPort, TargetPort};
 
 /// The node label that says where a node is.
 pub const ZONE: &str = "topology.kubernetes.io/zone";

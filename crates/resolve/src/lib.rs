@@ -20,6 +20,7 @@ mod problem;
 pub mod selector;
 mod services;
 pub mod settings;
+mod slices;
 mod snapshot;
 mod texts;
 mod workload;
@@ -40,9 +41,10 @@ pub use pods::wiring_of;
 pub use problem::Problem;
 pub use services::unusable_endpoint;
 pub use settings::Settings;
+pub use slices::{EndpointSlice, Endpoints, Hints, SliceEndpoint, SlicePort, Subset};
 pub use snapshot::{
-    ClusterSnapshot, ContainerPort, EndpointSlice, Hints, Key, Kind, Namespace, Node, Owner, Phase, Pod, Service,
-    ServiceType, SliceEndpoint, SlicePort, SvcPort, TargetPort,
+    ClusterSnapshot, ContainerPort, Key, Kind, Namespace, Node, Owner, Phase, Pod, Service, ServiceType, SvcPort,
+    TargetPort,
 };
 pub use workload::{Revision, Workload};
 

@@ -12,7 +12,8 @@ use types::{Cidr, Family, FamilySet, FlatSet, NodeName, ObjectName};
 
 use crate::follow::Changes;
 use crate::problem::Problem;
-use crate::snapshot::{ClusterSnapshot, EndpointSlice, Key, Kind, Service, ServiceType, SvcPort};
+use crate::slices::EndpointSlice;
+use crate::snapshot::{ClusterSnapshot, Key, Kind, Service, ServiceType, SvcPort};
 
 use claims::{Claim, Claims, Wanted};
 pub(crate) use endpoints::{Rank, of_port, rank};

@@ -17,6 +17,7 @@ use crate::networks::{self, Definition};
 use crate::pools::{GROUP, IpBlock, IpPool, IpReservation, Notes, VERSION};
 use crate::problem::Problem;
 use crate::settings::Settings;
+use crate::slices::{EndpointSlice, Endpoints};
 use crate::texts::Texts;
 use crate::workload::{Revision, Workload};
 
@@ -57,11 +58,13 @@ pub enum Kind {
     ServiceCidr,
     /// coordination.k8s.io Lease; only those of announcers count, and only announcers watch them.
     Lease,
+    /// v1 Endpoints; only the controller that mirrors them watches them.
+    Endpoints,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Node,
         Kind::Pod,
         Kind::Service,
@@ -79,6 +82,7 @@ impl Kind {
         Kind::LoadBalancerPool,
         Kind::ServiceCidr,
         Kind::Lease,
+        Kind::Endpoints,
     ];
     /// Those that an agent needs.
     pub const AGENT: [Kind; 12] = [
@@ -117,6 +121,7 @@ impl Kind {
             Self::LoadBalancerPool => "LoadBalancerPool",
             Self::ServiceCidr => "ServiceCIDR",
             Self::Lease => "Lease",
+            Self::Endpoints => "Endpoints",
         }
     }
 
@@ -140,6 +145,7 @@ impl Kind {
             Self::LoadBalancerPool => (GROUP, VERSION, "loadbalancerpools", false),
             Self::ServiceCidr => ("networking.k8s.io", "v1", "servicecidrs", false),
             Self::Lease => ("coordination.k8s.io", "v1", "leases", true),
+            Self::Endpoints => ("", "v1", "endpoints", true),
             Self::NetworkAttachmentDefinition => {
                 (networks::GROUP, networks::VERSION, "network-attachment-definitions", true)
             }
@@ -216,6 +222,8 @@ pub struct ClusterSnapshot {
     pub service_cidrs: BTreeMap<Box<str>, Box<[Cidr]>>,
     /// Leases of announcers; empty but where one runs.
     pub leases: BTreeMap<ObjectName, Lease>,
+    /// Endpoints; empty but where they are mirrored.
+    pub endpoints: BTreeMap<ObjectName, Endpoints>,
     /// The slices of each Service: (namespace, Service, slice). [`crate::apply`] keeps it.
     pub(crate) of_service: BTreeSet<(Arc<str>, Arc<str>, Arc<str>)>,
     pub(crate) texts: Texts,
@@ -446,81 +454,6 @@ pub enum TargetPort {
     Name(Box<str>),
 }
 
-/// An EndpointSlice.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndpointSlice {
-    /// Label `kubernetes.io/service-name`: a Service of the same namespace.
-    pub service: Arc<str>,
-    /// Label `endpointslice.kubernetes.io/managed-by`; empty when not set.
-    pub managed_by: Arc<str>,
-    /// Label `service.kubernetes.io/headless` is set: its endpoints are for names, not for a proxy.
-    pub headless: bool,
-    /// `metadata.resourceVersion` as the number it is (KEP-5504): the greater was written later. 0 when it is none.
-    pub revision: u64,
-    /// The controlling owner reference's uid; empty when there is none.
-    pub owner_uid: Arc<str>,
-    /// `addressType`; `None` for FQDN, which no proxy serves.
-    pub family: Option<Family>,
-    /// `ports`; one without a number (any port) is left out, as no proxy can serve it.
-    pub ports: Box<[SlicePort]>,
-    /// `endpoints`.
-    pub endpoints: Box<[SliceEndpoint]>,
-    /// When what it tells of happened, in milliseconds since 1970 (annotation
-    /// `endpoints.kubernetes.io/last-change-trigger-time`).
-    pub triggered: Option<u64>,
-}
-
-/// A port of a slice.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct SlicePort {
-    /// `name`; empty when unnamed.
-    pub name: Arc<str>,
-    /// `port` and `protocol`.
-    pub port: PortKey,
-}
-
-/// An endpoint of a slice.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct SliceEndpoint {
-    /// The first of `addresses`: by the API's contract all are the same endpoint.
-    pub addr: IpAddr,
-    /// `conditions.ready`; unset is true.
-    pub ready: bool,
-    /// `conditions.serving`; unset is true.
-    pub serving: bool,
-    /// `conditions.terminating`.
-    pub terminating: bool,
-    /// `nodeName`.
-    pub node: Option<Arc<str>>,
-    /// `targetRef.name` when it is a Pod.
-    pub pod: Option<Box<str>>,
-    /// `hints`, where there are any.
-    pub hints: Option<Box<Hints>>,
-}
-
-/// For whom an endpoint is meant.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-pub struct Hints {
-    /// `hints.forZones[].name`.
-    pub zones: Box<[Box<str>]>,
-    /// `hints.forNodes[].name`.
-    pub nodes: Box<[Box<str>]>,
-}
-
-impl SliceEndpoint {
-    /// The zones that it is meant for.
-    #[must_use]
-    pub fn zone_hints(&self) -> &[Box<str>] {
-        self.hints.as_ref().map_or(&[], |h| &h.zones)
-    }
-
-    /// The nodes that it is meant for.
-    #[must_use]
-    pub fn node_hints(&self) -> &[Box<str>] {
-        self.hints.as_ref().map_or(&[], |h| &h.nodes)
-    }
-}
-
 /// A Namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Namespace {
@@ -558,6 +491,7 @@ impl ClusterSnapshot {
             Kind::LoadBalancerPool => self.load_balancer_pools.keys().map(|n| plain(n)).collect(),
             Kind::ServiceCidr => self.service_cidrs.keys().map(|n| plain(n)).collect(),
             Kind::Lease => self.leases.keys().map(named).collect(),
+            Kind::Endpoints => self.endpoints.keys().map(named).collect(),
         };
         keys.extend(self.problems.keys().filter(|k| k.kind == kind).cloned());
         keys

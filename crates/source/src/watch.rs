@@ -47,7 +47,7 @@ impl WatchConfig {
     #[must_use]
     pub fn controllers() -> Self {
         // Leases change several times a second, and only announcers ask for them; ranges of Services only agents.
-        let others = [Kind::Lease, Kind::ServiceCidr];
+        let others = [Kind::Endpoints, Kind::Lease, Kind::ServiceCidr];
         Self { kinds: Kind::ALL.into_iter().filter(|k| !others.contains(k)).collect(), pods_of: None }
     }
 }

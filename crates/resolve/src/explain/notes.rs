@@ -7,7 +7,8 @@ use types::{Family, NodeName, Proto};
 
 use super::ZONE;
 use crate::services::of_port;
-use crate::snapshot::{ClusterSnapshot, EndpointSlice, Service, SliceEndpoint};
+use crate::slices::{EndpointSlice, SliceEndpoint};
+use crate::snapshot::{ClusterSnapshot, Service};
 
 /// Where a Service is looked at.
 pub(super) struct Here<'a> {

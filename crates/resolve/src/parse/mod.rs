@@ -84,6 +84,7 @@ fn read(kind: Kind, key: &Key, root: &At<'_>) -> Option<Object> {
             let cidrs = spec.get(key);
             Some(Object::ServiceCidr(cidrs.items().filter_map(|c| c.parse()).collect()))
         }
+        Kind::Endpoints => Some(Object::Endpoints(objects::endpoints(root))),
         Kind::Lease => Some(Object::Lease(load_balancer::lease(root))),
         Kind::Deployment | Kind::DaemonSet | Kind::ReplicaSet => Some(Object::Workload(workload::workload(root))),
         Kind::ControllerRevision => Some(Object::Revision(workload::revision(root))),

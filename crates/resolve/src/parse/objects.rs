@@ -1,5 +1,6 @@
 //! One function a kind.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use intent::{Affinity, TrafficPolicy};
@@ -11,9 +12,9 @@ use crate::host_ports;
 use crate::labels::Labels;
 use crate::networks::{self, Definition, RESOURCE};
 use crate::pools::{Notes, read_notes};
+use crate::slices::{EndpointSlice, Endpoints, Hints, SliceEndpoint, SlicePort, Subset};
 use crate::snapshot::{
-    ContainerPort, DEFAULT_PROTO, EndpointSlice, Hints, Namespace, Node, Owner, Phase, Pod, Service, ServiceType,
-    SliceEndpoint, SlicePort, SvcPort, TargetPort,
+    ContainerPort, DEFAULT_PROTO, Namespace, Node, Owner, Phase, Pod, Service, ServiceType, SvcPort, TargetPort,
 };
 
 /// Default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -313,18 +314,6 @@ pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
             return None;
         }
     };
-    let ports = root
-        .get("ports")
-        .items()
-        .filter_map(|p| {
-            let number = p.get("port");
-            if !number.is_set() {
-                return None;
-            }
-            let port = PortKey { proto: proto(&p.get("protocol"))?, port: number.port()? };
-            Some(SlicePort { name: p.get("name").boxed().into(), port })
-        })
-        .collect();
     let endpoints = if family.is_some() {
         root.get("endpoints").items().filter_map(|e| endpoint(&e)).collect()
     } else {
@@ -337,10 +326,52 @@ pub(super) fn slice(root: &At<'_>) -> Option<EndpointSlice> {
         revision: metadata.get("resourceVersion").value().as_str().and_then(|v| v.parse().ok()).unwrap_or(0),
         owner_uid: owner(&metadata).map(|o| o.uid).unwrap_or_default().into(),
         family,
-        ports,
+        ports: slice_ports(root),
         endpoints,
         triggered: metadata.get("annotations").get(TRIGGERED).str().and_then(unix_millis),
     })
+}
+
+fn slice_ports(of: &At<'_>) -> Box<[SlicePort]> {
+    let port = |p: At<'_>| {
+        let number = p.get("port");
+        if !number.is_set() {
+            return None;
+        }
+        let port = PortKey { proto: proto(&p.get("protocol"))?, port: number.port()? };
+        Some(SlicePort { name: p.get("name").boxed().into(), port })
+    };
+    of.get("ports").items().filter_map(port).collect()
+}
+
+pub(super) fn endpoints(root: &At<'_>) -> Endpoints {
+    let metadata = root.get("metadata");
+    let (labels, notes) = (metadata.get("labels"), metadata.get("annotations"));
+    let skip = labels.get("endpointslice.kubernetes.io/skip-mirror").str() == Some("true");
+    let leader = notes.get("control-plane.alpha.kubernetes.io/leader").is_set();
+    let subset = |s: At<'_>| {
+        let (mut all, mut seen): (Vec<SliceEndpoint>, BTreeSet<IpAddr>) = Default::default();
+        for (list, ready) in [("addresses", true), ("notReadyAddresses", false)] {
+            for a in s.get(list).items() {
+                let Some(addr) = a.get("ip").ip().filter(|ip| seen.insert(*ip)) else { continue };
+                let (node, pod) = (a.get("nodeName").str().map(Into::into), target_pod(&a));
+                all.push(SliceEndpoint { addr, ready, serving: ready, terminating: false, node, pod, hints: None });
+            }
+        }
+        Subset { endpoints: all.into(), ports: slice_ports(&s) }
+    };
+    Endpoints {
+        uid: metadata.get("uid").boxed(),
+        apart: skip || leader,
+        subsets: root.get("subsets").items().map(subset).collect(),
+    }
+}
+
+/// The pod that an endpoint is.
+fn target_pod(endpoint: &At<'_>) -> Option<Box<str>> {
+    let target = endpoint.get("targetRef");
+    let is_pod = target.get("kind").value().as_str() == Some("Pod");
+    if is_pod { target.get("name").str().map(Into::into) } else { None }
 }
 
 /// The annotation by which endpoint controllers date a change.
@@ -377,8 +408,6 @@ fn endpoint(e: &At<'_>) -> Option<SliceEndpoint> {
     };
     let conditions = e.get("conditions");
     let ready = conditions.get("ready").bool().unwrap_or(true);
-    let target = e.get("targetRef");
-    let pod = target.get("kind").value().as_str() == Some("Pod");
     let hints = e.get("hints");
     let names = |key: &str| -> Box<[Box<str>]> { hints.get(key).items().map(|h| h.get("name").boxed()).collect() };
     let hints = Hints { zones: names("forZones"), nodes: names("forNodes") };
@@ -388,7 +417,7 @@ fn endpoint(e: &At<'_>) -> Option<SliceEndpoint> {
         serving: conditions.get("serving").bool().unwrap_or(true),
         terminating: conditions.get("terminating").bool().unwrap_or(false),
         node: e.get("nodeName").str().map(Into::into),
-        pod: if pod { target.get("name").str().map(Into::into) } else { None },
+        pod: target_pod(e),
         hints: (!hints.zones.is_empty() || !hints.nodes.is_empty()).then(|| Box::new(hints)),
     })
 }

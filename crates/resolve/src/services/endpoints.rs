@@ -6,7 +6,8 @@ use intent::{ByFamily, Endpoint, Scope, TrafficPolicy};
 use types::{Family, FamilySet, FlatSet, NodeName};
 
 use super::{Env, unusable_endpoint};
-use crate::snapshot::{EndpointSlice, Service, SliceEndpoint, SvcPort};
+use crate::slices::{EndpointSlice, SliceEndpoint};
+use crate::snapshot::{Service, SvcPort};
 
 /// What may be chosen.
 #[derive(Default)]
