@@ -1,6 +1,8 @@
 //! What the agent says of a pod before it is attached: one file a pod, so that the plugin needs neither the agent nor
 //! the API while it runs.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use intent::PodSpec;
 use ipam::PodRef;
+use types::ObjectName;
 
 use crate::{Code, Error};
 
@@ -113,52 +116,70 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<PodSpec, serde_json::Error> {
     serde_json::from_slice(bytes)
 }
 
-/// Brings `dir` to say exactly `specs`: for the agent. `last` is what it said after the last time, and becomes what it
-/// says now; files that are not in it are looked for once, when it is empty.
-///
-/// # Errors
-/// When a file cannot be written or removed; the others are as they shall be.
-pub fn publish(
-    dir: &Path,
-    specs: &std::collections::BTreeMap<types::ObjectName, PodSpec>,
-    last: &mut std::collections::BTreeMap<String, String>,
-) -> io::Result<usize> {
-    fs::create_dir_all(dir)?;
-    let mut want = std::collections::BTreeMap::new();
-    for (name, spec) in specs {
-        want.insert(file_name(&name.namespace, &name.name), serde_json::to_string(spec)?);
-    }
-    if last.is_empty() {
-        for e in fs::read_dir(dir)?.flatten() {
-            last.insert(e.file_name().to_string_lossy().into_owned(), String::new());
-        }
-    }
-    let mut changes = 0;
-    let mut failed = None;
-    for (file, text) in &want {
-        if last.get(file) == Some(text) {
-            continue;
-        }
-        match replace(&dir.join(file), text) {
+/// What a directory says of pods, so that what did not change costs a comparison.
+#[derive(Debug, Default)]
+pub struct Published {
+    said: BTreeMap<ObjectName, PodSpec>,
+    /// Files of nobody that are still to go; `None` while nobody has looked.
+    strays: Option<BTreeSet<OsString>>,
+}
+
+impl Published {
+    /// Brings `dir` to say exactly `specs`: for the agent. Gives the number of files that changed. What was there before is
+    /// looked for once.
+    ///
+    /// # Errors
+    /// When a file cannot be written or removed; the others are as they shall be, and the next call tries again.
+    pub fn follow(&mut self, dir: &Path, specs: &BTreeMap<ObjectName, PodSpec>) -> io::Result<usize> {
+        let strays = match &mut self.strays {
+            Some(s) => s,
+            None => {
+                fs::create_dir_all(dir)?;
+                let wanted: BTreeSet<OsString> = specs.keys().map(|n| file_of(n).into()).collect();
+                let there = fs::read_dir(dir)?.flatten().map(|e| e.file_name());
+                self.strays.insert(there.filter(|f| !wanted.contains(f)).collect())
+            }
+        };
+        let (mut changes, mut failed) = (0, None);
+        let mut done = |result: io::Result<()>| match result {
             Ok(()) => {
                 changes += 1;
-                last.insert(file.clone(), text.clone());
+                true
             }
-            Err(e) => failed = Some(e),
-        }
-    }
-    let gone: Vec<String> = last.keys().filter(|f| !want.contains_key(*f)).cloned().collect();
-    for file in gone {
-        let _ = fs::remove_file(dir.join(&file).with_extension(SEEN));
-        match fs::remove_file(dir.join(&file)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => failed = Some(e),
-            _ => {
-                changes += 1;
-                last.remove(&file);
+            Err(e) => {
+                failed = Some(e);
+                false
+            }
+        };
+        strays.retain(|f| !done(remove(&dir.join(f))));
+        for (name, spec) in specs {
+            if self.said.get(name) == Some(spec) {
+                continue;
+            }
+            let file = dir.join(file_of(name));
+            if done(serde_json::to_string(spec).map_err(Into::into).and_then(|text| replace(&file, &text))) {
+                self.said.insert(name.clone(), spec.clone());
             }
         }
+        self.said.retain(|name, _| {
+            specs.contains_key(name) || {
+                let file = dir.join(file_of(name));
+                !done(remove(&file.with_extension(SEEN)).and_then(|()| remove(&file)))
+            }
+        });
+        failed.map_or(Ok(changes), Err)
     }
-    failed.map_or(Ok(changes), Err)
+}
+
+fn file_of(name: &ObjectName) -> String {
+    file_name(&name.namespace, &name.name)
+}
+
+fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// A reader sees the old text or the new. Nothing is synced: after a reboot the agent writes all of them.
@@ -178,19 +199,17 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::collections::BTreeMap;
-
     use super::*;
 
     #[test]
     fn host_ports_are_waited_for_and_an_environment_with_them_needs_a_second_look() {
         let dir = tempfile::tempdir().unwrap();
-        let name = types::ObjectName::new("default", "web");
+        let name = ObjectName::new("default", "web");
         let pod = |uid: &str| PodRef { namespace: "default".into(), name: "web".into(), uid: Some(uid.into()) };
-        let mut last = BTreeMap::new();
+        let mut published = Published::default();
         let mut say = |spec: Option<PodSpec>| {
             let all = spec.map(|s| (name.clone(), s)).into_iter().collect();
-            publish(dir.path(), &all, &mut last).unwrap();
+            published.follow(dir.path(), &all).unwrap();
         };
         let spec = PodSpec { uid: "a".into(), in_environment: true, ..PodSpec::default() };
         say(Some(PodSpec { untold: true, ..spec.clone() }));
@@ -206,5 +225,46 @@ mod tests {
         }
         say(None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left of it");
+    }
+
+    #[test]
+    fn only_what_changed_is_written_and_what_nobody_has_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let pods = dir.path().join("pods");
+        fs::create_dir(&pods).unwrap();
+        for stray in ["default_gone.json", "default_gone.seen", "default_a.new"] {
+            fs::write(pods.join(stray), "{}").unwrap();
+        }
+        // What an agent before this one said, of a pod that is as it was and of one that is not.
+        fs::write(pods.join("default_a.json"), "{}").unwrap();
+        let spec = |uid: &str| PodSpec { uid: uid.into(), ..PodSpec::default() };
+        let mut all: BTreeMap<ObjectName, PodSpec> =
+            ["a", "b"].map(|n| (ObjectName::new("default", n), spec(n))).into_iter().collect();
+        let mut published = Published::default();
+        let files = || {
+            let mut f: Vec<_> = fs::read_dir(&pods).unwrap().map(|e| e.unwrap().file_name()).collect();
+            f.sort();
+            f
+        };
+        assert_eq!(published.follow(&pods, &all).unwrap(), 5);
+        assert_eq!(files(), ["default_a.json", "default_b.json"]);
+        let told = |n: &str| read(&pods.join(file_name("default", n))).unwrap().unwrap();
+        assert_eq!((told("a"), told("b")), (spec("a"), spec("b")));
+        assert_eq!(published.follow(&pods, &all).unwrap(), 0);
+
+        // What cannot be written is tried again; the rest is as it shall be.
+        all.insert(ObjectName::new("default", "b"), spec("b2"));
+        all.insert(ObjectName::new("default", "c"), spec("c"));
+        fs::create_dir(pods.join("default_c.new")).unwrap();
+        published.follow(&pods, &all).unwrap_err();
+        assert_eq!(told("b"), spec("b2"));
+        fs::remove_dir(pods.join("default_c.new")).unwrap();
+        assert_eq!(published.follow(&pods, &all).unwrap(), 1);
+        assert_eq!(told("c"), spec("c"));
+
+        fs::write(pods.join("default_c.seen"), "c").unwrap();
+        all.clear();
+        assert_eq!(published.follow(&pods, &all).unwrap(), 3);
+        assert!(files().is_empty(), "{:?}", files());
     }
 }

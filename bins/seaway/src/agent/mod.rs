@@ -193,7 +193,7 @@ fn turn(
         pools: Arc::default(),
         recorder,
         told: events::Told::default(),
-        pods: BTreeMap::new(),
+        pods: cni::podspec::Published::default(),
         network_status: tokio::sync::watch::channel(network_status::Statuses::new()).0,
         service_proxy: ServiceProxy::Off,
         foreign: None,

@@ -35,7 +35,8 @@ pub fn statuses(intent: &NodeIntent, records: &[Record], snapshot: &ClusterSnaps
         let Some(p) = &r.pod else { continue };
         let name = ObjectName::new(&p.namespace, &p.name);
         let asked = intent.pods.get(&name).filter(|s| !s.networks.is_empty() || s.default_network.is_some());
-        let (Some(spec), Some(pod), Some(text)) = (asked, snapshot.pods.get(&name), status(r)) else { continue };
+        let (Some(spec), Some(pod)) = (asked, snapshot.pods.get(&name)) else { continue };
+        let Some(text) = status(r) else { continue };
         // A record of the pod that had the name before says nothing about this one.
         if p.uid.as_ref().is_none_or(|u| *u == spec.uid) {
             let annotations = BTreeMap::from([(STATUS.to_owned(), Some(text))]);

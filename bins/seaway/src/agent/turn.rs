@@ -77,7 +77,7 @@ pub struct Turn {
     /// What should stand at pods with several networks.
     pub network_status: watch::Sender<Statuses>,
     /// What the files of pods say.
-    pub pods: BTreeMap<String, String>,
+    pub pods: cni::podspec::Published,
     /// The keeper of address pools.
     pub pools: Arc<pools::Shared>,
     /// Whether this agent serves Services.
@@ -284,7 +284,7 @@ impl Turn {
         tell(&self.network_status, self.reader.read(|s, _| statuses(&pass.intent, &pass.records, s)));
         // Early: runtimes may be waiting for them.
         let pods = self.setup.ipam_dir.join(conflist::PODS);
-        let told = cni::podspec::publish(&pods, &pass.intent.pods, &mut self.pods);
+        let told = self.pods.follow(&pods, &pass.intent.pods);
         if let Err(e) = &told {
             tracing::error!("{}: {e}", pods.display());
         }
