@@ -135,9 +135,7 @@ impl Published {
             Some(s) => s,
             None => {
                 fs::create_dir_all(dir)?;
-                let wanted: BTreeSet<OsString> = specs.keys().map(|n| file_of(n).into()).collect();
-                let there = fs::read_dir(dir)?.flatten().map(|e| e.file_name());
-                self.strays.insert(there.filter(|f| !wanted.contains(f)).collect())
+                self.strays.insert(fs::read_dir(dir)?.flatten().map(|e| e.file_name()).collect())
             }
         };
         let (mut changes, mut failed) = (0, None);
@@ -151,7 +149,10 @@ impl Published {
                 false
             }
         };
-        strays.retain(|f| !done(remove(&dir.join(f))));
+        if !strays.is_empty() {
+            let wanted: BTreeSet<OsString> = specs.keys().map(|n| file_of(n).into()).collect();
+            strays.retain(|f| !wanted.contains(f) && !done(remove(&dir.join(f))));
+        }
         for (name, spec) in specs {
             if self.said.get(name) == Some(spec) {
                 continue;
@@ -167,6 +168,10 @@ impl Published {
                 !done(remove(&file.with_extension(SEEN)).and_then(|()| remove(&file)))
             }
         });
+        // Somebody took the directory away, and with it what was said.
+        if failed.as_ref().is_some_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            *self = Self::default();
+        }
         failed.map_or(Ok(changes), Err)
     }
 }
@@ -261,6 +266,13 @@ mod tests {
         fs::remove_dir(pods.join("default_c.new")).unwrap();
         assert_eq!(published.follow(&pods, &all).unwrap(), 1);
         assert_eq!(told("c"), spec("c"));
+
+        // Somebody takes everything away.
+        fs::remove_dir_all(&pods).unwrap();
+        all.insert(ObjectName::new("default", "c"), spec("c2"));
+        published.follow(&pods, &all).unwrap_err();
+        assert_eq!(published.follow(&pods, &all).unwrap(), 3);
+        assert_eq!((told("a"), told("b"), told("c")), (spec("a"), spec("b2"), spec("c2")));
 
         fs::write(pods.join("default_c.seen"), "c").unwrap();
         all.clear();
