@@ -28,7 +28,7 @@ fn a_refusal_is_an_event_at_its_object() {
         let ours = all.into_iter().filter(|e| e["involvedObject"]["name"] == "seaway").collect::<Vec<_>>();
         (ours.len() >= 2).then_some(ours)
     };
-    let ours = eventually("both agents tell of the setting", Duration::from_secs(20), told);
+    let ours = eventually("both agents tell of the setting", Duration::from_secs(60), told);
     for e in &ours {
         assert_eq!(
             (&e["type"], &e["reason"], &e["source"]["component"]),
@@ -144,7 +144,7 @@ fn a_pass_is_one_line_of_the_log() {
     let service =
         r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alone"}, "spec": {"ports": [{"port": 80}]}}"#;
     lab.api("POST", "/api/v1/namespaces/default/services", Some(("application/json", service)));
-    eventually("a line", Duration::from_secs(20), || (lines().len() > before).then_some(()));
+    eventually("a line", Duration::from_secs(60), || (lines().len() > before).then_some(()));
     let after = eventually("rest", Duration::from_secs(60), quiet);
     assert_eq!(after, before + 1, "{:#?}", lines());
     let line = lines().pop().unwrap();

@@ -126,10 +126,10 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
     add_pool(&lab, "small", json!({"cidr": "10.9.0.0/28", "blockSize": 30}));
     add_pool(&lab, "six", json!({"cidr": "fd00:9::/124", "blockSize": 126}));
     settings(&lab, json!({"ipam": "pools"}));
-    eventually("each node has a block of each pool", Duration::from_secs(20), || {
+    eventually("each node has a block of each pool", Duration::from_secs(60), || {
         (ranges(&lab, "small").len() == 3 && ranges(&lab, "six").len() == 3).then_some(())
     });
-    eventually("the configuration names pools", Duration::from_secs(10), || {
+    eventually("the configuration names pools", Duration::from_secs(60), || {
         NODES
             .iter()
             .all(|n| std::fs::read_to_string(lab.conflist(n)).is_ok_and(|t| t.contains("pools.json")))
@@ -176,7 +176,7 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
     // A disabled pool gives nothing new; a deleted one stays until its last pod is gone.
     add_pool(&lab, "next", json!({"cidr": "10.10.0.0/26", "blockSize": 29}));
     lab.patch(&format!("{OWN}/ippools/small"), r#"{"spec":{"disabled":true}}"#);
-    eventually("the new pool is claimed from", Duration::from_secs(20), || {
+    eventually("the new pool is claimed from", Duration::from_secs(60), || {
         (ranges(&lab, "next").len() == 3).then_some(())
     });
     add_pod(&lab, "fresh", "node1", json!({}));
@@ -184,7 +184,7 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
     let fresh = pods.iter().find(|p| p.name == "fresh").unwrap();
     assert!("10.10.0.0/26".parse::<Cidr>().unwrap().contains(fresh.ips[0]), "{fresh:?}");
     lab.api("DELETE", &format!("{OWN}/ippools/small"), None);
-    eventually("the pool says who holds it", Duration::from_secs(20), || {
+    eventually("the pool says who holds it", Duration::from_secs(60), || {
         let pool = objects(&lab, "ippools").into_iter().find(|p| p["metadata"]["name"] == "small")?;
         pool["status"]["message"].as_str()?.contains("4 pods have addresses of it").then_some(())
     });
@@ -206,7 +206,7 @@ fn every_disagreement_is_found_and_mended() {
     let lab = Lab::up(&["--nodes", "2", "--backend", "host-gw"]);
     add_pool(&lab, "small", json!({"cidr": "10.9.0.0/28", "blockSize": 30}));
     settings(&lab, json!({"ipam": "pools", "addressesOutsideIPAM": "true"}));
-    eventually("each node has a block", Duration::from_secs(20), || (ranges(&lab, "small").len() == 2).then_some(()));
+    eventually("each node has a block", Duration::from_secs(60), || (ranges(&lab, "small").len() == 2).then_some(()));
     add_pod(&lab, "a", "node1", json!({}));
     let block = ranges(&lab, "small")["node2"][0];
     add_pod(&lab, "b", "node1", json!({"seaway.io/ip-addrs": block.last().to_string()}));
@@ -228,7 +228,7 @@ fn every_disagreement_is_found_and_mended() {
     }
     // Wrong uses are refused, and an Event says why.
     add_pod(&lab, "wrong", "node1", json!({"seaway.io/ipv4pools": "nope"}));
-    eventually("an Event at the pod", Duration::from_secs(20), || {
+    eventually("an Event at the pod", Duration::from_secs(60), || {
         let events = lab.objects("events", "default");
         events
             .iter()
@@ -245,7 +245,7 @@ fn every_disagreement_is_found_and_mended() {
     assert!(pods.iter().any(|p| p.name == "outside" && p.ips == ["172.30.0.9".parse::<IpAddr>().unwrap()]), "{pods:?}");
     all_reach_all(&lab);
     delete_pod(&lab, "outside");
-    eventually("nobody has it any more", Duration::from_secs(20), || {
+    eventually("nobody has it any more", Duration::from_secs(60), || {
         objects(&lab, "ipblocks").iter().all(|b| b["spec"]["pool"] != "").then_some(())
     });
     // A living pod keeps its address.

@@ -39,8 +39,8 @@ fn host_ports_are_healed_and_limits_follow_the_annotations() {
         lab.api("POST", "/api/v1/namespaces/shop/pods", Some(("application/json", &pod(name, &node, port))))
     };
     make("direct", 8088);
-    eventually("the pod runs", Duration::from_secs(20), || running(&lab, "direct").then_some(()));
-    eventually("its host port answers", Duration::from_secs(5), || answers(&lab, &node, 8088).then_some(()));
+    eventually("the pod runs", Duration::from_secs(60), || running(&lab, "direct").then_some(()));
+    eventually("its host port answers", Duration::from_secs(60), || answers(&lab, &node, 8088).then_some(()));
     let table = || run(&mut lab.on_node(&node, &["nft", "list", "table", "inet", "seaway-hostports"]));
     for harm in [&["nft", "flush", "ruleset"][..], &["nft", "flush", "chain", "inet", "seaway-hostports", "output"]] {
         ok(&mut lab.on_node(&node, harm));
@@ -68,7 +68,7 @@ fn host_ports_are_healed_and_limits_follow_the_annotations() {
 
     // The node port of the shop's Service comes first; somebody is told.
     make("clash", 30080);
-    eventually("an Event tells of the clash", Duration::from_secs(20), || {
+    eventually("an Event tells of the clash", Duration::from_secs(60), || {
         let events = lab.objects("events", "-A");
         events
             .iter()
@@ -191,7 +191,7 @@ fn random_host_ports_lead_to_the_pod_that_asked_and_it_is_told() {
                 // From another node, from the node itself.
                 for from in ["node2", "node1"] {
                     let to = SocketAddr::new(ip, *port);
-                    let who = eventually(&format!("{to}/{proto} answers {from}"), Duration::from_secs(20), || {
+                    let who = eventually(&format!("{to}/{proto} answers {from}"), Duration::from_secs(60), || {
                         who(&lab, from, to, proto)
                     });
                     assert_eq!(who, format!("default/{name}"), "{to}/{proto}");
@@ -215,7 +215,7 @@ fn random_host_ports_lead_to_the_pod_that_asked_and_it_is_told() {
     let before = told(&lab, "any");
     let none = json!({"metadata": {"annotations": {"seaway.io/host-ports": null}}});
     lab.patch("/api/v1/namespaces/default/pods/any", &none.to_string());
-    eventually("told again", Duration::from_secs(20), || (told(&lab, "any") == before).then_some(()));
+    eventually("told again", Duration::from_secs(60), || (told(&lab, "any") == before).then_some(()));
     // The agent is killed, and somebody flushes the rules: nothing changes for the pod.
     Proc::find(&lab, &["agent", "--node", "node1"])[0].kill();
     ok(&mut lab.on_node("node1", &["nft", "flush", "ruleset"]));
@@ -328,7 +328,7 @@ fn a_random_host_port_of_one_address_answers_at_that_one_alone() {
         for (_, proto, port) in &ports {
             let (mine, others) = if proto == "UDP" { (v6, [*v4, other]) } else { (v4, [*v6, other]) };
             let at = |ip: IpAddr| SocketAddr::new(ip, *port);
-            let said = eventually(&format!("{}/{proto} answers", at(*mine)), Duration::from_secs(20), || {
+            let said = eventually(&format!("{}/{proto} answers", at(*mine)), Duration::from_secs(60), || {
                 who(&lab, "node2", at(*mine), proto)
             });
             assert_eq!(said, format!("default/{name}"));

@@ -208,7 +208,7 @@ impl Proc {
     pub fn kill(&self) {
         let _ = Command::new("kill").args(["-9", &self.pid.to_string()]).status();
         // A leader that is a zombie may have threads that still hold its sockets.
-        eventually("a killed process is gone", Duration::from_secs(5), || {
+        eventually("a killed process is gone", Duration::from_secs(60), || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
             let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).map_or(0, Iterator::count);
             let zombie = stat.rsplit(')').next().is_some_and(|s| s.trim_start().starts_with('Z'));
