@@ -22,6 +22,9 @@ use crate::{Doing, LabError};
 
 /// How long what a command left behind may still say something on its streams.
 const AFTERWARDS: Duration = Duration::from_millis(500);
+/// How long a command with a terminal waits for the terminal's size, which clients tell at once, if at all: many programs
+/// look at it only when they begin.
+const SIZE: Duration = Duration::from_millis(500);
 
 /// What to run, and where.
 #[derive(Debug, Clone)]
@@ -95,9 +98,10 @@ fn terminal() -> Result<(OwnedFd, OwnedFd), LabError> {
 async fn start(
     what: &What,
     wanted: Wanted,
-    input: mpsc::Receiver<In>,
+    mut input: mpsc::Receiver<In>,
     output: &mpsc::Sender<Out>,
 ) -> Result<i32, LabError> {
+    let first = if wanted.tty { tokio::time::timeout(SIZE, input.recv()).await.ok().flatten() } else { None };
     let mut cmd = Command::new(&what.exe);
     cmd.args(["lab", "enter", "--session"]);
     if wanted.tty {
@@ -110,6 +114,9 @@ async fn start(
     let mut tasks = tokio::task::JoinSet::new();
     let (mut child, ours) = if wanted.tty {
         let (ours, theirs) = terminal()?;
+        if let Some(In::Resize(columns, rows)) = first {
+            resize(&ours, columns, rows);
+        }
         let copy = || theirs.try_clone().doing(|| "terminal");
         cmd.env("TERM", "xterm").stdin(copy()?).stdout(copy()?).stderr(copy()?);
         let child = cmd.spawn().doing(|| format!("start {}", what.exe.display()))?;
@@ -168,11 +175,12 @@ async fn start(
     }
     let ended = tokio::select! {
         e = child.wait() => e,
-        () = listen(input, stdin_tx, ours.as_deref()) => {
-            // The client is gone: nobody is left whom the command serves.
-            if let Some(g) = group {
-                let _ = kill_process_group(g, Signal::KILL);
-            }
+        () = listen(first, input, stdin_tx, ours.as_deref()) => {
+            // The client is gone: nobody is left whom the command serves. A command that has just begun leads no group yet.
+            let everybody = || group.map(|g| kill_process_group(g, Signal::KILL));
+            let _ = everybody();
+            let _ = child.start_kill();
+            let _ = everybody();
             child.wait().await
         }
     };
@@ -184,11 +192,25 @@ async fn start(
     Ok(ended.code().unwrap_or(128 + ended.signal().unwrap_or(0)))
 }
 
+fn resize(terminal: impl AsFd, columns: u16, rows: u16) {
+    let _ = tcsetwinsize(terminal, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 });
+}
+
 /// Acts on what the client sends until it is gone.
-async fn listen(mut input: mpsc::Receiver<In>, stdin: mpsc::Sender<Bytes>, terminal: Option<&AsyncFd<OwnedFd>>) {
+async fn listen(
+    mut first: Option<In>,
+    mut input: mpsc::Receiver<In>,
+    stdin: mpsc::Sender<Bytes>,
+    terminal: Option<&AsyncFd<OwnedFd>>,
+) {
     let mut stdin = Some(stdin);
-    while let Some(i) = input.recv().await {
-        match i {
+    loop {
+        let next = match first.take() {
+            None => input.recv().await,
+            f => f,
+        };
+        let Some(next) = next else { return };
+        match next {
             In::Stdin(b) if b.is_empty() => {}
             In::Stdin(b) => {
                 if let Some(tx) = &stdin
@@ -201,8 +223,7 @@ async fn listen(mut input: mpsc::Receiver<In>, stdin: mpsc::Sender<Bytes>, termi
             In::StdinEnd => stdin = None,
             In::Resize(columns, rows) => {
                 if let Some(t) = terminal {
-                    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-                    let _ = tcsetwinsize(t.as_fd(), size);
+                    resize(t, columns, rows);
                 }
             }
         }
