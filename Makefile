@@ -123,7 +123,7 @@ LAB := demo
 # From which pod to which Service port the demo follows a packet.
 DEMO_TRACE := shop/web shop/api:80
 DEMO_NEXT = \
-	'$(strip $(AS_ROOT) $(SEAWAY)) lab status --name $(LAB)' 'nodes, pods, and what each agent says' \
+	'$(strip $(AS_ROOT) $(SEAWAY)) lab status --name $(LAB)' 'nodes, how many pods, addresses, processes' \
 	'$(strip $(AS_ROOT) $(SEAWAY)) lab get services -A --name $(LAB)' 'as kubectl prints them' \
 	'$(strip $(AS_ROOT) $(SEAWAY)) trace $(DEMO_TRACE) --probe --name $(LAB)' 'the same way, with a real packet' \
 	'$(strip $(AS_ROOT) $(SEAWAY)) lab shell node1 --name $(LAB)' 'look around: ip route, nft list ruleset' \

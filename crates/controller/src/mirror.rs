@@ -1,13 +1,11 @@
 //! EndpointSlices of Endpoints, for Services without a selector: who knows only the older object is served as well (KEP-752,
 //! "EndpointSliceMirroring").
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use resolve::{ClusterSnapshot, Endpoints, SliceEndpoint};
+use resolve::{ClusterSnapshot, Endpoints};
 use types::Family;
 
 use crate::Outcome;
-use crate::slices::{Group, Of, bring, managed, without};
+use crate::slices::{Of, Want, bring, managed, sorted, without};
 
 /// Value of label `endpointslice.kubernetes.io/managed-by`: slices with another value are not touched.
 const MANAGED_BY: &str = "endpointslice-mirroring-controller.seaway.io";
@@ -26,11 +24,10 @@ pub(crate) fn reconcile(snapshot: &ClusterSnapshot, out: &mut Outcome) {
     without("Endpoints", have, out);
 }
 
-fn wanted(endpoints: &Endpoints) -> BTreeMap<Group, BTreeSet<SliceEndpoint>> {
-    let mut out: BTreeMap<Group, BTreeSet<SliceEndpoint>> = BTreeMap::new();
+fn wanted(endpoints: &Endpoints) -> Want {
+    let mut out = Want::new();
     for subset in &endpoints.subsets {
-        let mut ports = subset.ports.clone();
-        ports.sort();
+        let ports = sorted(&subset.ports);
         for e in &subset.endpoints {
             out.entry((Family::of(e.addr), ports.clone())).or_default().insert(e.clone());
         }

@@ -16,7 +16,10 @@ pub const MANAGED_BY: &str = "endpointslice-controller.seaway.io";
 const MAX_ENDPOINTS: usize = 100;
 
 /// What distinguishes slices of one Service: all endpoints of a slice share family and ports.
-pub(crate) type Group = (Family, Box<[SlicePort]>);
+type Group = (Family, Box<[SlicePort]>);
+
+/// The endpoints that a Service should have.
+pub(crate) type Want = BTreeMap<Group, BTreeSet<SliceEndpoint>>;
 
 /// Whose slices.
 pub(crate) struct Of<'a> {
@@ -72,7 +75,7 @@ fn delete(name: &ObjectName, why: String) -> ApiWrite {
 }
 
 /// The endpoints that a Service should have, by group.
-fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTreeMap<Group, BTreeSet<SliceEndpoint>> {
+fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> Want {
     let pods: Vec<(&ObjectName, &Pod)> = snapshot
         .pods
         .iter()
@@ -82,7 +85,7 @@ fn wanted(snapshot: &ClusterSnapshot, name: &ObjectName, svc: &Service) -> BTree
     if families.is_empty() {
         families = svc.cluster_ips.iter().map(|a| Family::of(*a)).collect();
     }
-    let mut out: BTreeMap<Group, BTreeSet<SliceEndpoint>> = BTreeMap::new();
+    let mut out = Want::new();
     for (pod_name, pod) in pods {
         for addr in &pod.ips {
             if !families.contains(&Family::of(*addr)) {
@@ -124,13 +127,7 @@ fn ports(svc: &Service, pod: &Pod) -> Box<[SlicePort]> {
 }
 
 /// Brings the slices of one Service to what they should be, touching no slice whose endpoints did not change.
-pub(crate) fn bring(
-    snapshot: &ClusterSnapshot,
-    of: &Of<'_>,
-    want: BTreeMap<Group, BTreeSet<SliceEndpoint>>,
-    mut have: Have<'_>,
-    out: &mut Outcome,
-) {
+pub(crate) fn bring(snapshot: &ClusterSnapshot, of: &Of<'_>, want: Want, mut have: Have<'_>, out: &mut Outcome) {
     let name = of.name;
     let mut made: BTreeSet<String> = BTreeSet::new();
     for (group, mut left) in want {
@@ -203,7 +200,7 @@ pub(crate) fn bring(
     }
 }
 
-fn sorted(ports: &[SlicePort]) -> Box<[SlicePort]> {
+pub(crate) fn sorted(ports: &[SlicePort]) -> Box<[SlicePort]> {
     let mut p = ports.to_vec();
     p.sort();
     p.into()

@@ -46,7 +46,8 @@ impl WatchConfig {
     /// What controllers need.
     #[must_use]
     pub fn controllers() -> Self {
-        // Leases change several times a second, and only announcers ask for them; ranges of Services only agents.
+        // Leases change several times a second, and only announcers ask for them; for ranges of Services only
+        // agents, for Endpoints only who mirrors them.
         let others = [Kind::Endpoints, Kind::Lease, Kind::ServiceCidr];
         Self { kinds: Kind::ALL.into_iter().filter(|k| !others.contains(k)).collect(), pods_of: None }
     }

@@ -198,19 +198,18 @@ fn resize(terminal: impl AsFd, columns: u16, rows: u16) {
 
 /// Acts on what the client sends until it is gone.
 async fn listen(
-    mut first: Option<In>,
+    first: Option<In>,
     mut input: mpsc::Receiver<In>,
     stdin: mpsc::Sender<Bytes>,
     terminal: Option<&AsyncFd<OwnedFd>>,
 ) {
     let mut stdin = Some(stdin);
-    loop {
-        let next = match first.take() {
-            None => input.recv().await,
-            f => f,
-        };
-        let Some(next) = next else { return };
-        match next {
+    let mut next = match first {
+        None => input.recv().await,
+        first => first,
+    };
+    while let Some(i) = next {
+        match i {
             In::Stdin(b) if b.is_empty() => {}
             In::Stdin(b) => {
                 if let Some(tx) = &stdin
@@ -227,6 +226,7 @@ async fn listen(
                 }
             }
         }
+        next = input.recv().await;
     }
 }
 
