@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Lab, Proc, Talk, eventually, eventually_or, ok, run};
+use common::{Lab, PATIENCE, Proc, Talk, eventually, eventually_or, ok, run};
 
 const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/shop");
 const ROUNDS: u32 = 200;
@@ -110,7 +110,7 @@ fn two_hundred_kills_break_no_connection_and_leak_nothing() {
         match dice.roll(4) {
             0 => {
                 let node = ["node1", "node2"][dice.roll(2) as usize];
-                let found = eventually(&format!("round {round}: the agent of {node}"), Duration::from_secs(60), || {
+                let found = eventually(&format!("round {round}: the agent of {node}"), PATIENCE, || {
                     Some(Proc::find(&lab, &["agent", node])).filter(|f| f.len() == 1)
                 });
                 found[0].kill();
@@ -119,14 +119,14 @@ fn two_hundred_kills_break_no_connection_and_leak_nothing() {
                 kills[0] += 1;
             }
             1 => {
-                let found = eventually(&format!("round {round}: the API server"), Duration::from_secs(60), || {
+                let found = eventually(&format!("round {round}: the API server"), PATIENCE, || {
                     Some(Proc::find(&lab, &["apiserver"])).filter(|f| f.len() == 1)
                 });
                 found[0].kill();
                 std::thread::sleep(Duration::from_millis(dice.roll(30)));
                 lab.run(&["heal"]);
                 // A node without an API server for a moment is the point; a pod that cannot be deleted is not.
-                eventually("the API server answers", Duration::from_secs(60), || {
+                eventually("the API server answers", PATIENCE, || {
                     let sock = lab.dir().join("api.sock");
                     let out =
                         run(Command::new("curl").args(["-sf", "--unix-socket"]).arg(sock).arg("http://lab/readyz"));
@@ -189,13 +189,11 @@ fn two_hundred_kills_break_no_connection_and_leak_nothing() {
     for node in ["node1", "node2"] {
         let why = Mutex::new(String::new());
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            eventually("what is on the node is what its pods have", Duration::from_secs(30), || {
-                match leaks(&lab, node) {
-                    None => Some(()),
-                    Some(w) => {
-                        *why.lock().unwrap() = w;
-                        None
-                    }
+            eventually("what is on the node is what its pods have", PATIENCE, || match leaks(&lab, node) {
+                None => Some(()),
+                Some(w) => {
+                    *why.lock().unwrap() = w;
+                    None
                 }
             });
         }));
@@ -203,7 +201,7 @@ fn two_hundred_kills_break_no_connection_and_leak_nothing() {
     }
     // And everything still works, as soon as all have heard of the last pod that was replaced.
     let mut last = String::new();
-    let works = eventually_or(Duration::from_secs(60), || {
+    let works = eventually_or(PATIENCE, || {
         let out = run(&mut lab.cmd(&["test"]));
         last = String::from_utf8_lossy(&out.stdout).into_owned();
         out.status.success().then_some(())
@@ -270,7 +268,7 @@ fn a_rebooted_node_has_its_pods_again_and_leaks_nothing() {
         let who = format!("{}/{}", from.namespace, from.name);
         let ping = ["exec", &who, "--", "ping", "-n", "-c1", "-W1", &ip.to_string()].map(str::to_owned);
         let words: Vec<&str> = ping.iter().map(String::as_str).collect();
-        eventually(&format!("{ip} answers {who}"), Duration::from_secs(30), || {
+        eventually(&format!("{ip} answers {who}"), PATIENCE, || {
             run(&mut lab.cmd(&words)).status.success().then_some(())
         });
     }

@@ -8,9 +8,8 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use common::{SEAWAY, eventually, run};
+use common::{PATIENCE, SEAWAY, eventually, run};
 
 /// An API server to which the account of `deploy/seaway.yaml` may not read a thing.
 fn deny(socket: &Path) {
@@ -69,7 +68,7 @@ fn rights_that_are_missing_are_seen_without_its_log() {
         (code.parse::<u16>().unwrap_or(0), body.to_owned())
     };
     let rule = "to the rules of ClusterRole seaway-controller";
-    let told = eventually("two missing rights", Duration::from_secs(60), || {
+    let told = eventually("two missing rights", PATIENCE, || {
         let (_, text) = get("/metrics");
         text.lines().any(|l| l.starts_with("seaway_missing_rights ") && l > "seaway_missing_rights 1").then_some(text)
     });

@@ -7,11 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Lab, Proc, eventually, eventually_or, ok, run};
+use common::{Lab, PATIENCE, Proc, eventually, eventually_or, ok, run};
 use serde_json::{Value, json};
-
-/// A loaded machine is slow.
-const LONG: Duration = Duration::from_secs(60);
 
 fn kubectl(lab: &Lab, args: &[&str]) -> String {
     let mut c = Command::new("kubectl");
@@ -28,7 +25,7 @@ fn a_refusal_is_an_event_at_its_object() {
         let ours = all.into_iter().filter(|e| e["involvedObject"]["name"] == "seaway").collect::<Vec<_>>();
         (ours.len() >= 2).then_some(ours)
     };
-    let ours = eventually("both agents tell of the setting", Duration::from_secs(60), told);
+    let ours = eventually("both agents tell of the setting", PATIENCE, told);
     for e in &ours {
         assert_eq!(
             (&e["type"], &e["reason"], &e["source"]["component"]),
@@ -92,7 +89,7 @@ fn what_a_service_asks_for_and_cannot_have_is_an_event_at_it() {
         ("f-process", "NotHonoured", ["spec.ports[0].nodePort", "a process of node1 listens at 32124/TCP too"]),
         ("e-exhausted", "", ["LoadBalancerPool small is in use", "add addresses to it"]),
     ] {
-        eventually(&format!("{name} is told"), Duration::from_secs(30), || {
+        eventually(&format!("{name} is told"), PATIENCE, || {
             let says = |e: &Value| parts.iter().all(|p| e["message"].as_str().is_some_and(|m| m.contains(p)));
             let is = |e: &&Value| {
                 e["involvedObject"]["name"] == name
@@ -119,7 +116,7 @@ fn a_node_says_that_it_has_a_network() {
         let all: Vec<_> = nodes.iter().filter_map(|n| of(n, "NetworkUnavailable").zip(of(n, "Ready"))).collect();
         (all.len() == 2).then_some(all)
     };
-    for (network, ready) in eventually("both nodes have the condition", Duration::from_secs(30), conditions) {
+    for (network, ready) in eventually("both nodes have the condition", PATIENCE, conditions) {
         assert_eq!((&network["status"], &network["reason"]), (&"False".into(), &"SeawayIsUp".into()));
         assert!(network["lastTransitionTime"].as_str().is_some_and(|t| t.ends_with('Z')), "{network}");
         assert_eq!(ready["status"], "True", "what others say of the node stays");
@@ -139,13 +136,13 @@ fn a_pass_is_one_line_of_the_log() {
         std::thread::sleep(Duration::from_secs(3));
         (before == lines().len()).then_some(before)
     };
-    let before = eventually("the lab comes to rest", Duration::from_secs(60), quiet);
+    let before = eventually("the lab comes to rest", PATIENCE, quiet);
     // Nobody makes slices of a Service without a selector: it is all that happens.
     let service =
         r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alone"}, "spec": {"ports": [{"port": 80}]}}"#;
     lab.api("POST", "/api/v1/namespaces/default/services", Some(("application/json", service)));
-    eventually("a line", Duration::from_secs(60), || (lines().len() > before).then_some(()));
-    let after = eventually("rest", Duration::from_secs(60), quiet);
+    eventually("a line", PATIENCE, || (lines().len() > before).then_some(()));
+    let after = eventually("rest", PATIENCE, quiet);
     assert_eq!(after, before + 1, "{:#?}", lines());
     let line = lines().pop().unwrap();
     for part in [" INFO ", "result=\"changed\"", "heard=\"Service 1\"", "ops=", "nftables=", "refused=0", "ms="] {
@@ -187,7 +184,7 @@ fn a_node_without_network_says_so_while_it_lasts() {
     };
     let since = |c: &Value| c["lastTransitionTime"].as_str().unwrap().to_owned();
     let begun = ["node1", "node2", "node3"]
-        .map(|n| since(&eventually("each node is up", LONG, || is(n, "False", "SeawayIsUp"))));
+        .map(|n| since(&eventually("each node is up", PATIENCE, || is(n, "False", "SeawayIsUp"))));
 
     // Said anew, since the node's annotations were lost, it is no transition; nor is an agent that starts anew.
     std::thread::sleep(Duration::from_millis(1100));
@@ -198,10 +195,10 @@ fn a_node_without_network_says_so_while_it_lasts() {
             .map(str::to_owned)
     };
     lab.patch("/api/v1/nodes/node1", r#"{"metadata": {"annotations": {"seaway.io/backend": null}}}"#);
-    eventually("the annotation is back", LONG, note);
+    eventually("the annotation is back", PATIENCE, note);
     Proc::find(&lab, &["agent", "node1"]).iter().for_each(Proc::kill);
     lab.run(&["heal"]);
-    eventually("the agent is ready again", LONG, || {
+    eventually("the agent is ready again", PATIENCE, || {
         let asked = run(&mut lab.on_node("node1", &["curl", "-sf", "http://127.0.0.1:9642/readyz"]));
         asked.status.success().then_some(())
     });
@@ -213,17 +210,17 @@ fn a_node_without_network_says_so_while_it_lasts() {
         lab.patch("/api/v1/namespaces/kube-system/configmaps/seaway", &json!({"data": {"backend": to}}).to_string());
     };
     backend("host-gw");
-    eventually("the VXLAN device of node1 is gone", LONG, || {
+    eventually("the VXLAN device of node1 is gone", PATIENCE, || {
         (!run(&mut lab.on_node("node1", &["ip", "link", "show", "seaway.1"])).status.success()).then_some(())
     });
     let other = ["ip", "link", "add", "other", "type", "vxlan", "id", "1", "dstport", "8472", "local", "172.31.1.11"];
     ok(&mut lab.on_node("node1", &other));
     let hidden = Hidden::new(lab.conflist("node2").parent().unwrap());
     backend("vxlan");
-    let down = eventually("node1 has no network", LONG * 2, || is("node1", "True", "RoutesNotProgrammed"));
+    let down = eventually("node1 has no network", PATIENCE * 2, || is("node1", "True", "RoutesNotProgrammed"));
     assert!(down["message"].as_str().is_some_and(|m| m.contains("VNI")), "{down}");
     assert!(since(&down) > begun[0], "{down}");
-    let conf_down = eventually("node2 can attach no pod", LONG * 2, || is("node2", "True", "NoPodNetwork"));
+    let conf_down = eventually("node2 can attach no pod", PATIENCE * 2, || is("node2", "True", "NoPodNetwork"));
     assert!(conf_down["message"].as_str().is_some_and(|m| m.contains("10-seaway.conflist")), "{conf_down}");
     assert!(since(&conf_down) > begun[1], "{conf_down}");
     let well = network(&lab, "node3").unwrap();
@@ -236,7 +233,7 @@ fn a_node_without_network_says_so_while_it_lasts() {
     ok(&mut lab.on_node("node1", &["ip", "link", "del", "other"]));
     drop(hidden);
     for (node, before) in [("node1", since(&down)), ("node2", since(&conf_down))] {
-        let up = eventually(&format!("the network of {node} is back"), LONG, || is(node, "False", "SeawayIsUp"));
+        let up = eventually(&format!("the network of {node} is back"), PATIENCE, || is(node, "False", "SeawayIsUp"));
         assert!(since(&up) > before, "{up}");
     }
 }
@@ -263,7 +260,7 @@ fn mistakes_are_told_at_their_objects() {
     let told = |object: &str, reason: &str, words: &[&str]| {
         let kind = if reason == "Announced" { "Normal" } else { "Warning" };
         let (wanted, mut got) = ((kind.to_owned(), reason.to_owned()), Vec::new());
-        let found = eventually_or(LONG, || {
+        let found = eventually_or(PATIENCE, || {
             got = events(&lab, object, words);
             got.contains(&wanted).then_some(())
         });
@@ -311,7 +308,7 @@ fn mistakes_are_told_at_their_objects() {
         let bound = node1.run(|| std::net::TcpListener::bind("[::]:10256")).unwrap();
         bound.ok()
     };
-    let _process = eventually("the agent's port is free", LONG, listen);
+    let _process = eventually("the agent's port is free", PATIENCE, listen);
     lab.run(&["heal"]);
     told("Node/node1", "FailedToStartProxierHealthcheck", &["cannot listen at", ":10256", "kube-proxy"]);
 

@@ -13,14 +13,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{Lab, Proc, Talk, eventually, ok, run};
+use common::{Lab, PATIENCE, Proc, Talk, eventually, ok, run};
 use serde_json::{Value, json};
 
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
 const POOLS: &str = "/apis/seaway.io/v1alpha1/loadbalancerpools";
-/// A loaded machine is slow.
-const LONG: Duration = Duration::from_secs(30);
-
 /// Pods on node3 alone, which announces nothing: what happens to the others happens to no endpoint.
 const MANIFEST: &str = r"
 apiVersion: seaway.io/v1alpha1
@@ -81,13 +78,13 @@ fn says(lab: &Lab, node: &str, ip: IpAddr) -> bool {
 }
 
 fn announced(lab: &Lab, ip: IpAddr, not: &str) -> String {
-    eventually(&format!("{ip} is announced by another than {not:?}"), LONG, || {
+    eventually(&format!("{ip} is announced by another than {not:?}"), PATIENCE, || {
         holder(lab, ip).filter(|h| h != not && !h.is_empty() && says(lab, h, ip))
     })
 }
 
 fn agent(lab: &Lab, node: &str) -> Proc {
-    eventually(&format!("the agent of {node} runs"), LONG, || Proc::find(lab, &["agent", node]).pop())
+    eventually(&format!("the agent of {node} runs"), PATIENCE, || Proc::find(lab, &["agent", node]).pop())
 }
 
 fn signal(p: &Proc, name: &str) {
@@ -283,20 +280,20 @@ fn mac(lab: &Lab, node: &str) -> String {
 fn an_address_moves_when_its_node_dies_and_never_two_answer() {
     let (lab, _dir) = lab();
     let client = Client::new(&lab);
-    let ips = eventually("both families are given", LONG, || Some(ingress(&lab, "web")).filter(|i| i.len() == 2));
+    let ips = eventually("both families are given", PATIENCE, || Some(ingress(&lab, "web")).filter(|i| i.len() == 2));
     assert_eq!(ips.iter().map(ToString::to_string).collect::<Vec<_>>(), ["172.31.1.200", "fd00:31:1::c8"]);
     let first: Vec<String> = ips.iter().map(|ip| announced(&lab, *ip, "")).collect();
     assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 2, "each node has one: {first:?}");
     for ip in &ips {
-        eventually("TCP works", LONG, || client.tcp(SocketAddr::new(*ip, 80)).ok());
-        let answer = eventually("UDP works", LONG, || client.udp(SocketAddr::new(*ip, 7)).ok());
+        eventually("TCP works", PATIENCE, || client.tcp(SocketAddr::new(*ip, 80)).ok());
+        let answer = eventually("UDP works", PATIENCE, || client.udp(SocketAddr::new(*ip, 7)).ok());
         assert!(answer.contains("pod="), "{answer}");
     }
     let macs: BTreeMap<&str, String> = ["node1", "node2", "node3"].map(|n| (n, mac(&lab, n))).into();
     for (i, ip) in ips.iter().enumerate() {
         let wire = Wire::tap(&client);
         let traffic = Traffic::start(&client, SocketAddr::new(*ip, 80));
-        eventually("answers are seen", LONG, || (!wire.speakers(*ip).is_empty()).then_some(()));
+        eventually("answers are seen", PATIENCE, || (!wire.speakers(*ip).is_empty()).then_some(()));
         let had = announced(&lab, *ip, "");
         traffic.gap();
         // The node dies: its agent, and its link with it.
@@ -305,7 +302,7 @@ fn an_address_moves_when_its_node_dies_and_never_two_answer() {
         agent(&lab, &had).kill();
         ok(Command::new("ip").args(["-n", &switch, "link", "set", &port, "down"]));
         let next = announced(&lab, *ip, &had);
-        eventually("connections succeed again", LONG, || client.tcp(SocketAddr::new(*ip, 80)).ok());
+        eventually("connections succeed again", PATIENCE, || client.tcp(SocketAddr::new(*ip, 80)).ok());
         std::thread::sleep(Duration::from_millis(500));
         let gap = traffic.gap();
         eprintln!("{ip}: from {had} to {next}, longest time without a connection {gap:?}");
@@ -316,7 +313,7 @@ fn an_address_moves_when_its_node_dies_and_never_two_answer() {
         ok(Command::new("ip").args(["-n", &switch, "link", "set", &port, "up"]));
         ok(&mut lab.cmd(&["heal"]));
         agent(&lab, &had);
-        eventually("the agent is back", LONG, || {
+        eventually("the agent is back", PATIENCE, || {
             let out = run(&mut lab.on_node(&had, &["curl", "-s", "-m", "2", "http://127.0.0.1:9642/readyz"]));
             out.status.success().then_some(())
         });
@@ -340,23 +337,23 @@ fn an_address_moves_when_its_node_dies_and_never_two_answer() {
 fn a_restart_moves_nothing_and_a_link_that_goes_moves_at_once() {
     let (lab, _dir) = lab();
     let client = Client::new(&lab);
-    let ips = eventually("both families are given", LONG, || Some(ingress(&lab, "web")).filter(|i| i.len() == 2));
+    let ips = eventually("both families are given", PATIENCE, || Some(ingress(&lab, "web")).filter(|i| i.len() == 2));
     let ip = ips[0];
     let had = announced(&lab, ip, "");
     let to = SocketAddr::new(ip, 80);
-    eventually("TCP works", LONG, || client.tcp(to).ok());
+    eventually("TCP works", PATIENCE, || client.tcp(to).ok());
     // A connection lives through the restart of the agent that announces its address.
     let mut talk = Talk::open(&client.path(), to).unwrap();
     talk.once().unwrap();
     let old = agent(&lab, &had);
     signal(&old, "TERM");
-    eventually("the agent ends", LONG, || Proc::find(&lab, &["agent", &had]).is_empty().then_some(()));
+    eventually("the agent ends", PATIENCE, || Proc::find(&lab, &["agent", &had]).is_empty().then_some(()));
     talk.once().unwrap();
     ok(&mut lab.cmd(&["heal"]));
-    eventually("it announces again", LONG, || says(&lab, &had, ip).then_some(()));
+    eventually("it announces again", PATIENCE, || says(&lab, &had, ip).then_some(()));
     assert_eq!(holder(&lab, ip).as_ref(), Some(&had));
     talk.once().unwrap();
-    eventually("new ones too", LONG, || client.tcp(to).ok());
+    eventually("new ones too", PATIENCE, || client.tcp(to).ok());
     // The API can be reached, the link is gone: the address goes at once.
     let switch = format!("{}-switch", lab.name);
     let port = format!("port{}", had.trim_start_matches("node"));
@@ -364,7 +361,7 @@ fn a_restart_moves_nothing_and_a_link_that_goes_moves_at_once() {
     let next = announced(&lab, ip, &had);
     assert_ne!(next, "node3", "a pool's nodeSelector counts");
     ok(Command::new("ip").args(["-n", &switch, "link", "set", &port, "up"]));
-    eventually("connections succeed again", LONG, || client.tcp(to).ok());
+    eventually("connections succeed again", PATIENCE, || client.tcp(to).ok());
     // Kubernetes' own label takes a node out.
     let label = |node: &str, v: Value| {
         let patch = json!({"metadata": {"labels": {"node.kubernetes.io/exclude-from-external-load-balancers": v}}});
@@ -376,19 +373,19 @@ fn a_restart_moves_nothing_and_a_link_that_goes_moves_at_once() {
     // Policy Local: the endpoints are on node3, which the pool does not select; nobody may answer.
     let web = "/api/v1/namespaces/default/services/web";
     lab.patch(web, r#"{"spec":{"externalTrafficPolicy":"Local"}}"#);
-    eventually("nobody announces", LONG, || {
+    eventually("nobody announces", PATIENCE, || {
         (!["node1", "node2", "node3"].iter().any(|n| says(&lab, n, ip))).then_some(())
     });
     lab.patch(&format!("{POOLS}/public"), r#"{"spec":{"nodeSelector":null}}"#);
     assert_eq!(announced(&lab, ip, ""), "node3");
-    let seen = eventually("the client is seen as it is", LONG, || client.udp(SocketAddr::new(ip, 7)).ok());
+    let seen = eventually("the client is seen as it is", PATIENCE, || client.udp(SocketAddr::new(ip, 7)).ok());
     assert!(seen.contains("client=172.31.1.250"), "{seen}");
 }
 
 #[test]
 fn addresses_come_and_go_with_pools_and_services() {
     let (lab, _dir) = lab();
-    let ips = eventually("both families are given", LONG, || Some(ingress(&lab, "web")).filter(|i| i.len() == 2));
+    let ips = eventually("both families are given", PATIENCE, || Some(ingress(&lab, "web")).filter(|i| i.len() == 2));
     announced(&lab, ips[0], "");
     let create =
         |v: &Value| lab.api("POST", "/api/v1/namespaces/default/services", Some(("application/json", &v.to_string())));
@@ -398,8 +395,8 @@ fn addresses_come_and_go_with_pools_and_services() {
     };
     create(&svc("mine", "172.31.1.202"));
     create(&svc("clash", "172.31.1.200"));
-    eventually("the one that is free is given", LONG, || (ingress(&lab, "mine").len() == 1).then_some(()));
-    let event = eventually("the other is told as an Event", LONG, || {
+    eventually("the one that is free is given", PATIENCE, || (ingress(&lab, "mine").len() == 1).then_some(()));
+    let event = eventually("the other is told as an Event", PATIENCE, || {
         let all = lab.objects("events", "default");
         all.into_iter().find(|e| e["involvedObject"]["name"] == "clash" && e["type"] == "Warning")
     });
@@ -413,7 +410,7 @@ fn addresses_come_and_go_with_pools_and_services() {
     );
     // A pool that shrinks takes nothing away, and what it no longer names is announced all the same.
     lab.patch(&format!("{POOLS}/public"), r#"{"spec":{"addresses":["172.31.1.202-172.31.1.203"]}}"#);
-    eventually("the pool says who holds on", LONG, || {
+    eventually("the pool says who holds on", PATIENCE, || {
         let p = lab.api("GET", &format!("{POOLS}/public"), None);
         p["status"]["message"].as_str().is_some_and(|m| m.contains("still in use: 172.31.1.200")).then_some(())
     });
@@ -421,10 +418,10 @@ fn addresses_come_and_go_with_pools_and_services() {
     announced(&lab, ips[0], "");
     // A type that changes, and a pool that goes.
     lab.patch("/api/v1/namespaces/default/services/mine", r#"{"spec":{"type":"ClusterIP"}}"#);
-    eventually("it is given back", LONG, || ingress(&lab, "mine").is_empty().then_some(()));
+    eventually("it is given back", PATIENCE, || ingress(&lab, "mine").is_empty().then_some(()));
     lab.api("DELETE", &format!("{POOLS}/public"), None);
-    eventually("nothing is left", LONG, || ingress(&lab, "web").is_empty().then_some(()));
-    eventually("the leases of addresses are gone", LONG, || {
+    eventually("nothing is left", PATIENCE, || ingress(&lab, "web").is_empty().then_some(()));
+    eventually("the leases of addresses are gone", PATIENCE, || {
         let list = lab.api("GET", LEASES, None);
         let left = list["items"]
             .as_array()

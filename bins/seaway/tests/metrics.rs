@@ -4,13 +4,11 @@
 mod common;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::{Lab, Proc, eventually, ok, run};
+use common::{Lab, PATIENCE, Proc, eventually, ok, run};
 use serde_json::{Value, json};
 
-/// A loaded machine is slow.
-const LONG: Duration = Duration::from_secs(60);
 const NODES: [&str; 2] = ["node1", "node2"];
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
@@ -59,7 +57,7 @@ fn the_time_from_a_change_to_its_rules_is_measured_from_the_slices_date() {
         value(&lab, node, &format!("{NAME}_bucket{{le=\"{le}\",ip_family=\"{family}\"}}"))
     };
     for n in NODES {
-        eventually("both agents are scraped", LONG, || count(n, "IPv4"));
+        eventually("both agents are scraped", PATIENCE, || count(n, "IPv4"));
         assert_eq!((count(n, "IPv4"), count(n, "IPv6")), (Some(0.0), Some(0.0)), "what was there before is not dated");
     }
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "dated"},
@@ -69,7 +67,7 @@ fn the_time_from_a_change_to_its_rules_is_measured_from_the_slices_date() {
     create(&lab, SLICES, &slice("dated-4", "IPv4", "10.244.0.9", Some(&ago(7))));
     create(&lab, SLICES, &slice("dated-6", "IPv6", "fd00:10:244::9", None));
     for n in NODES {
-        eventually("the dated slice is programmed", LONG, || count(n, "IPv4").filter(|c| *c == 1.0));
+        eventually("the dated slice is programmed", PATIENCE, || count(n, "IPv4").filter(|c| *c == 1.0));
         let (took, most) = (sum(n, "IPv4").unwrap(), 8.0 + began.elapsed().as_secs_f64());
         assert!((7.0..most).contains(&took), "{n}: {took} s, and the test took {most} s");
         assert_eq!((below(n, "IPv4", "6.0"), below(n, "IPv4", "+Inf")), (Some(0.0), Some(1.0)));
@@ -78,7 +76,7 @@ fn the_time_from_a_change_to_its_rules_is_measured_from_the_slices_date() {
             let mut c = lab.on_node(n, &["nft", "list", "table", "inet", "seaway"]);
             ok(&mut c).contains("fd00:10:244::9").then_some(())
         };
-        eventually("the other slice is programmed too", LONG, rules);
+        eventually("the other slice is programmed too", PATIENCE, rules);
         assert_eq!(count(n, "IPv6"), Some(0.0));
     }
     // Dated as it changes.
@@ -86,7 +84,7 @@ fn the_time_from_a_change_to_its_rules_is_measured_from_the_slices_date() {
         "endpoints": [{"addresses": ["fd00:10:244::a"], "conditions": {"ready": true}}]});
     lab.patch(&format!("{SLICES}/dated-6"), &patch.to_string());
     for n in NODES {
-        eventually("the other is counted in its family", LONG, || count(n, "IPv6").filter(|c| *c == 1.0));
+        eventually("the other is counted in its family", PATIENCE, || count(n, "IPv6").filter(|c| *c == 1.0));
         assert_eq!(count(n, "IPv4"), Some(1.0));
     }
     // The neighbours of this metric move with it.
@@ -117,7 +115,8 @@ fn announced_addresses_are_counted_as_they_move() {
         "spec": {"type": "LoadBalancer", "ipFamilyPolicy": "RequireDualStack", "ports": [{"port": 80}]}});
     create(&lab, SERVICES, &service);
     let all = || NODES.map(|n| of(n, "").unwrap_or(0.0));
-    let two = eventually("both addresses are announced", LONG, || Some(all()).filter(|a| a.iter().sum::<f64>() == 2.0));
+    let two =
+        eventually("both addresses are announced", PATIENCE, || Some(all()).filter(|a| a.iter().sum::<f64>() == 2.0));
     for (n, has) in NODES.iter().zip(two) {
         assert_eq!((of(n, "_taken_total"), of(n, "_taken_over_total")), (Some(has), Some(0.0)), "{n}");
         assert_eq!(of(n, "_given_up_total"), Some(0.0), "{n}");
@@ -126,14 +125,14 @@ fn announced_addresses_are_counted_as_they_move() {
     let (dies, stays) = if two[0] > 0.0 { (NODES[0], NODES[1]) } else { (NODES[1], NODES[0]) };
     let (had, lost) = (of(stays, "").unwrap(), of(dies, "").unwrap());
     Proc::find(&lab, &["agent", dies]).iter().for_each(Proc::kill);
-    eventually("the other has both", LONG, || of(stays, "").filter(|n| *n == 2.0));
+    eventually("the other has both", PATIENCE, || of(stays, "").filter(|n| *n == 2.0));
     assert_eq!((of(stays, "_taken_total"), of(stays, "_taken_over_total")), (Some(had + lost), Some(lost)));
     // Begun anew it has none; and when the Service goes, what was announced is given up.
     ok(&mut lab.cmd(&["heal"]));
-    eventually("the agent is back", LONG, || of(dies, "").filter(|n| *n == 0.0));
+    eventually("the agent is back", PATIENCE, || of(dies, "").filter(|n| *n == 0.0));
     assert_eq!(of(dies, "_taken_total"), Some(0.0));
     lab.api("DELETE", &format!("{SERVICES}/web"), None);
-    eventually("nothing is announced", LONG, || of(stays, "").filter(|n| *n == 0.0));
+    eventually("nothing is announced", PATIENCE, || of(stays, "").filter(|n| *n == 0.0));
     assert_eq!(of(stays, "_given_up_total"), Some(2.0));
     assert!(of(stays, "_conflicts_total").is_some());
 }

@@ -4,16 +4,13 @@
 
 mod common;
 
-use std::time::Duration;
-
-use common::{Lab, eventually, ok, plugin};
+use common::{Lab, PATIENCE, eventually, ok, plugin};
 use serde_json::{Value, json};
 
 const NADS: &str = "/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 const STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
-const WAIT: Duration = Duration::from_secs(20);
 
 fn post(lab: &Lab, path: &str, body: &Value) {
     lab.api("POST", path, Some(("application/json", &body.to_string())));
@@ -33,7 +30,7 @@ fn pod(lab: &Lab, name: &str, annotations: &Value) {
 }
 
 fn running(lab: &Lab, name: &str) -> Value {
-    eventually(&format!("{name} runs"), WAIT, || {
+    eventually(&format!("{name} runs"), PATIENCE, || {
         let p = lab.api("GET", &format!("{PODS}/{name}"), None);
         (p["status"]["phase"] == "Running").then_some(p)
     })
@@ -41,7 +38,7 @@ fn running(lab: &Lab, name: &str) -> Value {
 
 /// What `network-status` says, once it is there.
 fn status(lab: &Lab, name: &str) -> Vec<Value> {
-    eventually(&format!("{name} has a network-status"), WAIT, || {
+    eventually(&format!("{name} has a network-status"), PATIENCE, || {
         let p = lab.api("GET", &format!("{PODS}/{name}"), None);
         let text = p["metadata"]["annotations"][STATUS].as_str()?;
         Some(serde_json::from_str::<Vec<Value>>(text).unwrap())
@@ -148,7 +145,7 @@ fn a_pod_has_the_networks_it_asks_for_and_is_told_what_it_got() {
     for p in ["web", "fixed", "older", "other"] {
         lab.api("DELETE", &format!("{PODS}/{p}?gracePeriodSeconds=1"), None);
     }
-    eventually("every address is given back", WAIT, || {
+    eventually("every address is given back", PATIENCE, || {
         let left =
             lab.records("node1").len() + ["side", "direct", "filed"].iter().map(|n| stored(&lab, n)).sum::<usize>();
         (left == 0).then_some(())
@@ -171,7 +168,7 @@ fn a_network_that_cannot_be_undoes_the_others_and_is_told_at_the_pod() {
     network(&lab, "broken", &bridge(&lab, uplink.expect("an uplink"), "10.78.0.0/24"));
     pod(&lab, "half", &json!({NETWORKS: "side,broken"}));
     let says = |name: &str, text: &str| {
-        eventually(&format!("an event at {name} says {text}"), WAIT, || {
+        eventually(&format!("an event at {name} says {text}"), PATIENCE, || {
             let all = lab.objects("events", "default");
             let of =
                 |e: &&Value| e["involvedObject"]["name"] == name && e["message"].as_str().unwrap_or("").contains(text);
@@ -182,7 +179,7 @@ fn a_network_that_cannot_be_undoes_the_others_and_is_told_at_the_pod() {
     let left = (lab.records("node1").len(), stored(&lab, "side"), stored(&lab, "broken"));
     // Between two tries of the runner nothing is there; during one everything may be.
     if left != (0, 0, 0) {
-        eventually("a failed attachment is undone", WAIT, || {
+        eventually("a failed attachment is undone", PATIENCE, || {
             (lab.records("node1").is_empty() && stored(&lab, "side") + stored(&lab, "broken") == 0).then_some(())
         });
     }

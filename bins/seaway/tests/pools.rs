@@ -9,9 +9,8 @@ mod modes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::{Command, Output};
-use std::time::Duration;
 
-use common::{Lab, Pod, SEAWAY, eventually, ok, run};
+use common::{Lab, PATIENCE, Pod, SEAWAY, eventually, eventually_or, ok, run};
 use serde_json::{Value, json};
 use types::Cidr;
 
@@ -30,6 +29,20 @@ fn add_pool(lab: &Lab, name: &str, spec: Value) {
 
 fn settings(lab: &Lab, data: Value) {
     lab.patch("/api/v1/namespaces/kube-system/configmaps/seaway", &json!({"data": data}).to_string());
+}
+
+/// Sets `data`, which names pools, and waits until every node has a block of each pool and gives addresses of them: a
+/// pod that comes earlier rightly has one of its node's own range.
+fn by_pools(lab: &Lab, data: Value, pools: &[&str]) {
+    settings(lab, data);
+    let nodes = nodes(lab);
+    eventually("each node has a block of each pool", PATIENCE, || {
+        pools.iter().all(|p| ranges(lab, p).len() == nodes.len()).then_some(())
+    });
+    eventually("the configuration names pools", PATIENCE, || {
+        let names = |n: &String| std::fs::read_to_string(lab.conflist(n)).is_ok_and(|t| t.contains("pools.json"));
+        nodes.iter().all(names).then_some(())
+    });
 }
 
 fn add_pod(lab: &Lab, name: &str, node: &str, annotations: Value) {
@@ -55,8 +68,15 @@ fn mine(lab: &Lab) -> Vec<Pod> {
 
 /// Waits until so many pods run, each with `families` addresses.
 fn running(lab: &Lab, count: usize, families: usize) -> Vec<Pod> {
-    eventually(&format!("{count} pods run"), Duration::from_secs(60), || {
+    let limit = PATIENCE;
+    let found = eventually_or(limit, || {
         Some(mine(lab)).filter(|p| p.len() == count && p.iter().all(|p| p.ips.len() == families))
+    });
+    found.unwrap_or_else(|| {
+        let events = lab.objects("events", "-A");
+        let said: Vec<String> =
+            events.iter().map(|e| format!("{}: {}", e["involvedObject"]["name"], e["message"])).collect();
+        panic!("not within {limit:?}: {count} pods run: {:?}\n{}\n{}", mine(lab), show(lab), said.join("\n"))
     })
 }
 
@@ -125,16 +145,7 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
     let old = running(&lab, 1, 2).remove(0);
     add_pool(&lab, "small", json!({"cidr": "10.9.0.0/28", "blockSize": 30}));
     add_pool(&lab, "six", json!({"cidr": "fd00:9::/124", "blockSize": 126}));
-    settings(&lab, json!({"ipam": "pools"}));
-    eventually("each node has a block of each pool", Duration::from_secs(60), || {
-        (ranges(&lab, "small").len() == 3 && ranges(&lab, "six").len() == 3).then_some(())
-    });
-    eventually("the configuration names pools", Duration::from_secs(60), || {
-        NODES
-            .iter()
-            .all(|n| std::fs::read_to_string(lab.conflist(n)).is_ok_and(|t| t.contains("pools.json")))
-            .then_some(())
-    });
+    by_pools(&lab, json!({"ipam": "pools"}), &["small", "six"]);
 
     // 13 of 16 addresses: node1 needs two blocks and more, so the others lend.
     let count = [("node1", 9), ("node2", 2), ("node3", 2)];
@@ -170,21 +181,19 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
         delete_pod(&lab, &format!("node1-{i}"));
     }
     running(&lab, 5, 2);
-    eventually("borrowed addresses are given back", Duration::from_secs(40), || (lent(&lab) == 0).then_some(()));
+    eventually("borrowed addresses are given back", PATIENCE, || (lent(&lab) == 0).then_some(()));
     all_reach_all(&lab);
 
     // A disabled pool gives nothing new; a deleted one stays until its last pod is gone.
     add_pool(&lab, "next", json!({"cidr": "10.10.0.0/26", "blockSize": 29}));
     lab.patch(&format!("{OWN}/ippools/small"), r#"{"spec":{"disabled":true}}"#);
-    eventually("the new pool is claimed from", Duration::from_secs(60), || {
-        (ranges(&lab, "next").len() == 3).then_some(())
-    });
+    eventually("the new pool is claimed from", PATIENCE, || (ranges(&lab, "next").len() == 3).then_some(()));
     add_pod(&lab, "fresh", "node1", json!({}));
     let pods = running(&lab, 6, 2);
     let fresh = pods.iter().find(|p| p.name == "fresh").unwrap();
     assert!("10.10.0.0/26".parse::<Cidr>().unwrap().contains(fresh.ips[0]), "{fresh:?}");
     lab.api("DELETE", &format!("{OWN}/ippools/small"), None);
-    eventually("the pool says who holds it", Duration::from_secs(60), || {
+    eventually("the pool says who holds it", PATIENCE, || {
         let pool = objects(&lab, "ippools").into_iter().find(|p| p["metadata"]["name"] == "small")?;
         pool["status"]["message"].as_str()?.contains("4 pods have addresses of it").then_some(())
     });
@@ -192,7 +201,7 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
     for p in pods.iter().filter(|p| p.name.starts_with("node")) {
         delete_pod(&lab, &p.name);
     }
-    eventually("the pool is gone with its last pod", Duration::from_secs(30), || {
+    eventually("the pool is gone with its last pod", PATIENCE, || {
         let left = objects(&lab, "ippools").iter().any(|p| p["metadata"]["name"] == "small");
         (!left && ranges(&lab, "small").is_empty()).then_some(())
     });
@@ -205,8 +214,7 @@ fn blocks_run_out_addresses_are_borrowed_and_pools_go_without_stranding_a_pod() 
 fn every_disagreement_is_found_and_mended() {
     let lab = Lab::up(&["--nodes", "2", "--backend", "host-gw"]);
     add_pool(&lab, "small", json!({"cidr": "10.9.0.0/28", "blockSize": 30}));
-    settings(&lab, json!({"ipam": "pools", "addressesOutsideIPAM": "true"}));
-    eventually("each node has a block", Duration::from_secs(60), || (ranges(&lab, "small").len() == 2).then_some(()));
+    by_pools(&lab, json!({"ipam": "pools", "addressesOutsideIPAM": "true"}), &["small"]);
     add_pod(&lab, "a", "node1", json!({}));
     let block = ranges(&lab, "small")["node2"][0];
     add_pod(&lab, "b", "node1", json!({"seaway.io/ip-addrs": block.last().to_string()}));
@@ -228,7 +236,7 @@ fn every_disagreement_is_found_and_mended() {
     }
     // Wrong uses are refused, and an Event says why.
     add_pod(&lab, "wrong", "node1", json!({"seaway.io/ipv4pools": "nope"}));
-    eventually("an Event at the pod", Duration::from_secs(60), || {
+    eventually("an Event at the pod", PATIENCE, || {
         let events = lab.objects("events", "default");
         events
             .iter()
@@ -245,7 +253,7 @@ fn every_disagreement_is_found_and_mended() {
     assert!(pods.iter().any(|p| p.name == "outside" && p.ips == ["172.30.0.9".parse::<IpAddr>().unwrap()]), "{pods:?}");
     all_reach_all(&lab);
     delete_pod(&lab, "outside");
-    eventually("nobody has it any more", Duration::from_secs(60), || {
+    eventually("nobody has it any more", PATIENCE, || {
         objects(&lab, "ipblocks").iter().all(|b| b["spec"]["pool"] != "").then_some(())
     });
     // A living pod keeps its address.

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::{Lab, Proc, eventually, ok, run};
+use common::{Lab, PATIENCE, Proc, eventually, ok, run};
 use serde_json::{Value, json};
 
 const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/shop");
@@ -39,13 +39,13 @@ fn host_ports_are_healed_and_limits_follow_the_annotations() {
         lab.api("POST", "/api/v1/namespaces/shop/pods", Some(("application/json", &pod(name, &node, port))))
     };
     make("direct", 8088);
-    eventually("the pod runs", Duration::from_secs(60), || running(&lab, "direct").then_some(()));
-    eventually("its host port answers", Duration::from_secs(60), || answers(&lab, &node, 8088).then_some(()));
+    eventually("the pod runs", PATIENCE, || running(&lab, "direct").then_some(()));
+    eventually("its host port answers", PATIENCE, || answers(&lab, &node, 8088).then_some(()));
     let table = || run(&mut lab.on_node(&node, &["nft", "list", "table", "inet", "seaway-hostports"]));
     for harm in [&["nft", "flush", "ruleset"][..], &["nft", "flush", "chain", "inet", "seaway-hostports", "output"]] {
         ok(&mut lab.on_node(&node, harm));
         let start = Instant::now();
-        eventually(&format!("{harm:?} is healed"), Duration::from_secs(2), || {
+        eventually(&format!("{harm:?} is healed"), PATIENCE, || {
             (table().status.success() && answers(&lab, &node, 8088)).then_some(())
         });
         eprintln!("{harm:?}: whole after {:?}", start.elapsed());
@@ -57,18 +57,18 @@ fn host_ports_are_healed_and_limits_follow_the_annotations() {
         lab.patch("/api/v1/namespaces/shop/pods/direct", &json!({"metadata": {"annotations": v}}).to_string());
     };
     annotate(json!({"kubernetes.io/egress-bandwidth": "20M", "kubernetes.io/ingress-bandwidth": "5M"}));
-    eventually("other limits", Duration::from_secs(2), || {
+    eventually("other limits", PATIENCE, || {
         let t = tc();
         (t.contains("rate 20Mbit") && t.contains("rate 5Mbit") && !t.contains("rate 10Mbit")).then_some(())
     });
     annotate(json!({"kubernetes.io/egress-bandwidth": null, "kubernetes.io/ingress-bandwidth": null}));
-    eventually("no limits", Duration::from_secs(2), || (!tc().contains("tbf")).then_some(()));
+    eventually("no limits", PATIENCE, || (!tc().contains("tbf")).then_some(()));
     assert!(!ok(&mut lab.on_node(&node, &["ip", "-br", "link"])).contains("bwp"));
     assert!(answers(&lab, &node, 8088), "the pod is where it was");
 
     // The node port of the shop's Service comes first; somebody is told.
     make("clash", 30080);
-    eventually("an Event tells of the clash", Duration::from_secs(60), || {
+    eventually("an Event tells of the clash", PATIENCE, || {
         let events = lab.objects("events", "-A");
         events
             .iter()
@@ -79,7 +79,7 @@ fn host_ports_are_healed_and_limits_follow_the_annotations() {
     for name in ["direct", "clash"] {
         lab.api("DELETE", &format!("/api/v1/namespaces/shop/pods/{name}"), None);
     }
-    eventually("nothing is left", Duration::from_secs(30), || {
+    eventually("nothing is left", PATIENCE, || {
         (!String::from_utf8_lossy(&table().stdout).contains("comment")).then_some(())
     });
 }
@@ -105,7 +105,7 @@ fn make(lab: &Lab, body: &str) {
 
 fn delete(lab: &Lab, name: &str) {
     lab.api("DELETE", &format!("/api/v1/namespaces/default/pods/{name}"), None);
-    eventually(&format!("{name} is gone"), Duration::from_secs(30), || {
+    eventually(&format!("{name} is gone"), PATIENCE, || {
         lab.objects("pods", "default").iter().all(|p| p["metadata"]["name"] != name).then_some(())
     });
 }
@@ -125,7 +125,7 @@ fn told(lab: &Lab, name: &str) -> Vec<(u16, String, u16)> {
 }
 
 fn runs(lab: &Lab, name: &str) -> Vec<(u16, String, u16)> {
-    eventually(&format!("{name} runs"), Duration::from_secs(30), || running(lab, name).then_some(()));
+    eventually(&format!("{name} runs"), PATIENCE, || running(lab, name).then_some(()));
     told(lab, name)
 }
 
@@ -170,7 +170,7 @@ fn table(lab: &Lab, node: &str) -> String {
 }
 
 fn events(lab: &Lab, name: &str, says: &str) {
-    eventually(&format!("an Event of {name} says {says:?}"), Duration::from_secs(30), || {
+    eventually(&format!("an Event of {name} says {says:?}"), PATIENCE, || {
         lab.objects("events", "-A")
             .iter()
             .any(|e| e["involvedObject"]["name"] == name && e["message"].as_str().is_some_and(|m| m.contains(says)))
@@ -191,9 +191,8 @@ fn random_host_ports_lead_to_the_pod_that_asked_and_it_is_told() {
                 // From another node, from the node itself.
                 for from in ["node2", "node1"] {
                     let to = SocketAddr::new(ip, *port);
-                    let who = eventually(&format!("{to}/{proto} answers {from}"), Duration::from_secs(60), || {
-                        who(&lab, from, to, proto)
-                    });
+                    let who =
+                        eventually(&format!("{to}/{proto} answers {from}"), PATIENCE, || who(&lab, from, to, proto));
                     assert_eq!(who, format!("default/{name}"), "{to}/{proto}");
                 }
             }
@@ -215,13 +214,13 @@ fn random_host_ports_lead_to_the_pod_that_asked_and_it_is_told() {
     let before = told(&lab, "any");
     let none = json!({"metadata": {"annotations": {"seaway.io/host-ports": null}}});
     lab.patch("/api/v1/namespaces/default/pods/any", &none.to_string());
-    eventually("told again", Duration::from_secs(60), || (told(&lab, "any") == before).then_some(()));
+    eventually("told again", PATIENCE, || (told(&lab, "any") == before).then_some(()));
     // The agent is killed, and somebody flushes the rules: nothing changes for the pod.
     Proc::find(&lab, &["agent", "--node", "node1"])[0].kill();
     ok(&mut lab.on_node("node1", &["nft", "flush", "ruleset"]));
     lab.run(&["heal"]);
     let to = SocketAddr::new(node_ips(&lab, "node1")[0], before.iter().find(|p| p.1 == "TCP").unwrap().2);
-    eventually("the port answers again", Duration::from_secs(30), || who(&lab, "node2", to, "TCP"));
+    eventually("the port answers again", PATIENCE, || who(&lab, "node2", to, "TCP"));
     assert_eq!(told(&lab, "any"), before);
     // A DEL that never comes: `ipam check --fix` takes the ports back. The runner and the agent would otherwise.
     for words in [&["lab", "node"][..], &["agent", "node1"]] {
@@ -245,7 +244,7 @@ fn random_host_ports_lead_to_the_pod_that_asked_and_it_is_told() {
     for name in ["any", "bridged"] {
         delete(&lab, name);
     }
-    eventually("nothing is left", Duration::from_secs(30), || {
+    eventually("nothing is left", PATIENCE, || {
         (!table(&lab, "node1").contains("comment") && lab.records("node1").is_empty()).then_some(())
     });
 }
@@ -255,7 +254,7 @@ fn a_random_host_port_is_nobody_elses_and_pods_go_where_some_are() {
     let lab = Lab::up(&["--nodes", "2", "--ip", "dual"]);
     for node in ["node1", "node2"] {
         range(&lab, node, Some("21000-21003"));
-        eventually("the node says how many it has", Duration::from_secs(30), || {
+        eventually("the node says how many it has", PATIENCE, || {
             let n = lab.api("GET", &format!("/api/v1/nodes/{node}"), None);
             (n["status"]["capacity"]["seaway.io/host-ports"] == "4").then_some(())
         });
@@ -268,7 +267,7 @@ fn a_random_host_port_is_nobody_elses_and_pods_go_where_some_are() {
         "/api/v1/namespaces/default/pods",
         Some(("application/json", &pod("fixed", "node1", 21_001).replace("shop", "default"))),
     );
-    eventually("the pod with a port of its own runs", Duration::from_secs(30), || running(&lab, "fixed").then_some(()));
+    eventually("the pod with a port of its own runs", PATIENCE, || running(&lab, "fixed").then_some(()));
     for name in ["one", "two"] {
         make(&lab, &random(name, Some("node1"), "8080", 5353, "routed"));
     }
@@ -328,7 +327,7 @@ fn a_random_host_port_of_one_address_answers_at_that_one_alone() {
         for (_, proto, port) in &ports {
             let (mine, others) = if proto == "UDP" { (v6, [*v4, other]) } else { (v4, [*v6, other]) };
             let at = |ip: IpAddr| SocketAddr::new(ip, *port);
-            let said = eventually(&format!("{}/{proto} answers", at(*mine)), Duration::from_secs(60), || {
+            let said = eventually(&format!("{}/{proto} answers", at(*mine)), PATIENCE, || {
                 who(&lab, "node2", at(*mine), proto)
             });
             assert_eq!(said, format!("default/{name}"));
@@ -339,7 +338,5 @@ fn a_random_host_port_of_one_address_answers_at_that_one_alone() {
         }
         delete(&lab, name);
     }
-    eventually("nothing is left", Duration::from_secs(30), || {
-        (!table(&lab, "node1").contains("comment")).then_some(())
-    });
+    eventually("nothing is left", PATIENCE, || (!table(&lab, "node1").contains("comment")).then_some(()));
 }

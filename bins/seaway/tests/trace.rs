@@ -4,13 +4,9 @@
 mod common;
 
 use std::process::Command;
-use std::time::Duration;
 
-use common::{Lab, SEAWAY, eventually, run};
+use common::{Lab, PATIENCE, SEAWAY, eventually, run};
 use serde_json::json;
-
-/// A loaded machine is slow.
-const LONG: Duration = Duration::from_secs(40);
 
 /// Endpoints on node2 alone; a client on node1.
 const MANIFEST: &str = r"
@@ -72,7 +68,7 @@ fn trace(lab: &Lab, args: &[&str]) -> String {
 fn says(lab: &Lab, from: &str, to: &str, parts: &[&str]) {
     let what = format!("{from} to {to} says {parts:?}, and the packet agrees");
     let mut last = String::new();
-    let found = common::eventually_or(LONG, || {
+    let found = common::eventually_or(PATIENCE, || {
         last = trace(lab, &[from, to, "--probe"]);
         (parts.iter().all(|p| last.contains(p)) && last.contains("agrees") && !last.contains("DISAGREES")).then_some(())
     });
@@ -137,5 +133,5 @@ fn why_a_packet_to_a_service_goes_where_it_goes() {
         ];
         parts.iter().all(|p| text.contains(p)).then_some(())
     };
-    eventually("seaway services says what is dropped here", LONG, services);
+    eventually("seaway services says what is dropped here", PATIENCE, services);
 }

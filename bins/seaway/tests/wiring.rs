@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Lab, eventually, ok, run};
+use common::{Lab, PATIENCE, eventually, ok, run};
 use types::Cidr;
 
 const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/shop");
@@ -80,7 +80,7 @@ fn each_pod_is_wired_as_it_its_namespace_or_the_cluster_says() {
     }
     // Deleted, they leave nothing.
     lab.run(&["delete", "-f", dir.path().to_str().unwrap()]);
-    eventually("every record is gone", Duration::from_secs(60), || lab.records("node1").is_empty().then_some(()));
+    eventually("every record is gone", PATIENCE, || lab.records("node1").is_empty().then_some(()));
     let links = ok(&mut lab.on_node("node1", &["ip", "-br", "link"]));
     assert!(!links.contains("veth") && !links.contains("sea0"), "{links}");
     assert_eq!(of("one").ips.len(), 2);
@@ -103,15 +103,16 @@ fn the_mtu_of_pods_follows_the_uplink_and_the_backend() {
         let host = ok(&mut lab.on_node("node1", &["ip", "link", "show", &link]));
         (pod.contains(&want) && host.contains(&want)).then_some(())
     };
-    eventually("1500 at first", Duration::from_secs(1), || mtus(1500));
+    eventually("1500 at first", PATIENCE, || mtus(1500));
     lab.patch("/api/v1/namespaces/kube-system/configmaps/seaway", "{\"data\":{\"backend\":\"vxlan\"}}");
-    eventually("1450 with vxlan", Duration::from_secs(60), || mtus(1450));
+    eventually("1450 with vxlan", PATIENCE, || mtus(1450));
     let uplink = ok(&mut lab
         .on_node("node1", &["sh", "-c", "ip -br addr | awk '/172\\.31\\./ {print $1}' | cut -d@ -f1 | head -1"]));
     ok(&mut lab.on_node("node1", &["ip", "link", "set", uplink.trim(), "mtu", "1400"]));
-    eventually("1350 with a smaller uplink", Duration::from_secs(60), || mtus(1350));
-    let conflist = std::fs::read_to_string(lab.dir().join("node1/cni/10-seaway.conflist")).unwrap();
-    assert!(conflist.contains("\"mtu\": 1350"), "{conflist}");
+    eventually("1350 with a smaller uplink", PATIENCE, || mtus(1350));
+    eventually("pods to come have it too", PATIENCE, || {
+        std::fs::read_to_string(lab.conflist("node1")).is_ok_and(|c| c.contains("\"mtu\": 1350")).then_some(())
+    });
 }
 
 /// What kubenet did, by the configuration of docs/pods.md: a bridge of that name, the node's own range on it, masquerading
@@ -126,7 +127,7 @@ fn kubenets_way_is_a_configuration() {
         lab.patch("/api/v1/namespaces/kube-system/configmaps/seaway", &data.to_string());
         for node in ["node1", "node2"] {
             let file = lab.dir().join(node).join("cni/10-seaway.conflist");
-            eventually("the configuration says so", Duration::from_secs(60), || {
+            eventually("the configuration says so", PATIENCE, || {
                 let text = std::fs::read_to_string(&file).ok()?;
                 (text.contains("cbr0") && text.contains("promiscMode") != hairpin).then_some(())
             });
@@ -174,11 +175,11 @@ fn kubenets_way_is_a_configuration() {
             assert!(!others.contains("cni0"), "{others}");
         }
         lab.run(&["delete", "-f", SHOP]);
-        eventually("every record is gone", Duration::from_secs(60), || {
+        eventually("every record is gone", PATIENCE, || {
             ["node1", "node2"].iter().all(|n| lab.records(n).is_empty()).then_some(())
         });
         // What is made in a namespace that is on its way out goes with it.
-        eventually("the namespace is gone", Duration::from_secs(60), || {
+        eventually("the namespace is gone", PATIENCE, || {
             let all = lab.api("GET", "/api/v1/namespaces", None);
             let mut names = all["items"].as_array()?.iter().map(|n| n["metadata"]["name"].as_str());
             (!names.any(|n| n == Some("shop"))).then_some(())

@@ -13,6 +13,9 @@ use serde_json::Value;
 /// The binary under test; the CNI plugin is beside it.
 pub const SEAWAY: &str = env!("CARGO_BIN_EXE_seaway");
 
+/// How long a test waits for what must come: no promise, and long enough for a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A lab that is gone when this is.

@@ -17,10 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::Lab;
-
-/// No single step of a test may take longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+use common::{Lab, PATIENCE};
 
 /// Where `tests/k8s/build` puts what it builds.
 fn program() -> PathBuf {

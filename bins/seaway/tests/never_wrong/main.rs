@@ -35,7 +35,7 @@ use world::{World, counters};
 
 /// What a client waits for a connection. A busy machine loses packets by itself (`netdev_max_backlog`), and a SYN repeats
 /// after 1, 3 and 7 s; where a rule leads it astray none of these arrives either, as the translation is kept.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// Connections that take longer are counted: a SYN was lost, or two.
 const SLOW: [Duration; 2] = [Duration::from_millis(900), Duration::from_millis(2500)];
 /// Endpoints that come and go together.
@@ -78,7 +78,7 @@ impl Endpoints {
                 }
                 answered.retain_mut(|(since, s)| {
                     let open = s.read(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
-                    open && since.elapsed() < PATIENCE
+                    open && since.elapsed() < ANSWERS_WITHIN
                 });
                 // Whoever has arrived is answered before it ends.
                 if ends && !any {
@@ -110,8 +110,8 @@ fn sixteen(a: IpAddr) -> [u8; 16] {
 /// connection for a minute, and only the client knows then which of its ports it may use again.
 fn connect(to: SocketAddr) -> Result<IpAddr, String> {
     let at = |what: &str, e: std::io::Error| format!("{to}: {what}: {e}");
-    let mut s = TcpStream::connect_timeout(&to, PATIENCE).map_err(|e| at("connect", e))?;
-    s.set_read_timeout(Some(PATIENCE)).map_err(|e| at("set", e))?;
+    let mut s = TcpStream::connect_timeout(&to, ANSWERS_WITHIN).map_err(|e| at("connect", e))?;
+    s.set_read_timeout(Some(ANSWERS_WITHIN)).map_err(|e| at("set", e))?;
     let mut who = [0; 16];
     s.read_exact(&mut who).map_err(|e| at("read", e))?;
     Ok(Ipv6Addr::from(who).to_canonical())

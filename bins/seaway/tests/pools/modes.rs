@@ -35,10 +35,7 @@ fn pods_of_every_mode_have_addresses_of_pools() {
     add_pool(&lab, "six", json!({"cidr": "fd00:9::/125", "blockSize": 126}));
     let underlay = json!({"subnet": "172.31.1.0/24", "gateway": "172.31.1.1"});
     add_pool(&lab, "wire", json!({"cidr": "172.31.1.64/26", "blockSize": 28, "underlay": underlay}));
-    settings(&lab, json!({"ipam": "pools"}));
-    eventually("each node has a block of each pool", Duration::from_secs(30), || {
-        (ranges(&lab, "small").len() == 2 && ranges(&lab, "six").len() == 2).then_some(())
-    });
+    by_pools(&lab, json!({"ipam": "pools"}), &["small", "six"]);
     for (name, node, mode) in [
         ("r1", "node1", "routed"),
         ("b1", "node1", "bridge"),
@@ -52,7 +49,7 @@ fn pods_of_every_mode_have_addresses_of_pools() {
     }
     wired(&lab, "m1", "node1", "macvlan", Some(r#"{"master": "eth0"}"#));
     wired(&lab, "m2", "node2", "macvlan", Some(r#"{"master": "eth0"}"#));
-    let pods = eventually("all pods run", Duration::from_secs(60), || Some(mine(&lab)).filter(|p| p.len() == 9));
+    let pods = eventually("all pods run", PATIENCE, || Some(mine(&lab)).filter(|p| p.len() == 9));
     let of = |name: &str| pods.iter().find(|p| p.name == name).unwrap();
     let (wire, led): (Vec<&Pod>, Vec<&Pod>) = pods.iter().partition(|p| p.name.starts_with('m'));
     for p in &led {
@@ -105,14 +102,14 @@ fn pods_of_every_mode_have_addresses_of_pools() {
     }
     for name in ["b1", "b2", "p1"] {
         for (ip, from) in of(name).ips.iter().flat_map(|ip| [(ip, "r1"), (ip, "r2"), (ip, "b3")]) {
-            eventually(&format!("{from} reaches {name} by {ip} again"), Duration::from_secs(60), || {
+            eventually(&format!("{from} reaches {name} by {ip} again"), PATIENCE, || {
                 let out = run(exec(&lab, of(from)).args(["ping", "-n", "-c1", "-W1", &ip.to_string()]));
                 out.status.success().then_some(())
             });
         }
     }
     assert_eq!(link("b1"), untouched);
-    eventually("the macvlan is there again", Duration::from_secs(60), || {
+    eventually("the macvlan is there again", PATIENCE, || {
         let out = run(exec(&lab, of("m2")).args(["ping", "-n", "-c1", "-W1", &of("m1").ips[0].to_string()]));
         out.status.success().then_some(())
     });
@@ -126,7 +123,7 @@ fn pods_of_every_mode_have_addresses_of_pools() {
     let free = (0..4).filter_map(|i| theirs.nth(i)).find(|a| !pods.iter().any(|p| p.ips.contains(a))).unwrap();
     add_pod(&lab, "strict", "node1", json!({"seaway.io/mode": "bridge", "seaway.io/ip-addrs": free.to_string()}));
     for why in ["is of the network 172.31.1.0/24 outside", "lends nothing (strictAffinity)"] {
-        eventually(&format!("an Event says: {why}"), Duration::from_secs(30), || {
+        eventually(&format!("an Event says: {why}"), PATIENCE, || {
             let events = lab.objects("events", "-A");
             events.iter().any(|e| e["message"].as_str().is_some_and(|m| m.contains(why))).then_some(())
         });
@@ -137,8 +134,8 @@ fn pods_of_every_mode_have_addresses_of_pools() {
     for p in pods.iter().map(|p| &*p.name).chain(["wrong", "strict"]) {
         delete_pod(&lab, p);
     }
-    eventually("every record is gone", Duration::from_secs(30), || lab.records("node1").is_empty().then_some(()));
-    eventually("what was borrowed is back", Duration::from_secs(40), || (lent(&lab) == 0).then_some(()));
+    eventually("every record is gone", PATIENCE, || lab.records("node1").is_empty().then_some(()));
+    eventually("what was borrowed is back", PATIENCE, || (lent(&lab) == 0).then_some(()));
     let routes = ok(&mut lab.on_node("node1", &["sh", "-c", "ip route; ip -6 route"]));
     assert!(!routes.lines().any(|l| l.contains("10.9.0.") && l.contains("cni0")), "{routes}");
     assert!(!routes.lines().any(|l| l.starts_with("fd00:9::") && l.contains("cni0")), "{routes}");
