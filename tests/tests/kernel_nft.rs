@@ -18,5 +18,7 @@ mod sctp;
 mod stale;
 #[path = "kernel_nft/table/mod.rs"]
 mod table;
+#[path = "kernel_nft/tunnel.rs"]
+mod tunnel;
 #[path = "kernel_nft/world.rs"]
 mod world;

@@ -62,7 +62,7 @@ pub(crate) fn base(intent: &NodeIntent, caps: &Caps) -> Image {
         }
     }
     for v in intent.tunnels() {
-        for (name, hook, rules) in layout::tunnel_chains(Family::of(v.local)) {
+        for (name, hook, rules) in layout::tunnel_chains(v) {
             image.chains.entry(name).or_insert_with(|| Chain { hook, rules: Vec::new() }).rules.extend(rules);
         }
     }
@@ -337,9 +337,6 @@ impl Fragment {
         }
         for r in own_pods(intent) {
             self.put_range("own_pods", KeyBytes::new(), r);
-        }
-        for v in intent.tunnels() {
-            self.put_member(("tunnel_ports", Family::of(v.local)), KeyBytes::alone(&v.port.to_be_bytes()));
         }
     }
 

@@ -25,7 +25,7 @@
 
 use std::sync::Arc;
 
-use intent::Masquerade;
+use intent::{Masquerade, Vxlan};
 use kernel_api::nft::{
     ChainKind, CmpOp, CtKey, DataType, Expr, Hook, HookPoint, LookupInto, MetaKey, PayloadBase, Reg, RejectWith,
     SetData, Verdict,
@@ -131,7 +131,6 @@ pub(crate) fn shapes(family: Family) -> Vec<(&'static str, Arc<Shape>)> {
         ("own_addresses", shape(vec![addr], None, false)),
         ("own_pods", shape(vec![addr], None, true)),
         ("node_port_addresses", shape(vec![addr], None, false)),
-        ("tunnel_ports", shape(vec![InetService], None, false)),
         ("sources", shape(vec![InetProto], Some(SetData::Value(vec![addr])), false)),
         ("stale", shape(vip, None, false)),
     ]
@@ -320,11 +319,13 @@ impl RuleBuilder {
         }
     }
 
-    /// `meta l4proto udp udp dport @tunnel_ports ip daddr @node_addresses notrack`
-    fn tunnel(self) -> Rule {
+    /// `meta l4proto udp udp dport P @th,64,64 H ip daddr @node_addresses notrack`, with `H` as [`vxlan_header`].
+    fn tunnel(self, v: &Vxlan) -> Rule {
         let mut r = self.proto(Proto::Udp);
         r.push(dport(Reg(0)));
-        r.lookup("tunnel_ports", LookupInto::Nothing, false);
+        r.push(Expr::Cmp { sreg: Reg(0), op: CmpOp::Eq, data: v.port.to_be_bytes().into() });
+        r.push(Expr::Payload { base: PayloadBase::Transport, offset: 8, len: 8, dreg: Reg(0) });
+        r.push(Expr::Cmp { sreg: Reg(0), op: CmpOp::Eq, data: vxlan_header(v.vni).into() });
         r.daddr_in("node_addresses", false).then(Expr::Notrack)
     }
 
@@ -435,13 +436,19 @@ fn masquerade() -> Expr {
 /// A chain: name, hook, rules.
 pub(crate) type ChainRow = (String, Option<Hook>, Vec<Rule>);
 
-/// The chains of a node with a VXLAN device whose outside is of family `outside`: a packet is tracked inside the tunnel;
-/// outside it has no business with any Service.
-pub(crate) fn tunnel_chains(outside: Family) -> [ChainRow; 2] {
+/// The chains of a node with this VXLAN device: a packet is tracked inside the tunnel; outside it has no business with any
+/// Service. Only what is the tunnel's by its header is left untracked: a connection that was translated may have been given
+/// the tunnel's port, of all there are, and its answers would not find back.
+pub(crate) fn tunnel_chains(v: &Vxlan) -> [ChainRow; 2] {
     [("raw_prerouting", HookPoint::Prerouting), ("raw_output", HookPoint::Output)].map(|(name, point)| {
         let hook = Hook { kind: ChainKind::Filter, point, priority: -300, drop: false };
-        (name.into(), Some(hook), vec![RuleBuilder::of(outside).tunnel()])
+        (name.into(), Some(hook), vec![RuleBuilder::of(Family::of(v.local)).tunnel(v)])
     })
+}
+
+/// The header of every packet of a tunnel (RFC 7348, section 5): the flag that there is an identifier, and that.
+fn vxlan_header(vni: u32) -> [u8; 8] {
+    (0x0800_0000_u64 << 32 | u64::from(vni) << 8).to_be_bytes()
 }
 
 /// Every chain but those of [`Pick`], of tunnels and the late ones.

@@ -268,9 +268,14 @@ pub fn connect(src: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
 
 /// A UDP socket that speaks with one peer.
 pub fn udp_socket(ns: &Netns, src: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
+    udp_socket_at(ns, src, 0, to)
+}
+
+/// The same with a source port; 0 is any.
+pub fn udp_socket_at(ns: &Netns, src: Option<IpAddr>, port: u16, to: SocketAddr) -> io::Result<UdpSocket> {
     let s = ns.run(|| {
         let any = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
-        let s = UdpSocket::bind(SocketAddr::new(src.unwrap_or(any), 0))?;
+        let s = UdpSocket::bind(SocketAddr::new(src.unwrap_or(any), port))?;
         s.connect(to)?;
         io::Result::Ok(s)
     })??;
