@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use ipam::Record;
+use ipam::{IfThere, Record};
 
 use crate::fields::bad;
 use crate::{Code, Error};
@@ -61,19 +61,14 @@ pub(crate) fn remove(dir: &Path, r: &Record) -> Result<(), Error> {
 
 fn delete(folder: &Path, file: &str) -> Result<(), Error> {
     let path = folder.join(file);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io("remove", &path, &e)),
-        _ => Ok(()),
-    }
+    fs::remove_file(&path).if_there().map(|_| ()).map_err(|e| io("remove", &path, &e))
 }
 
 /// Takes away what belongs to no record: of an ADD that was killed while it wrote.
 pub(crate) fn sweep(dir: &Path) -> Result<(), Error> {
     let folder = dir.join(FOLDER);
-    let files = match fs::read_dir(&folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        r => r.map_err(|e| io("look into", &folder, &e))?,
-    };
+    let there = fs::read_dir(&folder).if_there().map_err(|e| io("look into", &folder, &e))?;
+    let Some(files) = there else { return Ok(()) };
     // The files before the records: an ADD writes its record first.
     let files: Vec<_> = files.flatten().map(|f| f.file_name()).collect();
     let records = ipam::read(dir)?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use intent::PodSpec;
-use ipam::PodRef;
+use ipam::{IfThere, PodRef};
 use types::ObjectName;
 
 use crate::{Code, Error};
@@ -79,9 +79,8 @@ pub(crate) fn wait(dir: &Path, pod: &PodRef) -> Result<PodSpec, Error> {
 fn seen(path: &Path, spec: &PodSpec) -> Result<(), Error> {
     let mark = path.with_extension(SEEN);
     let io = |e: io::Error| Error::new(Code::Io, format!("{}: {e}", mark.display()));
-    match fs::read(&mark) {
-        Ok(uid) if *uid == *spec.uid.as_bytes() => Ok(()),
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io(e)),
+    match fs::read(&mark).if_there().map_err(io)? {
+        Some(uid) if *uid == *spec.uid.as_bytes() => Ok(()),
         _ => {
             fs::write(&mark, spec.uid.as_bytes()).map_err(io)?;
             let msg =
@@ -93,21 +92,12 @@ fn seen(path: &Path, spec: &PodSpec) -> Result<(), Error> {
 
 fn read(path: &Path) -> Result<Option<PodSpec>, Error> {
     let io = |e: io::Error| Error::new(Code::Io, format!("read {}: {e}", path.display()));
-    match fs::metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io(e)),
-        Ok(m) if m.len() > MAX_BYTES => {
-            return Err(Error::new(
-                Code::Io,
-                format!("{} has {} bytes: it is none of the agent's", path.display(), m.len()),
-            ));
-        }
-        Ok(_) => {}
+    let Some(m) = fs::metadata(path).if_there().map_err(io)? else { return Ok(None) };
+    if m.len() > MAX_BYTES {
+        let msg = format!("{} has {} bytes: it is none of the agent's", path.display(), m.len());
+        return Err(Error::new(Code::Io, msg));
     }
-    let bytes = match fs::read(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        r => r.map_err(io)?,
-    };
+    let Some(bytes) = fs::read(path).if_there().map_err(io)? else { return Ok(None) };
     parse(&bytes).map(Some).map_err(|e| Error::new(Code::Io, format!("{} is damaged: {e}", path.display())))
 }
 
@@ -181,10 +171,7 @@ fn file_of(name: &ObjectName) -> String {
 }
 
 fn remove(file: &Path) -> io::Result<()> {
-    match fs::remove_file(file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+    fs::remove_file(file).if_there().map(|_| ())
 }
 
 /// A reader sees the old text or the new. Nothing is synced: after a reboot the agent writes all of them.

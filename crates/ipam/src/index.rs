@@ -19,6 +19,7 @@ use crate::IpamError;
 use crate::alloc::{Pool, Used};
 use crate::frame::crc;
 use crate::state::{Few, Live, Lives, State};
+use crate::there::IfThere;
 
 /// The format's number.
 const FORMAT: u32 = 1;
@@ -65,10 +66,7 @@ pub(crate) fn store(path: &Path, journal: &File, state: &State, boot: &str) -> i
 
 /// Removes the index, before the journal changes otherwise than at its end.
 pub(crate) fn drop(path: &Path) -> Result<(), IpamError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(IpamError::io("remove", path, e)),
-        _ => Ok(()),
-    }
+    fs::remove_file(path).if_there().map(|_| ()).map_err(|e| IpamError::io("remove", path, e))
 }
 
 fn encode(state: &State, boot: &str, witness: &[u8]) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! Owns: which address on this node belongs to which container interface: the [`Journal`] of attachments that
-//! survives kill -9, allocation from per-node ranges, and the per-attachment lock.
+//! survives kill -9, allocation from per-node ranges, and the per-attachment lock; and [`IfThere`], for files that may
+//! be gone.
 //! Never does: netlink, the CNI protocol, or anything that knows the cluster.
 //! Tested by: the properties in tests/ (no address twice; a kill at any byte leaves the state of a prefix) and the
 //! full-disk, read-only and corruption cases there; kill -9 rounds of the real binary in bins/seaway-cni/tests.
@@ -33,6 +34,7 @@ mod lock;
 mod pools;
 mod record;
 mod state;
+mod there;
 
 pub use alloc::{Usage, usable};
 pub use check::{Fault, Report, check, repair};
@@ -42,6 +44,7 @@ pub use journal::{Ask, Journal, Request, boot_id, find, parse, read, read_settle
 pub use lock::KeyLock;
 pub use pools::{POOLS, PoolRanges, Pools, Underlay};
 pub use record::{Delegate, Key, PodRef, Record};
+pub use there::IfThere;
 
 /// Where the journal is unless the configuration says otherwise. On a tmpfs on every distribution with systemd.
 pub const DEFAULT_DIR: &str = "/run/seaway/ipam";

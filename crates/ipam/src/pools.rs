@@ -13,6 +13,7 @@ use types::{Cidr, Family};
 
 use crate::IpamError;
 use crate::alloc::{Set, Space};
+use crate::there::IfThere;
 
 /// The file's name.
 pub const POOLS: &str = "pools.json";
@@ -75,10 +76,8 @@ impl Pools {
     /// When it cannot be read or is not what an agent of this version writes.
     pub fn read(path: &Path) -> Result<Option<Self>, IpamError> {
         let bad = |why: String| IpamError::Pools { file: path.to_owned(), why };
-        let file = match File::open(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            r => r.map_err(|e| IpamError::io("open", path, e))?,
-        };
+        let opened = File::open(path).if_there().map_err(|e| IpamError::io("open", path, e))?;
+        let Some(file) = opened else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| IpamError::io("read", path, e))?;
         Self::parse(&bytes).map(Some).map_err(bad)

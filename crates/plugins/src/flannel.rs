@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cni::{CniResult, Code, Command, Context, Error, Fields, IpNet, Plugin, bad};
+use ipam::IfThere;
 use kernel_api::machine::Machine;
 use serde_json::{Map, Value, json};
 use types::Cidr;
@@ -192,10 +193,7 @@ impl Kept {
     fn find(&self, key: &ipam::Key, network: &str) -> Result<Option<KeptConf>, Error> {
         // The reference keeps one file for all interfaces of a container.
         for path in [self.path(key), self.dir.join(&*key.container)] {
-            let text = match bounded(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                r => r.map_err(says(&path))?,
-            };
+            let Some(text) = bounded(&path).if_there().map_err(says(&path))? else { continue };
             let conf: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
             if conf.get("name").and_then(Value::as_str).is_none_or(|n| n == network) {
                 return Ok(Some((path, conf)));
@@ -206,11 +204,8 @@ impl Kept {
 
     /// Files of a network whose attachments are not among `valid`.
     fn stale(&self, network: &str, valid: &[ipam::Key]) -> Result<Vec<KeptConf>, Error> {
-        let entries = match fs::read_dir(&self.dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            r => r.map_err(says(&self.dir))?,
-        };
         let mut out = Vec::new();
+        let Some(entries) = fs::read_dir(&self.dir).if_there().map_err(says(&self.dir))? else { return Ok(out) };
         for e in entries {
             let path = e.map_err(says(&self.dir))?.path();
             if valid.iter().any(|k| self.path(k) == path || self.dir.join(&*k.container) == path) {
@@ -225,10 +220,7 @@ impl Kept {
     }
 
     fn forget(path: &Path) -> Result<(), Error> {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(says(path)(e)),
-            _ => Ok(()),
-        }
+        fs::remove_file(path).if_there().map(|_| ()).map_err(says(path))
     }
 }
 

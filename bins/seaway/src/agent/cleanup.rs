@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use fabric::{Fabric, FabricKernel, Image, Joined};
+use ipam::IfThere;
 use kernel::{Nftables, Rt, Sysctls};
 use kernel_api::Nft;
 use kernel_api::nft::{NftRequest, TableName};
@@ -36,10 +37,9 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
             Err(e) => return Err(e).context("remove the nftables table"),
         }
     }
-    match std::fs::remove_dir_all(&args.ipam_dir) {
-        Ok(()) => println!("removed {}", args.ipam_dir.display()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).with_context(|| format!("remove {}", args.ipam_dir.display())),
+    let removed = std::fs::remove_dir_all(&args.ipam_dir).if_there();
+    if removed.with_context(|| format!("remove {}", args.ipam_dir.display()))?.is_some() {
+        println!("removed {}", args.ipam_dir.display());
     }
     // What the plugin made beside interfaces; other networks' ports are theirs.
     cni::sweep(&mut kernel::Linux, &args.ipam_dir, conflist::NETWORK).context("remove host ports and limits")?;
@@ -73,9 +73,6 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
 }
 
 fn remove(file: &std::path::Path) -> anyhow::Result<bool> {
-    match std::fs::remove_file(file) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e).with_context(|| format!("remove {}", file.display())),
-    }
+    let removed = std::fs::remove_file(file).if_there().with_context(|| format!("remove {}", file.display()))?;
+    Ok(removed.is_some())
 }

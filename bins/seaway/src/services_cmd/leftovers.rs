@@ -6,6 +6,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use ipam::IfThere;
 
 /// Removes everything; gives what was removed.
 pub fn remove() -> anyhow::Result<Vec<String>> {
@@ -76,10 +77,8 @@ fn undo(saved: &str) -> (String, BTreeSet<String>) {
 
 /// What a program prints; `None` when there is no such program.
 fn run(program: &str, args: &[&str]) -> anyhow::Result<Option<String>> {
-    let out = match Command::new(program).args(args).output() {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.with_context(|| format!("run {program}"))?,
-    };
+    let ran = Command::new(program).args(args).output().if_there().with_context(|| format!("run {program}"))?;
+    let Some(out) = ran else { return Ok(None) };
     // A kernel without the older interface answers so to the older tools: no rules are there.
     if !out.status.success() && program.contains("legacy") {
         return Ok(None);

@@ -20,7 +20,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cni::{Code, Error};
-use ipam::Key;
+use ipam::{IfThere, Key};
 use rustix::fs::{FlockOperation, flock};
 
 /// Bytes of one file that are looked at.
@@ -152,10 +152,7 @@ impl Store {
             return Ok(());
         }
         self.begin();
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io("remove", &path, e)),
-            _ => {}
-        }
+        fs::remove_file(&path).if_there().map_err(|e| io("remove", &path, e))?;
         self.used.remove(&a);
         self.note('-', a, &owner);
         Ok(())

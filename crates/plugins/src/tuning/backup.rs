@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cni::{Code, Error};
-use ipam::Key;
+use ipam::{IfThere, Key};
 use kernel_api::rt::{Link, RtRequest, SetLink};
 use serde_json::{Map, Value, json};
 use types::IfName;
@@ -78,10 +78,7 @@ impl Backup {
     /// Reads it. One that is no JSON was cut short while the reference wrote it: there is none.
     pub(super) fn find(dir: &Path, key: &Key) -> Result<Option<Self>, Error> {
         let path = file(dir, key);
-        let text = match fs::read(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            r => r.map_err(says(&path))?,
-        };
+        let Some(text) = fs::read(&path).if_there().map_err(says(&path))? else { return Ok(None) };
         let Ok(v) = serde_json::from_slice::<Value>(&text) else { return Ok(None) };
         let number = |k: &str| v[k].as_u64().and_then(|n| u32::try_from(n).ok());
         Ok(Some(Self(SetLink {
@@ -103,20 +100,14 @@ impl Backup {
     /// Removes the file.
     pub(super) fn forget(dir: &Path, key: &Key) -> Result<(), Error> {
         let path = file(dir, key);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(says(&path)(e)),
-            _ => Ok(()),
-        }
+        fs::remove_file(&path).if_there().map(|_| ()).map_err(says(&path))
     }
 }
 
 /// Removes the files of a network's attachments that do not live. Those of the reference do not say whose they are and
 /// stay.
 pub(super) fn sweep(dir: &Path, network: &str, valid: &[Key]) -> Result<(), Error> {
-    let entries = match fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        r => r.map_err(says(dir))?,
-    };
+    let Some(entries) = fs::read_dir(dir).if_there().map_err(says(dir))? else { return Ok(()) };
     for e in entries {
         let path = e.map_err(says(dir))?.path();
         let Some(v) = fs::read(&path).ok().and_then(|t| serde_json::from_slice::<Value>(&t).ok()) else { continue };

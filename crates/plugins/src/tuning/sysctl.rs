@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use cni::{Code, Error, bad};
+use ipam::IfThere;
 use types::IfName;
 
 /// The list of what may be set, a regular expression a line; without the file everything of the network may.
@@ -14,13 +15,9 @@ const LIST_MAX: u64 = 1 << 20;
 /// The lines of the list, if there is one.
 pub(super) fn allowlist(path: &Path) -> Result<Option<Vec<String>>, Error> {
     let says = |e: io::Error| Error::new(Code::Io, format!("read {}: {e}", path.display()));
-    match std::fs::metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(says(e)),
-        Ok(m) if m.len() > LIST_MAX => {
-            return Err(Error::new(Code::Io, format!("{} is larger than {LIST_MAX} bytes", path.display())));
-        }
-        Ok(_) => {}
+    let Some(m) = std::fs::metadata(path).if_there().map_err(says)? else { return Ok(None) };
+    if m.len() > LIST_MAX {
+        return Err(Error::new(Code::Io, format!("{} is larger than {LIST_MAX} bytes", path.display())));
     }
     let text = std::fs::read_to_string(path).map_err(says)?;
     Ok(Some(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect()))
