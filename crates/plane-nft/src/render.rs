@@ -180,6 +180,9 @@ enum Of {
     /// `ct status` under this mask.
     Status(u32),
     CtStatus,
+    /// Bytes of a header, in its order.
+    Raw,
+    /// A number of the host's order.
     Number,
 }
 
@@ -350,7 +353,7 @@ fn payload(base: PayloadBase, offset: u32, len: u32, v6: bool) -> Term {
         Some((text, t)) => Term { text: text.into(), of: Of::Typed(t) },
         None => {
             let base = if base == PayloadBase::Network { "nh" } else { "th" };
-            Term { text: format!("@{base},{},{}", u64::from(offset) * 8, u64::from(len) * 8), of: Of::Number }
+            Term { text: format!("@{base},{},{}", u64::from(offset) * 8, u64::from(len) * 8), of: Of::Raw }
         }
     }
 }
@@ -392,6 +395,7 @@ fn comparison(term: &Term, op: CmpOp, data: &[u8]) -> String {
             other => hex(other),
         },
         Of::Typed(t) => value(t, data),
+        Of::Raw => hex(data),
         Of::Prefix(t, len) => format!("{}/{len}", value(t, data)),
         // IPS_SRC_NAT, IPS_DST_NAT
         Of::Status(bits @ (16 | 32)) if op == CmpOp::Neq && data.iter().all(|b| *b == 0) => {
