@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
 const POOLS: &str = "/apis/seaway.io/v1alpha1/loadbalancerpools";
+
 /// Pods on node3 alone, which announces nothing: what happens to the others happens to no endpoint.
 const MANIFEST: &str = r"
 apiVersion: seaway.io/v1alpha1

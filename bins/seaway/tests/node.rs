@@ -159,23 +159,20 @@ fn what_somebody_breaks_is_whole_within_two_seconds() {
         &["ip", "neigh", "flush", "dev", "seaway.1", "nud", "permanent"],
         &["ip", "link", "del", &link],
     ];
-    let mut whole_after = Vec::new();
     for b in breaks {
         ok(&mut lab.on_node(&client.node, b));
         let start = Instant::now();
-        eventually(&format!("{b:?} is healed"), PATIENCE, || {
+        eventually(&format!("{b:?} is healed"), Duration::from_secs(2), || {
             let table = run(&mut lab.on_node(&client.node, &["nft", "list", "table", "inet", "seaway"]));
             let routes = rows(&lab, &client.node, &["ip", "route"], "dev seaway.1");
             let link = run(&mut lab.on_node(&client.node, &["ip", "link", "show", &link]));
             (table.status.success() && !routes.is_empty() && link.status.success()).then_some(())
         });
-        whole_after.push((start.elapsed(), b));
-        eventually(&format!("packets flow after {b:?}"), PATIENCE, || (reaches(pod) && reaches(vip)).then_some(()));
+        eventually(&format!("packets flow after {b:?}"), Duration::from_secs(4), || {
+            (reaches(pod) && reaches(vip)).then_some(())
+        });
         eprintln!("{b:?}: whole after {:?}", start.elapsed());
     }
-    // A loaded machine may be late with one; what is healed by the next full look only would be late with all of its kind.
-    let late: Vec<_> = whole_after.iter().filter(|(t, _)| *t > Duration::from_secs(2)).collect();
-    assert!(late.len() <= 1, "{late:?}");
 }
 
 #[test]

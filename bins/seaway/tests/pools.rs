@@ -68,15 +68,14 @@ fn mine(lab: &Lab) -> Vec<Pod> {
 
 /// Waits until so many pods run, each with `families` addresses.
 fn running(lab: &Lab, count: usize, families: usize) -> Vec<Pod> {
-    let limit = PATIENCE;
-    let found = eventually_or(limit, || {
+    let found = eventually_or(PATIENCE, || {
         Some(mine(lab)).filter(|p| p.len() == count && p.iter().all(|p| p.ips.len() == families))
     });
     found.unwrap_or_else(|| {
         let events = lab.objects("events", "-A");
         let said: Vec<String> =
             events.iter().map(|e| format!("{}: {}", e["involvedObject"]["name"], e["message"])).collect();
-        panic!("not within {limit:?}: {count} pods run: {:?}\n{}\n{}", mine(lab), show(lab), said.join("\n"))
+        panic!("not within {PATIENCE:?}: {count} pods run: {:?}\n{}\n{}", mine(lab), show(lab), said.join("\n"))
     })
 }
 

@@ -45,7 +45,7 @@ fn host_ports_are_healed_and_limits_follow_the_annotations() {
     for harm in [&["nft", "flush", "ruleset"][..], &["nft", "flush", "chain", "inet", "seaway-hostports", "output"]] {
         ok(&mut lab.on_node(&node, harm));
         let start = Instant::now();
-        eventually(&format!("{harm:?} is healed"), PATIENCE, || {
+        eventually(&format!("{harm:?} is healed"), Duration::from_secs(2), || {
             (table().status.success() && answers(&lab, &node, 8088)).then_some(())
         });
         eprintln!("{harm:?}: whole after {:?}", start.elapsed());
@@ -57,12 +57,12 @@ fn host_ports_are_healed_and_limits_follow_the_annotations() {
         lab.patch("/api/v1/namespaces/shop/pods/direct", &json!({"metadata": {"annotations": v}}).to_string());
     };
     annotate(json!({"kubernetes.io/egress-bandwidth": "20M", "kubernetes.io/ingress-bandwidth": "5M"}));
-    eventually("other limits", PATIENCE, || {
+    eventually("other limits", Duration::from_secs(2), || {
         let t = tc();
         (t.contains("rate 20Mbit") && t.contains("rate 5Mbit") && !t.contains("rate 10Mbit")).then_some(())
     });
     annotate(json!({"kubernetes.io/egress-bandwidth": null, "kubernetes.io/ingress-bandwidth": null}));
-    eventually("no limits", PATIENCE, || (!tc().contains("tbf")).then_some(()));
+    eventually("no limits", Duration::from_secs(2), || (!tc().contains("tbf")).then_some(()));
     assert!(!ok(&mut lab.on_node(&node, &["ip", "-br", "link"])).contains("bwp"));
     assert!(answers(&lab, &node, 8088), "the pod is where it was");
 

@@ -103,7 +103,7 @@ fn the_mtu_of_pods_follows_the_uplink_and_the_backend() {
         let host = ok(&mut lab.on_node("node1", &["ip", "link", "show", &link]));
         (pod.contains(&want) && host.contains(&want)).then_some(())
     };
-    eventually("1500 at first", PATIENCE, || mtus(1500));
+    eventually("1500 at first", Duration::from_secs(1), || mtus(1500));
     lab.patch("/api/v1/namespaces/kube-system/configmaps/seaway", "{\"data\":{\"backend\":\"vxlan\"}}");
     eventually("1450 with vxlan", PATIENCE, || mtus(1450));
     let uplink = ok(&mut lab
